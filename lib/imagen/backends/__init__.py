@@ -1,0 +1,189 @@
+"""Backends: four verbs and a status. A new one is one file here and its name in TYPES.
+
+plan     pure: the payload to be sent, what it approximates and drops, what it costs
+submit   one call that may cost money; gives the provider's handle
+find     looks for a submit whose answer was lost
+collect  waits and fetches; may be called again by another process
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..config import Config, Fault, Key, check_keys
+from ..errors import ConfigFault, Refused, suggest
+
+TYPES = ("mock", "comfyui", "replicate")
+BASE_KEYS = {
+    "type": Key("string"),
+    "default_steps": Key("count"),
+    "timeout_s": Key("seconds"),
+    "options": Key("mapping"),
+}
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a backend is asked: the request, the prompts as sent, the id of this submit (a UUID)."""
+
+    request: Mapping[str, Any]
+    prompt: str
+    negative: str | None
+    submit_id: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """What would be sent, and what is known of the result beforehand.
+
+    `handle` is set when we choose it ourselves; `cost_usd` is None when the price is unknown.
+    """
+
+    payload: dict[str, Any]
+    resolved: dict[str, Any]
+    cost_usd: float | None
+    images: int = 1
+    handle: str | None = None
+    approximated: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+
+    def approximate(self, name: str, asked: Any, got: Any, why: str) -> None:
+        """Note that a field is met only nearly."""
+        self.approximated.append({"field": name, "asked": asked, "got": got, "why": why})
+
+    def drop(self, name: str, asked: Any, why: str) -> None:
+        """Note that a field cannot be used."""
+        self.dropped.append({"field": name, "asked": asked, "why": why})
+
+    @property
+    def fidelity(self) -> dict[str, Any]:
+        """The record's `fidelity`, empty when the request is met exactly."""
+        both = {"approximated": self.approximated, "dropped": self.dropped}
+        return {name: changes for name, changes in both.items() if changes}
+
+
+class Sought(Enum):
+    """What a look for a lost submit may find, when it finds no handle."""
+
+    ABSENT = "certainly absent"
+    UNKNOWN = "cannot tell"
+
+
+@dataclass(slots=True)
+class Wait:
+    """How long to wait: until a time of time.monotonic(); `tell` shows people what for."""
+
+    until: float
+    tell: Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Collected:
+    """The images' bytes as they came, and what the backend says of them; times in ms."""
+
+    images: list[bytes]
+    meta: dict[str, Any] = field(default_factory=dict)
+    run_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Status:
+    """Whether an instance can be used: ok, not configured (…), unreachable (…), incomplete (…)."""
+
+    state: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """Give it as one text."""
+        return f"{self.state} ({self.detail})" if self.detail else self.state
+
+
+class Backend(Protocol):
+    """One configured instance."""
+
+    paid: bool
+    timeout_s: float
+
+    def plan(self, ask: Ask) -> Plan:
+        """Give what would be sent; Refused when it cannot be."""
+
+    def submit(self, plan: Plan) -> str:
+        """Send the plan; give the handle."""
+
+    def find(self, plan: Plan) -> str | Sought:
+        """Look for a submit of this plan whose answer was lost."""
+
+    def collect(self, handle: str, wait: Wait, plan: Plan | None) -> Collected | None:
+        """Wait for the images and fetch them; None when the wait ran out first.
+
+        The plan is worked out anew when another process submitted it, None when it cannot be.
+        """
+
+    def cancel(self, handle: str) -> None:
+        """Cancel this render and no other, as well as can be."""
+
+    def status(self, ask: bool) -> Status:
+        """Tell whether it can be used; with `ask` the server is asked."""
+
+    def about(self) -> dict[str, str]:
+        """Give its model and workflow, where it has them."""
+
+
+@dataclass(slots=True)
+class Instance:
+    """An instance's name and settings, and the folders that paths in it are relative to."""
+
+    name: str
+    settings: dict[str, Any]
+    config_folder: Path
+    state_folder: Path
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Give a setting, or the default when it is not there."""
+        value = self.settings.get(key)
+        return default if value is None else value
+
+
+def names(config: Config) -> list[str]:
+    """Give the names of all configured instances."""
+    return list(config.backends)
+
+
+def open_backend(name: str, config: Config, state_folder: Path) -> Backend:
+    """Open a configured instance; Refused when there is none of that name, ConfigFault when it is wrong."""
+    if name not in config.backends:
+        hint = suggest(name, config.backends)
+        raise Refused(f"no backend {name!r}", code="unknown_backend", hint=hint)
+    folder = config.path.parent if config.path else Path()
+    instance = Instance(name, config.backends[name], folder, state_folder)
+    for fault in faults(instance):
+        place = ".".join(fault.place)
+        raise ConfigFault(f"{config.path}: {place}: {fault.message}", hint=fault.hint)
+    opened: Backend = _module(instance.settings["type"]).open_instance(instance)
+    return opened
+
+
+def faults(instance: Instance) -> Iterator[Fault]:
+    """Yield what is wrong with an instance's settings."""
+    place = ("backends", instance.name)
+    kind = instance.settings.get("type")
+    if kind not in TYPES:
+        yield Fault((*place, "type"), f"no backend type {kind!r}", suggest(str(kind), TYPES))
+        return
+    module = _module(kind)
+    extra = getattr(module, "extra_keys", lambda _instance: {})
+    try:
+        keys = {**BASE_KEYS, **module.KEYS, **extra(instance)}
+    except Refused as fault:
+        yield Fault((*place, "workflow"), fault.message, fault.hint)
+        return
+    yield from check_keys(place, keys, instance.settings)
+
+
+def _module(kind: str) -> Any:
+    return importlib.import_module(f"{__name__}.{kind}")

@@ -1,0 +1,113 @@
+"""What every command shares: common options, and the one place where exceptions become statuses."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from . import __version__, signals
+from .commands import TOOLS
+from .errors import FAILED, ImagenError, Stopped, from_os
+from .pipe import Pipe, ReaderGone, Report, drop_stdout
+
+
+@dataclass(slots=True)
+class Common:
+    """What the common options said, and where the tool's words go."""
+
+    report: Report
+    pipe: Pipe
+    config_file: str | None
+
+
+class Tool(click.Command):
+    """A command whose exceptions become exit statuses, and whose mistakes read as one line."""
+
+    def main(self, args: Any = None, prog_name: Any = None, **_: Any) -> Any:  # type: ignore[override]
+        """Run, and leave with the exit status."""
+        sys.exit(self._status(args))
+
+    def _status(self, args: Any) -> int:
+        tool = self.name or "imagen"
+        report = Report(tool)
+        try:
+            signals.install()
+            status = super().main(args, tool, standalone_mode=False)
+            return status if isinstance(status, int) else 0
+        except ReaderGone:
+            drop_stdout()
+            return 0
+        except Stopped as stopped:
+            report.clear()
+            return stopped.status
+        except click.ClickException as fault:
+            report.say(f"{fault.format_message()} (hint: {tool} --help)")
+            return fault.exit_code
+        except ImagenError as fault:
+            report.fault("", fault)
+            return fault.exit_status
+        except OSError as fault:
+            report.say(from_os(fault, "cannot go on").as_line())
+            drop_stdout()
+            return FAILED
+        except Exception as fault:  # noqa: BLE001 - a fault of ours: named in one line, never a traceback
+            if os.environ.get("IMAGEN_TRACEBACK"):
+                raise
+            report.say(
+                f"a fault in {tool} itself: {type(fault).__name__}: {fault}"
+                " (hint: set IMAGEN_TRACEBACK=1 to see where, and report it)"
+            )
+            return FAILED
+
+
+def tool(name: str, epilog: str = "") -> Callable[[Callable[..., int | None]], Tool]:
+    """Make a function the command `imagen-<name>`, with the options that all share.
+
+    The function takes a Common first, and returns its exit status (None for 0).
+    """
+
+    def wrap(function: Callable[..., int | None]) -> Tool:
+        def callback(config: str | None, quiet: bool, verbose: bool, **rest: Any) -> int | None:
+            report = Report(f"imagen-{name}", quiet, verbose)
+            return function(Common(report, Pipe(report), config), **rest)
+
+        params = list(reversed(getattr(function, "__click_params__", [])))
+        details = inspect.cleandoc(function.__doc__ or "")
+        return Tool(
+            name=f"imagen-{name}",
+            callback=callback,
+            params=[*params, *_common()],
+            help=f"{TOOLS[name]}\n\n{details}",
+            epilog="\b\n" + epilog.strip("\n") if epilog else None,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 88},
+        )
+
+    return wrap
+
+
+def _common() -> list[click.Parameter]:
+    return [
+        click.Option(["--config"], metavar="FILE", help="Configuration file, over $IMAGEN_CONFIG."),
+        click.Option(["-q", "--quiet"], is_flag=True, help="No progress and no notes on stderr."),
+        click.Option(["-v", "--verbose"], is_flag=True, help="Say more on stderr."),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_version,
+            help="Print the version and end.",
+        ),
+    ]
+
+
+def _version(context: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"{context.command.name} {__version__}")
+        context.exit()

@@ -1,0 +1,9 @@
+"""The programs, one file each."""
+
+TOOLS = {
+    "render": "Turn prompts into images: request lines in, records out.",
+    "generate": "Make an image the everyday way: render, then what is set up behind it.",
+    "backends": "List the backends and whether they can be used.",
+    "config": "Print a sample configuration, check one, or show what is in force.",
+    "preview": "Show each image in a tmux window beside yours.",
+}

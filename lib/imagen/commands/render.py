@@ -1,0 +1,101 @@
+"""imagen-render: request lines in, images and their records out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+from .. import config, ledger, options, pipe
+from ..command import Common, tool
+from ..errors import ImagenError, Refused, UsageFault
+from ..pipe import Line
+from ..record import Record
+from ..render import Renderer, Told, fate, requests_of
+
+EXAMPLES = """
+Examples:
+  imagen-render 'a cat in a fishbowl' --seed 7 | jq -r .file
+  echo '{"prompt":"a lighthouse","width":768}' | imagen-render | imagen-preview
+  imagen-render --lines < prompts.txt > records.jsonl
+"""
+
+
+@tool("render", epilog=EXAMPLES)
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
+@options.render_options
+def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, **said: Any) -> int:
+    """Each PROMPT is one image; without any, request lines (JSON) are read from stdin. Finished
+    lines are passed on, pending ones collected, failed ones tried again where that is safe.
+    """
+    told_all = config.load(common.config_file)
+    told = options.told(said, told_all)
+    source = _source(prompts, lines)
+    if told.output == "-":
+        common.pipe.to_stderr = True
+    renderer = Renderer(
+        told_all,
+        ledger.opened(config.ledger_path(), common.report.note),
+        told,
+        state=config.ledger_path().parent,
+        before_submit=pipe.check_reader,
+        tell=common.report.progress,
+        image_out=pipe.write_out if told.output == "-" else None,
+    )
+
+    def step(line: Record) -> Iterable[Record] | None:
+        match fate(line, Told()):
+            case "pass":
+                return None
+            case "collect":
+                return renderer.collect(line)
+            case _:
+                return [renderer.dry(line)] if dry_run else renderer.render(line)
+
+    return common.pipe.each(_requests(source, told, said["id"]), step)
+
+
+def _source(prompts: tuple[str, ...], lines: bool) -> Iterator[Line]:
+    if prompts and prompts != ("-",):
+        if "-" in prompts or lines:
+            raise UsageFault("prompts come from the command line or from stdin, not from both")
+        return (Line(f"prompt {n}", record={"prompt": text}) for n, text in enumerate(prompts, 1))
+    if sys.stdin is None or not (prompts or pipe.stdin_waits()):
+        raise UsageFault("no prompt", hint="imagen-render 'a cat in a fishbowl', or imagen-render --help")
+    return pipe.read_prompts(sys.stdin.buffer) if lines else pipe.read(sys.stdin.buffer)
+
+
+def _requests(source: Iterator[Line], told: Told, given_id: str | None) -> Iterator[Line]:
+    """Turn each line into the requests that it stands for; what is passed on stays as it is."""
+    made = 0
+    for line in source:
+        try:
+            what = fate(line.record, told) if line.record is not None else "pass"
+            if what != "new" or line.record is None:
+                requests = [line.record]
+            else:
+                requests = requests_of(_with_id(line.record, given_id, made), told)
+        except ImagenError as fault:
+            yield Line(line.where, line.raw, line.record, fault)
+            continue
+        made += what != "pass"
+        for request in requests:
+            if told.output and made > 1 and what != "pass":
+                yield Line(line.where, record=request, fault=Refused("--output takes one image; this is another"))
+            else:
+                yield Line(line.where, line.raw if what == "pass" else b"", request, line.fault)
+
+
+def _with_id(line: Record, given: str | None, made: int) -> Record:
+    if given is None or line.get("id") is not None:
+        return line
+    if made:
+        raise Refused(f"--id {given} names the first image; this is another")
+    return {**line, "id": given}
+
+
+if __name__ == "__main__":
+    main()

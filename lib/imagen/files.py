@@ -1,0 +1,184 @@
+"""Slugs, dated names, exclusive reservation and atomic writes. A final name is a finished file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import signals
+from .errors import OutputTaken
+
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+_MAX_SLUG = 60  # with a seed of 20 digits and a counter it stays far below the 255 of a file name
+
+TakeOver = Callable[[str], contextlib.AbstractContextManager[bool]]
+
+
+def slug(prompt: str) -> str:
+    """Give the prompt as [a-z0-9-], at most 60 long; a hash when nothing of it is left.
+
+    >>> slug("A cat, in a fish-bowl!")
+    'a-cat-in-a-fish-bowl'
+    """
+    plain = unicodedata.normalize("NFKD", prompt[:400]).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+    if len(words) > _MAX_SLUG:
+        cut = words[: _MAX_SLUG + 1].rpartition("-")[0] or words
+        words = cut[:_MAX_SLUG].strip("-")
+    return words or "x" + hashlib.sha256(prompt.encode()).hexdigest()[:10]
+
+
+def is_slug(text: str) -> bool:
+    """Whether the text may stand in a file name and a Storage key as it is."""
+    return re.fullmatch(r"[a-z0-9-]{1,100}", text) is not None
+
+
+def is_date(text: str) -> bool:
+    """Whether the text is a date as it names a folder."""
+    return re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII) is not None
+
+
+@dataclass(slots=True)
+class Place:
+    """Where an image and its sidecar go.
+
+    `asked_for` when a person gave the name, `replace` when files of that name may be replaced.
+    """
+
+    folder: Path
+    stem: str
+    suffix: str = ".png"
+    replace: bool = False
+    asked_for: bool = False
+    reservation: Path | None = None
+
+    @property
+    def image(self) -> Path:
+        """The image's final path."""
+        return self.folder / f"{self.stem}{self.suffix}"
+
+    @property
+    def sidecar(self) -> Path:
+        """The sidecar's final path."""
+        return self.folder / f"{self.stem}.json"
+
+    def release(self) -> None:
+        """Give the reservation back."""
+        if self.reservation:
+            self.reservation.unlink(missing_ok=True)
+            self.reservation = None
+
+
+def reserve(folder: Path, stem: str, render_id: str, take_over: TakeOver) -> Place:
+    """Reserve `stem` in `folder` for image and sidecar together; a taken one gets -2, -3, ….
+
+    `take_over(render_id)` locks the owner of a reservation and tells whether that worked: then the
+    owner is dead, and the name is ours.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _names(stem):
+        reservation = folder / f".{name}.reserved"
+        if _claimed(reservation, render_id, take_over):
+            if not _taken(folder, name):
+                return Place(folder, name, reservation=reservation)
+            reservation.unlink(missing_ok=True)
+    raise AssertionError("names never end")
+
+
+def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver) -> Place:
+    """Reserve the very name that was asked for (`--output`); OutputTaken when it is not free."""
+    place = Place(path.parent, path.stem, path.suffix, replace=force, asked_for=True)
+    for final in (place.image, place.sidecar):
+        if final.is_dir():
+            raise OutputTaken(f"the output file is a folder: {final}", hint="name a file in it")
+        if not force and os.path.lexists(final):
+            raise OutputTaken(f"the output file exists: {final}")
+    reservation = path.parent / f".{path.stem}.reserved"
+    if not _claimed(reservation, render_id, take_over):
+        raise OutputTaken(f"another render is writing {place.image}", hint="give another name")
+    place.reservation = reservation
+    return place
+
+
+def _names(stem: str) -> Iterator[str]:
+    yield stem
+    number = 2
+    while True:
+        yield f"{stem}-{number}"
+        number += 1
+
+
+def _taken(folder: Path, stem: str) -> bool:
+    return any(os.path.lexists(folder / f"{stem}{end}") for end in [".json", *SUFFIXES.values()])
+
+
+def _claimed(reservation: Path, render_id: str, take_over: TakeOver) -> bool:
+    try:
+        publish(reservation, render_id.encode(), durable=False)
+        return True
+    except FileExistsError:
+        owner = _owner(reservation)
+    if owner == render_id:
+        return True
+    if owner is None:
+        return False
+    with take_over(owner) as ours:
+        if ours and _owner(reservation) == owner:
+            publish(reservation, render_id.encode(), replace=True, durable=False)
+            return True
+    return False
+
+
+def _owner(reservation: Path) -> str | None:
+    try:
+        return reservation.read_text(errors="replace")[:200]
+    except FileNotFoundError:
+        return None
+
+
+def publish(path: Path, data: bytes, *, replace: bool = False, durable: bool = True) -> None:
+    """Write a file that is whole or not there; FileExistsError unless `replace`.
+
+    The bytes stand in a dot-file without the final suffix first; `durable` syncs them to disk.
+    """
+    temporary = path.with_name(f".{path.stem.lstrip('.')[:100]}.{os.urandom(6).hex()}.tmp")
+    with signals.held():
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(data)
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            if replace:
+                temporary.replace(path)
+            else:
+                _move_new(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _move_new(temporary: Path, path: Path) -> None:
+    """Give the file its final name unless that exists; a link is the one call that does both."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(17, "File exists", str(path)) from None
+        temporary.replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

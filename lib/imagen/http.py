@@ -1,0 +1,167 @@
+"""The one importer of requests: one session per host, time-outs, size caps, errors of our own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import (
+    AnswerLost,
+    ConfigFault,
+    ImagenError,
+    OutOfCredit,
+    Rejected,
+    ServerFault,
+    Throttled,
+    Unreachable,
+)
+
+CONNECT_S = 5
+MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
+MAX_IMAGE = 512 * 2**20  # bytes
+
+
+@dataclass(slots=True)
+class Answer:
+    """A status from 200 to 299, its headers and its body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Read the body as JSON; ServerFault when it is none."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            raise ServerFault(f"the server answered no JSON: {excerpt(self.body)}") from None
+
+
+class Server:
+    """A session with one host."""
+
+    def __init__(
+        self, url: str, headers: Mapping[str, str] | None = None, read_s: float = 60, who: str = "server"
+    ) -> None:
+        """Take the base URL, headers that go with every request, and the read time-out."""
+        import requests
+        from requests.utils import get_auth_from_url, urldefragauth
+
+        self.url = urldefragauth(url).rstrip("/")
+        self.who = who
+        self.read_s = read_s
+        self._session = requests.Session()
+        self._session.headers.update({"User-Agent": "imagen", **(headers or {})})
+        named = get_auth_from_url(url)
+        # an auth of our own, even an empty one, keeps ~/.netrc from replacing the Authorization header
+        self._session.auth = named if any(named) else _unchanged
+
+    def get(self, path: str, limit: int = MAX_JSON, **params: str) -> Answer:
+        """GET; `limit` caps the body's bytes."""
+        return self._ask("GET", path, limit, params=params)
+
+    def post(self, path: str, body: Any) -> Answer:
+        """POST a JSON body."""
+        return self._ask("POST", path, MAX_JSON, json=body)
+
+    def close(self) -> None:
+        """Close the session's connections."""
+        self._session.close()
+
+    def _ask(self, method: str, path: str, limit: int, **more: Any) -> Answer:
+        import requests
+
+        try:
+            with self._session.request(
+                method,
+                self.url + path,
+                timeout=(CONNECT_S, self.read_s),
+                allow_redirects=False,
+                stream=True,
+                **more,
+            ) as response:
+                answer = Answer(response.status_code, response.headers, self._body(response, limit))
+        except requests.RequestException as fault:
+            raise self._lost(fault) from None
+        self._check(answer)
+        return answer
+
+    def _body(self, response: Any, limit: int) -> bytes:
+        """Read the body whole; a slow one ends at the time-out too, not only a silent one."""
+        until = time.monotonic() + max(self.read_s, 60)
+        parts, size = [], 0
+        for part in response.iter_content(2**18):
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise ServerFault(f"the {self.who} answered more than {limit // 2**20} MiB")
+            if time.monotonic() > until:
+                raise AnswerLost(f"the {self.who} at {self.url} answers too slowly")
+        return b"".join(parts)
+
+    def _lost(self, fault: Exception) -> ImagenError:
+        """Tell a request that never left from one that may have arrived."""
+        import requests
+        from urllib3.exceptions import NewConnectionError
+
+        if isinstance(fault, (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader)):
+            return ConfigFault(f"the {self.who}'s address or headers cannot be used: {self.url}")
+        reason = getattr(fault.args[0] if fault.args else None, "reason", None)
+        never = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
+        if isinstance(fault, never) or isinstance(reason, NewConnectionError):
+            return Unreachable(f"cannot reach the {self.who} at {self.url}: {_why(fault)}")
+        return AnswerLost(f"lost the answer of the {self.who} at {self.url}: {_why(fault)}")
+
+    def _check(self, answer: Answer) -> None:
+        if answer.status < 300:
+            return
+        said = f"the {self.who} at {self.url} answered {answer.status}: {excerpt(answer.body)}"
+        if answer.status >= 500:
+            raise ServerFault(said, status=answer.status)
+        if answer.status == 429:
+            raise Throttled(said, retry_after_s=_seconds(answer.headers.get("Retry-After")))
+        if answer.status == 402:
+            raise OutOfCredit(said)
+        raise Rejected(said, status=answer.status, body=answer.body)
+
+
+def _unchanged(request: Any) -> Any:
+    return request
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(float(text or ""), 0)
+    except ValueError:
+        return None
+
+
+_REASONS = {
+    "refused": "connection refused",
+    "timed out": "timed out",
+    "resolve": "no such host",
+    "Name or service": "no such host",
+    "reset by peer": "connection reset",
+    "Remote end closed": "the connection was closed",
+    "No route": "no route to the host",
+    "unreachable": "the network is unreachable",
+    "CERTIFICATE": "its certificate is not trusted",
+    "SSL": "it does not speak TLS",
+    "proxy": "the proxy does not answer",
+    "Broken": "the connection was cut",
+    "IncompleteRead": "the body was cut short",
+}
+
+
+def _why(fault: Exception) -> str:
+    text = str(fault)
+    return next((says for sign, says in _REASONS.items() if sign in text), type(fault).__name__)
+
+
+def excerpt(body: bytes, length: int = 200) -> str:
+    """Give the start of a body as one line for people."""
+    text = " ".join(body[: length * 4].decode(errors="replace").split())
+    return text[: length - 1] + "…" if len(text) > length else text or "(nothing)"

@@ -1,0 +1,145 @@
+"""Render's request options, shared by every command that makes requests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from . import record
+from .config import Config
+from .errors import BadLine, UsageFault, suggest
+from .record import Record
+from .render import Told
+
+_REQUEST = [
+    (["--backend"], "NAME", "Backend instance of the configuration."),
+    (["--size"], "WxH", "Width and height in pixels."),
+    (["--seed"], "N", "Seed, 0 to 2^64-1; drawn when not given."),
+    (["--steps"], "N", "Sampling steps."),
+    (["--cfg"], "X", "Guidance scale."),
+    (["--sampler"], "NAME", "Sampler, by the backend's name."),
+    (["--scheduler"], "NAME", "Scheduler, by the backend's name."),
+    (["--negative"], "TEXT", "What to keep out of the picture."),
+    (["--style"], "NAME", "Style of the configuration."),
+    (["--id"], "ID", "Name of the one image asked for."),
+]
+_SECONDS = click.FloatRange(min=0)
+
+
+def _parameters() -> list[click.Parameter]:
+    texts = [click.Option(names, metavar=of, help=says) for names, of, says in _REQUEST]
+    return [
+        *texts,
+        click.Option(["--option", "options"], multiple=True, metavar="K=V", help="Backend option, typed as JSON where it parses; may be repeated."),
+        click.Option(["--set", "sets"], multiple=True, metavar="K=V", help="Override what a line says; may be repeated."),
+        click.Option(["--count"], type=click.IntRange(1, 10_000), metavar="N", help="Make N of each, seeds counting up."),
+        click.Option(["--again"], is_flag=True, help="Make finished, failed or pending lines anew."),
+        click.Option(["--out-dir"], metavar="DIR", help="Folder for dated folders of images."),
+        click.Option(["--output"], metavar="FILE", help="Write the one image here; - for stdout."),
+        click.Option(["--force"], is_flag=True, help="Let --output replace a file."),
+        click.Option(["--timeout"], type=_SECONDS, metavar="S", help="Give up, and cancel, after S seconds."),
+        click.Option(["--wait"], type=_SECONDS, metavar="S", help="After S seconds hand out the unfinished record."),
+        click.Option(["--strict"], is_flag=True, help="Refuse what would be approximated or dropped."),
+        click.Option(["--dry-run"], is_flag=True, help="Print what would be sent; send nothing."),
+    ]
+
+
+def render_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command render's options."""
+    kept: list[click.Parameter] = getattr(function, "__click_params__", [])
+    function.__click_params__ = [*kept, *reversed(_parameters())]  # type: ignore[attr-defined]
+    return function
+
+
+def told(said: Mapping[str, Any], config: Config) -> Told:
+    """Read what the options said; UsageFault or Refused when it cannot be meant."""
+    out_dir = said["out_dir"]
+    found = Told(
+        defaults={"backend": config["default_backend"], **_defaults(said)},
+        overrides=dict(_pair("--set", text) for text in said["sets"]),
+        count=said["count"],
+        again=said["again"],
+        out_dir=Path(out_dir).expanduser().absolute() if out_dir else config["output.dir"],
+        output=said["output"],
+        force=said["force"],
+        strict=said["strict"],
+        timeout_s=said["timeout"],
+        wait_s=said["wait"],
+    )
+    record.checked(record.overridden({"prompt": "sound?", **found.defaults}, found.overrides))
+    found.seed = found.defaults.get("seed")
+    if found.output and (found.count or 1) > 1:
+        raise UsageFault("--output takes one image, --count makes more", hint="use --out-dir")
+    return found
+
+
+def _defaults(said: Mapping[str, Any]) -> Record:
+    found: Record = {
+        "backend": said["backend"],
+        **_size(said["size"]),
+        "seed": _number("--seed", said["seed"]),
+        "steps": _number("--steps", said["steps"]),
+        "cfg": _number("--cfg", said["cfg"]),
+        "sampler": said["sampler"],
+        "scheduler": said["scheduler"],
+        "negative_prompt": said["negative"],
+        "style": said["style"],
+        "options": dict(_pair("--option", text) for text in said["options"]) or None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _size(text: str | None) -> dict[str, int]:
+    if text is None:
+        return {}
+    match = re.fullmatch(r"(\d{1,9})[x×X](\d{1,9})", text, re.ASCII)
+    if not match:
+        raise UsageFault(f"--size takes WxH, like 1024x768, not {text[:40]!r}")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _number(option: str, text: str | None) -> int | float | None:
+    value = None if text is None else typed(text)
+    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+        raise UsageFault(f"{option} takes a number, not {str(text)[:40]!r}")
+    return value
+
+
+def _pair(option: str, text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageFault(f"{option} takes K=V, not {text[:40]!r}")
+    if option == "--set":
+        if name not in record.REQUEST:
+            raise UsageFault(f"--set: {name!r} is no request field", hint=suggest(name, record.REQUEST))
+        if record.FIELDS[name].schema["type"] == "string":
+            return name, value
+    return name, typed(value)
+
+
+def typed(text: str) -> Any:
+    """Read a value as JSON where it parses, else as the text that it is."""
+    try:
+        return record.parse(b'{"it":%s}' % text.encode())["it"]
+    except (BadLine, UnicodeEncodeError, LookupError):
+        return text
+
+
+def as_arguments(context: click.Context) -> Iterator[str]:
+    """Give back the render options that stand on this command line, to pass them on."""
+    known = {parameter.name: parameter for parameter in _parameters()}
+    for name, parameter in known.items():
+        if name is None or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value, option = context.params[name], parameter.opts[0]
+        if value is True:
+            yield option
+        else:
+            for one in value if isinstance(value, tuple) else [value]:
+                yield f"{option}={one}"
+

@@ -1,0 +1,224 @@
+"""Read, each, write: the one loop over JSON lines that every filter shares."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+from . import record as records
+from . import signals
+from .errors import DONE, TEMPORARY, BadLine, ImagenError, Interrupted, from_os, worse
+from .record import Record
+
+Step = Callable[[Record], Iterable[Record] | None]
+
+
+class ReaderGone(BaseException):
+    """Nobody reads our output any more (`| head -1`): end quietly."""
+
+
+@dataclass(slots=True)
+class Line:
+    """One line of input: its bytes, its record, or why it has none."""
+
+    where: str
+    raw: bytes = b""
+    record: Record | None = None
+    fault: ImagenError | None = None
+
+
+def read(stream: IO[bytes]) -> Iterator[Line]:
+    """Read JSON lines as they arrive; blank ones are skipped, bad ones come with their fault."""
+    number = 0
+    while raw := stream.readline(records.MAX_LINE + 1):
+        number += 1
+        where = f"line {number}"
+        if len(raw) > records.MAX_LINE:
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(records.MAX_LINE)
+            limit = records.MAX_LINE // 2**20
+            yield Line(where, fault=BadLine(f"longer than {limit} MiB"))
+        elif not raw.isspace():
+            try:
+                yield Line(where, raw, records.parse(raw))
+            except BadLine as fault:
+                yield Line(where, raw, fault=fault)
+
+
+def read_prompts(stream: IO[bytes]) -> Iterator[Line]:
+    """Read plain text, one prompt a line."""
+    for number, raw in enumerate(stream, 1):
+        if not raw.isspace():
+            try:
+                text = raw.decode().rstrip("\r\n")
+                yield Line(f"line {number}", record={"prompt": text})
+            except UnicodeDecodeError as fault:
+                bad = BadLine(f"not UTF-8: byte {fault.start + 1} of the line")
+                yield Line(f"line {number}", fault=bad)
+
+
+class Report:
+    """What a tool says to people: on stderr, one line at a time, progress on a terminal only."""
+
+    def __init__(self, tool: str, quiet: bool = False, verbose: bool = False) -> None:
+        """Take the tool's name, which starts every line."""
+        self.tool = tool
+        self.quiet = quiet
+        self.verbose = verbose
+        self._shows = not quiet and sys.stderr is not None and sys.stderr.isatty()
+        self._shown = ""
+
+    def say(self, text: str) -> None:
+        """Print one line for people; control characters of hostile text are shown, not obeyed."""
+        self.clear()
+        line = f"{self.tool}: {_visible(text)}\n"
+        if sys.stderr is not None:
+            sys.stderr.buffer.write(line.encode(errors="backslashreplace"))
+            sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        """Print one line unless told to be quiet."""
+        if not self.quiet:
+            self.say(text)
+
+    def detail(self, text: str) -> None:
+        """Print one line when told to be verbose."""
+        if self.verbose:
+            self.say(text)
+
+    def fault(self, where: str, fault: ImagenError) -> None:
+        """Print what failed, on which record, and one thing to do."""
+        self.say(f"{where}: {fault.as_line()}" if where else fault.as_line())
+
+    def progress(self, elapsed: float, text: str) -> None:
+        """Show what a wait of more than a second waits for, over the last such line."""
+        if self._shows and elapsed >= 1:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            self._shown = _visible(f"{elapsed:.0f} s  {text}")[: max(width - 1, 10)]
+            start, end = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[2m", "\x1b[0m")
+            sys.stderr.write(f"\r{start}{self._shown}{end}\x1b[K")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the progress line away."""
+        if self._shown:
+            self._shown = ""
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _visible(text: str) -> str:
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def name_of(record: Record | None, where: str) -> str:
+    """Give a record's name for people: its id, a UUID cut short, else where it came from."""
+    name = (record or {}).get("id")
+    if not isinstance(name, str) or not name:
+        return where
+    if records.canonical_uuid(name):
+        return name[:8] + "…"
+    return name if len(name) <= 40 else name[:39] + "…"
+
+
+class Pipe:
+    """The way out: records as JSON lines on stdout, each flushed as soon as it is done."""
+
+    def __init__(self, report: Report) -> None:
+        """Take the report that names what failed; `status` is the worst so far."""
+        self.report = report
+        self.status = DONE
+        self.to_stderr = False  # when stdout carries an image itself (`--output -`)
+
+    def each(self, lines: Iterable[Line], step: Step) -> int:
+        """Work on each line and write what comes of it; give the worst exit status.
+
+        `step` gives the records made of one, or None to pass the line on untouched. One bad
+        record or line never stops the others.
+        """
+        try:
+            for line in lines:
+                for made in self._made(line, step):
+                    self.write(made)
+        except ReaderGone:
+            drop_stdout()
+        return self.status
+
+    def _made(self, line: Line, step: Step) -> Iterator[Record | bytes]:
+        """What one line comes to: its bytes, its records, or the record that says why not."""
+        try:
+            if line.fault or line.record is None:
+                raise line.fault or BadLine()
+            made = step(line.record)
+            if made is None:
+                yield _whole(line.raw) if line.raw else line.record
+                return
+            for one in made:
+                if "pending" in one and "error" not in one:
+                    self.status = worse(self.status, TEMPORARY)
+                yield one
+        except ImagenError as fault:
+            yield from self._failed(line, fault)
+        except OSError as fault:
+            yield from self._failed(line, from_os(fault, "a file failed"))
+
+    def _failed(self, line: Line, fault: ImagenError) -> Iterator[Record]:
+        base = getattr(fault, "record", None) or line.record
+        self.status = worse(self.status, fault.exit_status)
+        self.report.fault(name_of(base, line.where), fault)
+        if base is not None:
+            yield {**base, "error": fault.as_record(self.report.tool)}
+        if isinstance(fault, Interrupted) and fault.stopped:
+            raise fault.stopped
+
+    def write(self, made: Record | bytes) -> None:
+        """Write one line and flush it; ReaderGone when nobody reads."""
+        line = made if isinstance(made, bytes) else records.line(made)
+        self.report.clear()
+        with signals.held():
+            if self.to_stderr:
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()
+            else:
+                write_out(line)
+
+
+def write_out(data: bytes) -> None:
+    """Write bytes to stdout and flush them; ReaderGone when nobody reads."""
+    if sys.stdout is None:
+        raise ReaderGone
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
+
+
+def _whole(raw: bytes) -> bytes:
+    return raw if raw.endswith(b"\n") else raw + b"\n"
+
+
+def check_reader() -> None:
+    """Raise ReaderGone when the reader of our stdout has gone; asked before each submit."""
+    if sys.stdout is None:
+        return
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if any(events & (select.POLLERR | select.POLLHUP) for _fd, events in poll.poll(0)):
+        raise ReaderGone
+
+
+def drop_stdout() -> None:
+    """Send what Python would still flush at its end to nowhere: its complaint helps nobody."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def stdin_waits() -> bool:
+    """Whether somebody pipes lines into us: stdin is open and no terminal."""
+    return sys.stdin is not None and not sys.stdin.isatty()

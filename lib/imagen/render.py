@@ -1,0 +1,468 @@
+"""One render, step by step: plan, reserve, submit, collect, verify, write.
+
+What a line asks for is judged in pure functions first (`fate`, `requests_of`). Nothing here prints
+or reads the environment: what people should see goes through `Renderer.tell`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from . import backends, files, image, prompt, record, retry, signals
+from .backends import Ask, Backend, Collected, Plan, Sought, Wait
+from .config import Config
+from .errors import (
+    AnswerLost,
+    ImagenError,
+    Interrupted,
+    NotFaithful,
+    Refused,
+    RenderLost,
+    Stopped,
+    TimedOut,
+    TooFewImages,
+    from_os,
+)
+from .ledger import Ledger
+from .record import DRAWN_SEEDS, MAX_SEED, Record
+
+TOOL = "imagen-render"
+Fate = Literal["pass", "collect", "retry", "new"]
+
+
+@dataclass(slots=True)
+class Told:
+    """What the command line said, for every line alike."""
+
+    defaults: Record = field(default_factory=dict)
+    overrides: Record = field(default_factory=dict)
+    seed: int | None = None
+    count: int | None = None
+    again: bool = False
+    out_dir: Path = Path()
+    output: str | None = None
+    force: bool = False
+    strict: bool = False
+    timeout_s: float | None = None
+    wait_s: float | None = None
+
+
+def fate(line: Mapping[str, Any], told: Told) -> Fate:
+    """Judge what happens to a line: pass it on, collect it, try it again, or make it new."""
+    if told.again:
+        return "new"
+    if "pending" in line and "file" not in line:
+        return "collect"
+    if "file" in line or "members" in line:
+        multiplied = told.count is not None or told.seed is not None
+        return "new" if multiplied and "members" not in line else "pass"
+    error = line.get("error")
+    if error is None:
+        return "new"
+    ours = isinstance(error, dict) and error.get("tool") == TOOL
+    return "retry" if ours and error.get("retry") in ("safe", "after") else "pass"
+
+
+def requests_of(line: Record, told: Told) -> list[Record]:
+    """Give the sound requests that a new line stands for: one, or `--count` of them.
+
+    Options fill what the line does not say, `--set` goes over what it says; ids and seeds that
+    nobody gave are drawn.
+    """
+    made = "file" in line or told.again
+    asked = record.asked(line) if made else dict(line)
+    if made and told.seed is not None:
+        asked["seed"] = told.seed
+    elif made and told.count is not None:
+        asked.pop("seed", None)
+    asked = record.with_defaults(asked, told.defaults)
+    asked = record.checked(record.overridden(asked, told.overrides))
+    _check_names(asked)
+    if told.count is None:
+        return [{**asked, "id": asked.get("id") or str(uuid.uuid4()), "seed": _seed(asked, 1)}]
+    base, first = asked.pop("id", None) or str(uuid.uuid4()), _seed(asked, told.count)
+    if not made:
+        asked["request"] = base
+    numbers = range(told.count)
+    names = [str(uuid.uuid4()) if made else f"{base}-{n + 1}" for n in numbers]
+    return [{**asked, "id": names[n], "seed": first + n} for n in numbers]
+
+
+def _seed(asked: Mapping[str, Any], count: int) -> int:
+    drawn = secrets.randbelow(DRAWN_SEEDS - count + 1) if count < DRAWN_SEEDS else 0
+    first = int(asked.get("seed", drawn))
+    if first + count - 1 > MAX_SEED:
+        raise Refused(f"seed {first} and {count - 1} more pass the largest, {MAX_SEED}")
+    return first
+
+
+def _check_names(asked: Mapping[str, Any]) -> None:
+    """A line may bring the date and slug of its file name; they must be that and nothing else."""
+    date, slug = asked.get("date"), asked.get("slug")
+    if slug is not None and not (isinstance(slug, str) and files.is_slug(slug)):
+        raise Refused("slug must be [a-z0-9-], at most 100 characters")
+    if date is not None and not (isinstance(date, str) and files.is_date(date)):
+        raise Refused("date must be YYYY-MM-DD")
+
+
+@dataclass(slots=True)
+class Job:
+    """A render under way: what was asked, and what is known so far."""
+
+    asked: Record
+    record: Record
+    backend: Backend
+    render_id: str
+    prompts: prompt.Prompts
+    attempts: int = 0
+    plan: Plan | None = None
+    handle: str | None = None
+    place: files.Place | None = None
+    may_have_arrived: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+
+class Renderer:
+    """Renders requests: the configuration, the ledger, and the backends opened so far."""
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        told: Told,
+        *,
+        state: Path,
+        before_submit: Callable[[], None] = lambda: None,
+        tell: Callable[[float, str], None] = lambda elapsed, text: None,
+        image_out: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """Take what is shared by all renders of a run.
+
+        `before_submit` may raise to stop before money is spent; `tell` gets seconds and a text for
+        people; `image_out` takes the bytes instead of a file (`--output -`).
+        """
+        self._config = config
+        self._ledger = ledger
+        self._told = told
+        self._state = state
+        self._before_submit = before_submit
+        self._tell = tell
+        self._image_out = image_out
+        self._backends: dict[str, Backend] = {}
+
+    def dry(self, asked: Record) -> Record:
+        """Give what would be sent for one request; nothing is."""
+        job = self._planned(asked)
+        plan = job.plan or Plan({}, {}, None)
+        return {
+            "id": asked["id"],
+            "backend": asked["backend"],
+            "payload": plan.payload,
+            "fidelity": plan.fidelity,
+            "cost_usd": plan.cost_usd,
+        }
+
+    def render(self, asked: Record) -> Iterator[Record]:
+        """Make one request's images; yields their records, one pending record when it stopped waiting."""
+        job = self._planned(asked)
+        with ExitStack() as stack, _naming(job):
+            stack.enter_context(self._ledger.lock(job.render_id))
+            self._reserve(job)
+            stack.callback(lambda: job.place and job.place.release())
+            yield from self._waited(job, lambda: self._submit(job))
+
+    def collect(self, line: Record) -> Iterator[Record]:
+        """Collect what a pending line names; yields its records, or the line again when it is not done."""
+        asked = record.checked(line)
+        _check_names(asked)
+        pending = line["pending"]
+        if not isinstance(pending, dict) or not isinstance(pending.get("handle"), str):
+            raise Refused("pending names no handle")
+        asked = {**asked, "backend": pending.get("backend") or asked.get("backend")}
+        asked.setdefault("id", str(uuid.uuid4()))
+        if not isinstance(asked.get("seed"), int):
+            raise Refused("a pending line needs its seed")
+        job = self._job(asked)
+        job.handle, job.attempts = pending["handle"], _attempts(line)
+        job.record = {**asked, "render_id": job.render_id}
+        try:
+            self._plan(job, max(job.attempts, 1))
+        except Refused:
+            job.plan = None  # the workflow has changed since: what was submitted can still be fetched
+        with ExitStack() as stack, _naming(job):
+            stack.enter_context(self._ledger.lock(job.render_id))
+            self._reserve(job)
+            stack.callback(lambda: job.place and job.place.release())
+            yield from self._waited(job, lambda: job.handle)
+
+    # -- the steps, in order ---------------------------------------------------------------------
+
+    def _job(self, asked: Record) -> Job:
+        name = asked["backend"]
+        if name not in self._backends:
+            self._backends[name] = backends.open_backend(name, self._config, self._state)
+        prompts = prompt.styled(asked, self._config.styles)
+        render_id = self._ledger.render_id(asked["id"])
+        return Job(asked, dict(asked), self._backends[name], render_id, prompts)
+
+    def _planned(self, asked: Record) -> Job:
+        """Plan: what would be sent, with what it approximates and drops."""
+        asked = {**asked}
+        failed = asked.pop("error", None)
+        asked.setdefault("backend", self._config["default_backend"])
+        job = self._job(asked)
+        with _naming(job):
+            job.attempts = _attempts(asked) if failed else 0
+            job.may_have_arrived = job.attempts > 0
+            self._plan(job, max(job.attempts, 1))
+            plan = _known(job.plan)
+            if self._told.strict and plan.fidelity:
+                raise NotFaithful(_says(plan))
+            if self._told.output and plan.images > 1:
+                raise Refused(f"--output takes one image; this request makes {plan.images}")
+        return job
+
+    def _plan(self, job: Job, number: int) -> None:
+        submit_id = str(uuid.uuid5(uuid.UUID(job.render_id), str(number)))
+        job.plan = job.backend.plan(Ask(job.asked, *job.prompts, submit_id))
+        job.record |= {"render_id": job.render_id, **job.plan.resolved}
+        if job.prompts.prompt != job.asked["prompt"]:
+            job.record["sent_prompt"] = job.prompts.prompt
+        if job.prompts.negative != job.asked.get("negative_prompt"):
+            job.record["sent_negative_prompt"] = job.prompts.negative
+        if job.plan.fidelity:
+            job.record["fidelity"] = job.plan.fidelity
+
+    def _reserve(self, job: Job) -> None:
+        """Reserve the names of image and sidecar, before anything is sent."""
+        job.record.setdefault("date", datetime.now(UTC).date().isoformat())
+        job.record.setdefault("slug", files.slug(job.asked["prompt"]))
+        if self._image_out is None:
+            job.place = self._place(job)
+
+    def _place(self, job: Job) -> files.Place:
+        def take_over(owner: str) -> Any:
+            return self._ledger.lock(owner, wait=False)
+
+        told = self._told
+        try:
+            if told.output:
+                path = Path(told.output).absolute()
+                return files.reserve_exactly(path, job.render_id, told.force, take_over)
+            folder = told.out_dir / job.record["date"]
+            stem = f"{job.record['slug']}-{job.record['seed']}"
+            return files.reserve(folder, stem, job.render_id, take_over)
+        except OSError as fault:
+            raise from_os(fault, "cannot write the image") from None
+
+    def _waited(self, job: Job, submit: Callable[[], str | None]) -> Iterator[Record]:
+        """Submit, collect, verify and write; a signal cancels (INT) or hands out what is pending (TERM)."""
+        try:
+            job.handle = submit()
+            yield from self._finish(job)
+        except Stopped as stopped:
+            chosen = job.plan.handle if job.plan and job.attempts else None
+            handle = job.handle or chosen
+            if handle is not None and (stopped.status == 143 or job.backend.paid):
+                yield _pending(job, handle)
+                raise
+            self._cancel(job, handle)
+            raise Interrupted(record=job.record, stopped=stopped) from None
+
+    def _cancel(self, job: Job, handle: str | None) -> None:
+        if handle is not None and not job.backend.paid:
+            try:
+                job.backend.cancel(handle)
+            except ImagenError as fault:
+                self._tell(0, f"could not cancel: {fault.message}")
+
+    def _submit(self, job: Job) -> str:
+        """Send it; after a fault, look for it before sending it once more."""
+        self._before_submit()
+        job.began = time.monotonic()
+        job.record["started_at"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return retry.once_more(lambda: self._look_then_send(job))
+
+    def _look_then_send(self, job: Job) -> str:
+        if job.may_have_arrived:
+            found = job.backend.find(_known(job.plan))
+            if isinstance(found, str):
+                return found
+            if found is Sought.UNKNOWN:
+                raise AnswerLost("whether the render arrived cannot be told", retry="reconcile", billed="unknown")
+        job.attempts += 1
+        self._plan(job, job.attempts)
+        job.record["attempts"] = job.attempts
+        job.may_have_arrived = True
+        return job.backend.submit(_known(job.plan))
+
+    def _finish(self, job: Job) -> Iterator[Record]:
+        """Collect; what the backend has lost is submitted once more under a new number."""
+        try:
+            collected = self._collected(job)
+        except RenderLost as fault:
+            if job.plan is None:
+                raise
+            job.may_have_arrived = not fault.finished
+            job.handle = self._submit(job)
+            collected = self._collected(job)
+        if collected is None:
+            yield _pending(job, str(job.handle))
+        else:
+            yield from self._written(job, collected)
+
+    def _collected(self, job: Job) -> Collected | None:
+        """Wait until the time-out, or `--wait`; a free render that times out is cancelled."""
+        told, began = self._told, time.monotonic()
+        limit = told.timeout_s or job.backend.timeout_s
+        patience = limit if told.wait_s is None else min(told.wait_s, limit)
+        wait = Wait(began + patience, lambda text: self._tell(time.monotonic() - job.began, text))
+        collected = job.backend.collect(str(job.handle), wait, job.plan)
+        if collected is None and patience == limit and not job.backend.paid:
+            self._cancel(job, job.handle)
+            raise TimedOut(f"no image after {limit:g} s; the render was cancelled")
+        return collected
+
+    def _written(self, job: Job, collected: Collected) -> Iterator[Record]:
+        """Verify each image, then write it: the sidecar first, so that an image is never without one."""
+        total = round((time.monotonic() - job.began) * 1000)
+        for number, data in enumerate(collected.images, 1):
+            made = _made(job, collected, number, total)
+            made["render_id"] = job.render_id if number == 1 else self._ledger.render_id(made["id"])
+            picture = image.probe(data)
+            _compare(made, picture, job.plan)
+            made |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "format": picture.format}
+            if self._image_out is not None:
+                self._image_out(data)
+                yield made
+            else:
+                yield self._stored(job, made, data)
+        expected = job.plan.images if job.plan else 1
+        if len(collected.images) < expected:
+            came = len(collected.images)
+            rest = {**job.record, "id": _name(job, came + 1)} if came else job.record
+            billed = "yes" if job.backend.paid else "no"
+            raise TooFewImages(f"the backend returned {came} of {expected} images", record=rest, billed=billed)
+
+    def _stored(self, job: Job, made: Record, data: bytes) -> Record:
+        try:
+            while True:
+                place = job.place or self._place(job)
+                try:
+                    return _store(place, made, data)
+                except FileExistsError:
+                    if place.replace or self._told.output:
+                        raise
+                finally:
+                    place.release()
+                    job.place = None
+        except OSError as fault:
+            raise from_os(fault, "cannot write the image") from None
+
+
+# -- what a record says ----------------------------------------------------------------------------
+
+
+class _naming:  # noqa: N801 - reads as what it does
+    """A fault inside carries the request as resolved, so that the line it becomes can be run again."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _kind: Any, fault: BaseException | None, _trace: Any) -> None:
+        """Name the job."""
+        if isinstance(fault, ImagenError) and not getattr(fault, "record", None):
+            fault.record = dict(self._job.record)  # type: ignore[attr-defined]
+
+
+def _known(plan: Plan | None) -> Plan:
+    if plan is None:
+        raise RenderLost("the render cannot be planned again")
+    return plan
+
+
+def _attempts(line: Mapping[str, Any]) -> int:
+    said = line.get("attempts")
+    return said if isinstance(said, int) and 0 < said < 1000 else 0
+
+
+def _says(plan: Plan) -> str:
+    texts = [f"{one['field']} {one['asked']} would be {one['got']} ({one['why']})" for one in plan.approximated]
+    texts += [f"{one['field']} would be dropped ({one['why']})" for one in plan.dropped]
+    return "; ".join(texts)
+
+
+def _pending(job: Job, handle: str) -> Record:
+    since = job.record.get("started_at", job.asked.get("started_at"))
+    pending = {"backend": job.asked["backend"], "handle": handle, "since": since}
+    return {**job.record, "attempts": job.attempts or 1, "pending": pending}
+
+
+def _name(job: Job, number: int) -> str:
+    return str(job.asked["id"]) if number == 1 else f"{job.asked['id']}.{number}"
+
+
+def _made(job: Job, collected: Collected, number: int, total: int) -> Record:
+    """Give the record of one image, but for what its bytes say."""
+    waited = job.record.get("pending") is not None
+    made = {key: value for key, value in job.record.items() if key not in ("pending", "error")}
+    made |= {"id": _name(job, number), "submit": job.handle}
+    run_ms = collected.run_ms
+    made["latency_ms"] = total if not waited else run_ms if run_ms is not None else 0
+    if run_ms is not None:
+        made["queue_ms"] = max(made["latency_ms"] - run_ms, 0)
+    cost = job.plan.cost_usd if job.plan else None
+    if cost is not None:
+        made["cost_usd"] = cost if number == 1 else 0
+    made["attempts"] = job.attempts or 1
+    made["backend_meta"] = {"seed_used": made["seed"], **collected.meta}
+    return made
+
+
+def _compare(made: Record, picture: image.Picture, plan: Plan | None) -> None:
+    """Put the real size into the record, and say where it is not the planned one."""
+    changes = []
+    for name, got in (("width", picture.width), ("height", picture.height)):
+        planned = plan.resolved.get(name) if plan else None
+        if planned not in (None, got):
+            changes.append({"field": name, "asked": planned, "got": got, "why": "the image came back so"})
+        made[name] = got
+    if changes:
+        before = made.get("fidelity", {})
+        made["fidelity"] = {**before, "approximated": [*before.get("approximated", []), *changes]}
+    if picture.flat:
+        made["warnings"] = ["flat"]
+
+
+def _store(place: files.Place, made: Record, data: bytes) -> Record:
+    """Write sidecar and image; FileExistsError when a stranger has taken the name meanwhile."""
+    suffix = files.SUFFIXES[made["format"]]
+    if not place.asked_for:
+        place.suffix = suffix
+    elif place.suffix.lower().replace(".jpeg", ".jpg") != suffix:
+        made = {**made, "warnings": [*made.get("warnings", []), "extension"]}
+    made = {**made, "file": str(place.image), "sidecar": str(place.sidecar)}
+    sidecar = json.dumps(made, ensure_ascii=False, indent=1) + "\n"
+    with signals.held():
+        files.publish(place.sidecar, sidecar.encode(errors="backslashreplace"), replace=place.replace)
+        try:
+            files.publish(place.image, data, replace=place.replace)
+        except BaseException:
+            place.sidecar.unlink(missing_ok=True)
+            raise
+        files.sync_folder(place.folder)
+    return made
+

@@ -1,0 +1,168 @@
+"""ComfyUI workflows as data: load, inspect, fill. Pure after load.
+
+A workflow is an API-format graph: node id -> {class_type, inputs}. A value that is exactly
+`"${name}"` is a placeholder and becomes the value of that name, typed as the value is; anything
+else, a longer string with a placeholder in it too, stays as it is. The extra top-level key
+`_imagen` says what the workflow is, its defaults, and the model files it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import WorkflowFault, suggest
+
+BUNDLED = Path(__file__).parent / "data" / "workflows"
+MAX_BYTES = 16 * 2**20
+_WHOLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+Graph = dict[str, dict[str, Any]]
+
+
+class Model(NamedTuple):
+    """A model file that a workflow names: its name, ComfyUI's folder for it, and where to get it."""
+
+    file: str
+    folder: str
+    source: str
+
+
+@dataclass(slots=True)
+class Workflow:
+    """A workflow: its name, its graph with placeholders, and what `_imagen` says of it."""
+
+    name: str
+    graph: Graph
+    description: str = ""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    size_multiple: int = 8
+    models: list[dict[str, str]] = field(default_factory=list)
+
+    def placeholders(self) -> set[str]:
+        """Give the names of all placeholders in the graph."""
+        return {name for _, _, name in _holes(self.graph)}
+
+    def nodes(self, class_type: str) -> list[str]:
+        """Give the ids of the nodes of a class."""
+        return [key for key, node in self.graph.items() if node["class_type"] == class_type]
+
+    def needs(self, values: Mapping[str, Any]) -> list[Model]:
+        """Give the model files that it needs with these values, placeholders filled in."""
+        found = []
+        for model in self.models:
+            hole = _WHOLE.fullmatch(model["file"])
+            name = values.get(hole[1], self.defaults.get(hole[1])) if hole else model["file"]
+            found.append(Model(str(name), model.get("folder", ""), model.get("source", "")))
+        return found
+
+
+def bundled() -> list[str]:
+    """Give the names of the workflows that come with imagen."""
+    return sorted(path.stem for path in BUNDLED.glob("*.json"))
+
+
+def load(name: str, folder: Path | None = None) -> Workflow:
+    """Load a bundled workflow by name, or a file by path (relative to `folder`); WorkflowFault if none."""
+    is_path = name.endswith(".json") or "/" in name
+    path = (folder or Path()) / Path(name).expanduser() if is_path else BUNDLED / f"{name}.json"
+    if not is_path and name not in bundled():
+        raise WorkflowFault(
+            f"no workflow {name!r}", code="unknown_workflow", hint=suggest(name, bundled())
+        )
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as fault:
+        raise WorkflowFault(f"cannot read workflow {path}: {fault.strerror}") from None
+    return parse(path.stem, data)
+
+
+def parse(name: str, data: bytes) -> Workflow:
+    """Read a workflow from its bytes; WorkflowFault says what is no API-format graph about it."""
+    if len(data) > MAX_BYTES:
+        raise WorkflowFault(f"workflow {name}: larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError) as fault:
+        raise WorkflowFault(f"workflow {name}: not JSON: {fault}") from None
+    if isinstance(tree, dict) and isinstance(tree.get("nodes"), list):
+        raise WorkflowFault(
+            f"workflow {name} is a UI-format export; an API-format one is needed",
+            hint="in ComfyUI: Workflow, Export (API)",
+        )
+    if not isinstance(tree, dict):
+        raise WorkflowFault(f"workflow {name}: not an object of nodes")
+    about = tree.pop("_imagen", {})
+    _check_graph(name, tree)
+    return Workflow(name, tree, **_checked_about(name, about))
+
+
+def _check_graph(name: str, graph: Any) -> None:
+    for key, node in graph.items():
+        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
+            raise WorkflowFault(f"workflow {name}: node {key} has no class_type")
+        if not isinstance(node.get("inputs"), dict):
+            raise WorkflowFault(f"workflow {name}: node {key} has no inputs")
+    if not any(node["class_type"] == "SaveImage" for node in graph.values()):
+        raise WorkflowFault(f"workflow {name} has no SaveImage node, so nothing would come of it")
+
+
+def _checked_about(name: str, about: Any) -> dict[str, Any]:
+    kinds = {"description": str, "defaults": dict, "size_multiple": int, "models": list}
+    for key, value in about.items() if isinstance(about, dict) else [("_imagen", about)]:
+        if key not in kinds:
+            raise WorkflowFault(f"workflow {name}: _imagen.{key} is unknown", hint=suggest(key, kinds))
+        if not isinstance(value, kinds[key]) or (key == "size_multiple" and value < 1):
+            raise WorkflowFault(f"workflow {name}: _imagen.{key} must be a {kinds[key].__name__}")
+    for model in about.get("models", []):
+        if not isinstance(model, dict) or not isinstance(model.get("file"), str):
+            raise WorkflowFault(f"workflow {name}: each of _imagen.models needs a file")
+    return about  # type: ignore[no-any-return]
+
+
+def _holes(graph: Graph) -> Iterator[tuple[str, str, str]]:
+    """Yield (node id, input, placeholder name) for every placeholder."""
+    for key, node in graph.items():
+        for wanted, value in node["inputs"].items():
+            for text in _texts(value):
+                if hole := _WHOLE.fullmatch(text):
+                    yield key, wanted, hole[1]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def fill(workflow: Workflow, values: Mapping[str, Any]) -> Graph:
+    """Give the graph with every placeholder filled, once; WorkflowFault when one has no value."""
+    known = {**workflow.defaults, **values}
+    for key, wanted, name in _holes(workflow.graph):
+        if known.get(name) is None:
+            where = f"node {key} ({workflow.graph[key]['class_type']}), {wanted}"
+            hint = f"--option {name}=…, or {name}: in the backend's configuration"
+            close = suggest(name, known)
+            if close and close.startswith("did you mean"):
+                hint = close
+            message = f"workflow {workflow.name}: ${{{name}}} has no value: {where}"
+            raise WorkflowFault(message, hint=hint)
+    return {
+        key: {**node, "inputs": {wanted: _filled(value, known) for wanted, value in node["inputs"].items()}}
+        for key, node in workflow.graph.items()
+    }
+
+
+def _filled(value: Any, known: Mapping[str, Any]) -> Any:
+    if isinstance(value, str) and (hole := _WHOLE.fullmatch(value)):
+        return known[hole[1]]
+    if isinstance(value, list):
+        return [_filled(one, known) for one in value]
+    return value
