@@ -56,7 +56,7 @@ class Tool(click.Command):
             report.say(from_os(fault, "cannot go on").as_line())
             drop_stdout()
             return FAILED
-        except Exception as fault:  # noqa: BLE001 - a fault of ours: named in one line, never a traceback
+        except Exception as fault:
             if os.environ.get("IMAGEN_TRACEBACK"):
                 raise
             report.say(

@@ -90,7 +90,8 @@ def load(flag: str | None) -> Config:
         place = ".".join(found[0].place)
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ConfigFault(
-            f"{path}: {place}: {found[0].message}{more}", hint=found[0].hint or "imagen-config validate"
+            f"{path}: {place}: {found[0].message}{more}",
+            hint=found[0].hint or "imagen-config validate",
         )
     config = Config(path, styles=tree.get("styles") or {})
     config.backends = {"mock": {"type": "mock"}, **(tree.get("backends") or {})}
@@ -101,7 +102,7 @@ def load(flag: str | None) -> Config:
 
 
 def find(flag: str | None) -> Path | None:
-    """Give the path of the file in force; None when there is none; ConfigFault if a named one is not."""
+    """Give the path of the file in force; None when there is none and none was named."""
     named = flag or os.environ.get("IMAGEN_CONFIG")
     path = Path(named).expanduser() if named else default_path()
     if path.exists():
@@ -120,7 +121,11 @@ def default_path() -> Path:
 def ledger_path() -> Path:
     """Give the path of the ledger: $IMAGEN_LEDGER, else in the XDG state folder."""
     named = os.environ.get("IMAGEN_LEDGER")
-    return Path(named).expanduser() if named else _xdg("XDG_STATE_HOME", "~/.local/state") / "ledger.sqlite3"
+    return (
+        Path(named).expanduser()
+        if named
+        else _xdg("XDG_STATE_HOME", "~/.local/state") / "ledger.sqlite3"
+    )
 
 
 def _xdg(variable: str, otherwise: str) -> Path:
@@ -154,14 +159,18 @@ def parse(path: Path) -> Parsed:
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigFault(f"{path}{where}: not YAML: {getattr(fault, 'problem', None) or fault}") from None
+        raise ConfigFault(
+            f"{path}{where}: not YAML: {getattr(fault, 'problem', None) or fault}"
+        ) from None
     except (RecursionError, ValueError) as fault:
         why = fault if isinstance(fault, UnicodeDecodeError) else "it cannot be read as YAML"
         raise ConfigFault(f"{path}: {why}") from None
     except OSError as fault:
         raise ConfigFault(f"cannot read {path}: {fault.strerror}") from None
     if not isinstance(tree, dict):
-        raise ConfigFault(f"{path}: the file must hold keys and values", hint="imagen-config sample")
+        raise ConfigFault(
+            f"{path}: the file must hold keys and values", hint="imagen-config sample"
+        )
     return Parsed(tree, lines, twice)
 
 
@@ -204,7 +213,9 @@ def _check_default(tree: Tree) -> Iterator[Fault]:
     named = tree.get("default_backend")
     instances = tree.get("backends") or {}
     if isinstance(named, str) and isinstance(instances, dict) and named not in {"mock", *instances}:
-        yield Fault(("default_backend",), f"no backend {named!r}", suggest(named, map(str, instances)))
+        yield Fault(
+            ("default_backend",), f"no backend {named!r}", suggest(named, map(str, instances))
+        )
 
 
 def _check_instance(name: str, settings: Any) -> Iterator[Fault]:
@@ -218,7 +229,7 @@ def _check_instance(name: str, settings: Any) -> Iterator[Fault]:
 
 
 def check_keys(place: Place, keys: Mapping[str, Key], settings: Any) -> Iterator[Fault]:
-    """Yield the faults of one mapping: unknown keys with close matches, values of the wrong kind."""
+    """Yield the faults of one mapping: unknown keys, and values of the wrong kind."""
     if not isinstance(settings, dict):
         yield Fault(place, "must hold keys and values")
         return
@@ -321,5 +332,23 @@ def shown(name: str, value: Any) -> Any:
 
 
 def secret(variable: str) -> str | None:
-    """Give a secret from the environment, None when it is not set; never print what this returns."""
+    """Give a secret from the environment, None when not set; never print what this returns."""
     return os.environ.get(variable) or None
+
+
+def line_of(place: Place, lines: Mapping[Place, int]) -> int:
+    """Give the line of a place in the file, or of the nearest key around it."""
+    while place not in lines and place:
+        place = place[:-1]
+    return lines.get(place, 1)
+
+
+def all_values(config: Config) -> Iterator[tuple[str, Any, str]]:
+    """Yield every dotted key with its value in force and where that came from."""
+    for key, value in config.values.items():
+        yield key, str(value) if isinstance(value, Path) else value, config.sources[key]
+    for section, named in (("backends", config.backends), ("styles", config.styles)):
+        for name, settings in named.items():
+            for key, value in settings.items():
+                builtin = section == "backends" and name == "mock" and settings == {"type": "mock"}
+                yield f"{section}.{name}.{key}", value, "default" if builtin else "file"

@@ -28,6 +28,7 @@ class ImagenError(Exception):
     retry = "never"
     hint: str | None = None
     retry_after_s: float | None = None
+    record: dict[str, Any] | None = None  # what the line had become when it failed
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         """Take a message for the person at the terminal, and any of the class's own attributes."""

@@ -44,7 +44,11 @@ class Server:
     """A session with one host."""
 
     def __init__(
-        self, url: str, headers: Mapping[str, str] | None = None, read_s: float = 60, who: str = "server"
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        read_s: float = 60,
+        who: str = "server",
     ) -> None:
         """Take the base URL, headers that go with every request, and the read time-out."""
         import requests
@@ -56,7 +60,7 @@ class Server:
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": "imagen", **(headers or {})})
         named = get_auth_from_url(url)
-        # an auth of our own, even an empty one, keeps ~/.netrc from replacing the Authorization header
+        # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
         self._session.auth = named if any(named) else _unchanged
 
     def get(self, path: str, limit: int = MAX_JSON, **params: str) -> Answer:
@@ -110,7 +114,11 @@ class Server:
         if isinstance(fault, (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader)):
             return ConfigFault(f"the {self.who}'s address or headers cannot be used: {self.url}")
         reason = getattr(fault.args[0] if fault.args else None, "reason", None)
-        never = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
+        never = (
+            requests.ConnectTimeout,
+            requests.exceptions.SSLError,
+            requests.exceptions.ProxyError,
+        )
         if isinstance(fault, never) or isinstance(reason, NewConnectionError):
             return Unreachable(f"cannot reach the {self.who} at {self.url}: {_why(fault)}")
         return AnswerLost(f"lost the answer of the {self.who} at {self.url}: {_why(fault)}")

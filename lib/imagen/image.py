@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 16384 * 16384
+MAX_TEXT = 16 * 2**20  # bytes of one text chunk
 _MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
 
 @dataclass(slots=True)
 class Picture:
-    """What the bytes of an image say: format, pixels, whether it is one flat colour, text chunks."""
+    """What the bytes of an image say: its format, its pixels, whether it is one flat colour."""
 
     format: str
     width: int
     height: int
     flat: bool
-    text: dict[str, str]
 
 
 def kind(data: bytes) -> str | None:
@@ -49,8 +49,7 @@ def probe(data: bytes) -> Picture:
         if width * height > MAX_PIXELS:
             raise BadImage(f"the backend returned {width}×{height} pixels: too many to check")
         opened.load()
-        text = {key: value for key, value in opened.info.items() if isinstance(value, str)}
-        return Picture(form, width, height, _is_flat(opened), text)
+        return Picture(form, width, height, _is_flat(opened))
     except BadImage:
         raise
     except Exception as fault:  # noqa: BLE001 - hostile bytes make decoders raise anything at all
@@ -62,7 +61,8 @@ def text_of_png(data: bytes) -> dict[str, str]:
     if kind(data) != "png":
         return {}
     try:
-        return {key: value for key, value in _open(data, "png").info.items() if isinstance(value, str)}
+        info = _open(data, "png").info
+        return {str(key): value for key, value in info.items() if isinstance(value, str)}
     except Exception:  # noqa: BLE001 - probe() says what is wrong with it
         return {}
 
@@ -74,6 +74,7 @@ def _open(data: bytes, form: str) -> Image.Image:
     if form == "png":
         from PIL import PngImagePlugin
 
+        PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT  # a graph with a long prompt passes Pillow's 1 MiB
         opened: Image.Image = PngImagePlugin.PngImageFile(io.BytesIO(data))
         return opened
     return Image.open(io.BytesIO(data), formats=[form])
@@ -92,7 +93,10 @@ def draw(prompt: str, seed: int, width: int, height: int, caption: str) -> Image
     dice = hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()
     sky, glow, ground = _palette(dice)
     ramp = Image.linear_gradient("L")
-    bands = [ramp.point([_mix(a, b, i / 255) for i in range(256)]) for a, b in zip(sky, glow, strict=True)]
+    bands = [
+        ramp.point([_mix(a, b, i / 255) for i in range(256)])
+        for a, b in zip(sky, glow, strict=True)
+    ]
     picture = Image.merge("RGB", bands).resize((width, height), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(picture)
     _draw_sun(pen, dice, glow, width, height)
@@ -113,7 +117,9 @@ def _palette(dice: bytes) -> tuple[tuple[int, ...], ...]:
     hue = dice[0] / 256
     turn = 0.08 + dice[1] / 256 * 0.35
     colours = (hue, 0.28, 0.55), (hue + turn, 0.78, 0.75), (hue + turn / 2, 0.12, 0.5)
-    return tuple(tuple(round(255 * part) for part in hls_to_rgb(h % 1, l, s)) for h, l, s in colours)
+    return tuple(
+        tuple(round(255 * part) for part in hls_to_rgb(h % 1, light, s)) for h, light, s in colours
+    )
 
 
 def _draw_sun(pen: Any, dice: bytes, glow: tuple[int, ...], width: int, height: int) -> None:
@@ -146,12 +152,16 @@ def _write_prompt(pen: Any, prompt: str, caption: str, width: int, height: int) 
     margin = size
     font = ImageFont.load_default(size)
     small = ImageFont.load_default(max(size * 5 // 8, 7))
-    lines = _wrapped(prompt, font, width - 2 * margin, most=max((height // 3) // (size * 5 // 4), 1))
+    lines = _wrapped(
+        prompt, font, width - 2 * margin, most=max((height // 3) // (size * 5 // 4), 1)
+    )
     top = height - margin - size - len(lines) * size * 5 // 4
     for number, text in enumerate([*lines, caption]):
         used = small if number == len(lines) else font
         at = (margin, top + number * size * 5 // 4)
-        pen.text(at, text, font=used, fill="white", stroke_width=max(size // 14, 1), stroke_fill="black")
+        pen.text(
+            at, text, font=used, fill="white", stroke_width=max(size // 14, 1), stroke_fill="black"
+        )
 
 
 def _wrapped(text: str, font: Any, width: int, most: int) -> list[str]:

@@ -32,7 +32,8 @@ def opened(path: Path, note: Callable[[str], None]) -> Ledger:
     try:
         return Ledger(path)
     except OSError as fault:
-        note(f"no ledger, so names are not kept for later: {fault.strerror}: {fault.filename} (hint: set $IMAGEN_LEDGER)")
+        why = f"{fault.strerror}: {fault.filename}"
+        note(f"no ledger ({why}): ids are global for this run only (hint: set $IMAGEN_LEDGER)")
         return Ledger(None)
 
 
@@ -40,12 +41,12 @@ class Ledger:
     """The ledger at a path, or none: then its id is drawn for this run, and nothing is locked."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open or create the ledger; OSError when there is no place for it, LedgerFault when it is none."""
+        """Open or create it; OSError when there is no place for it, LedgerFault when it is none."""
         self.path = path
         self.id = _id_of(path) if path else str(uuid.uuid4())
 
     def render_id(self, name: str) -> str:
-        """Give the global id of an id: itself when it is a UUID, else made of it and the ledger's own."""
+        """Give an id as a global one: itself if a UUID, else made of it and the ledger's own."""
         return canonical_uuid(name) or str(uuid.uuid5(uuid.UUID(self.id), name))
 
     @contextmanager

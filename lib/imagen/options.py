@@ -35,16 +35,42 @@ def _parameters() -> list[click.Parameter]:
     texts = [click.Option(names, metavar=of, help=says) for names, of, says in _REQUEST]
     return [
         *texts,
-        click.Option(["--option", "options"], multiple=True, metavar="K=V", help="Backend option, typed as JSON where it parses; may be repeated."),
-        click.Option(["--set", "sets"], multiple=True, metavar="K=V", help="Override what a line says; may be repeated."),
-        click.Option(["--count"], type=click.IntRange(1, 10_000), metavar="N", help="Make N of each, seeds counting up."),
-        click.Option(["--again"], is_flag=True, help="Make finished, failed or pending lines anew."),
+        click.Option(
+            ["--option", "options"],
+            multiple=True,
+            metavar="K=V",
+            help="Backend option, typed as JSON where it parses; may be repeated.",
+        ),
+        click.Option(
+            ["--set", "sets"],
+            multiple=True,
+            metavar="K=V",
+            help="Override what a line says; may be repeated.",
+        ),
+        click.Option(
+            ["--count"],
+            type=click.IntRange(1, 10_000),
+            metavar="N",
+            help="Make N of each, seeds counting up.",
+        ),
+        click.Option(
+            ["--again"], is_flag=True, help="Make finished, failed or pending lines anew."
+        ),
         click.Option(["--out-dir"], metavar="DIR", help="Folder for dated folders of images."),
         click.Option(["--output"], metavar="FILE", help="Write the one image here; - for stdout."),
         click.Option(["--force"], is_flag=True, help="Let --output replace a file."),
-        click.Option(["--timeout"], type=_SECONDS, metavar="S", help="Give up, and cancel, after S seconds."),
-        click.Option(["--wait"], type=_SECONDS, metavar="S", help="After S seconds hand out the unfinished record."),
-        click.Option(["--strict"], is_flag=True, help="Refuse what would be approximated or dropped."),
+        click.Option(
+            ["--timeout"], type=_SECONDS, metavar="S", help="Give up, and cancel, after S seconds."
+        ),
+        click.Option(
+            ["--wait"],
+            type=_SECONDS,
+            metavar="S",
+            help="After S seconds hand out the unfinished record.",
+        ),
+        click.Option(
+            ["--strict"], is_flag=True, help="Refuse what would be approximated or dropped."
+        ),
         click.Option(["--dry-run"], is_flag=True, help="Print what would be sent; send nothing."),
     ]
 
@@ -116,7 +142,9 @@ def _pair(option: str, text: str) -> tuple[str, Any]:
         raise UsageFault(f"{option} takes K=V, not {text[:40]!r}")
     if option == "--set":
         if name not in record.REQUEST:
-            raise UsageFault(f"--set: {name!r} is no request field", hint=suggest(name, record.REQUEST))
+            raise UsageFault(
+                f"--set: {name!r} is no request field", hint=suggest(name, record.REQUEST)
+            )
         if record.FIELDS[name].schema["type"] == "string":
             return name, value
     return name, typed(value)
@@ -142,4 +170,3 @@ def as_arguments(context: click.Context) -> Iterator[str]:
         else:
             for one in value if isinstance(value, tuple) else [value]:
                 yield f"{option}={one}"
-

@@ -168,7 +168,7 @@ class Pipe:
             yield from self._failed(line, from_os(fault, "a file failed"))
 
     def _failed(self, line: Line, fault: ImagenError) -> Iterator[Record]:
-        base = getattr(fault, "record", None) or line.record
+        base = fault.record or line.record
         self.status = worse(self.status, fault.exit_status)
         self.report.fault(name_of(base, line.where), fault)
         if base is not None:

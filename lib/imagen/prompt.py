@@ -16,9 +16,9 @@ class Prompts(NamedTuple):
 
 
 def styled(request: Mapping[str, Any], styles: Mapping[str, Mapping[str, Any]]) -> Prompts:
-    """Apply the request's style, if any: template, then prefix and suffix, then its negative prompt.
+    """Apply the request's style, if any: template, prefix and suffix, and its negative prompt.
 
-    `{prompt}` in a template stands for the prompt, once; a prompt that holds `{prompt}` is just text.
+    `{prompt}` in a template stands for the prompt, once; in a prompt it is just text.
     """
     prompt, negative = request["prompt"], request.get("negative_prompt")
     name = request.get("style")

@@ -103,13 +103,17 @@ FIELDS: dict[str, Field] = {
     "format": Field(_RENDER, {"enum": ["png", "jpeg", "webp"]}, "told by the bytes themselves"),
     "model": Field(_RENDER, {"type": "string"}, "the model or its file"),
     "workflow": Field(_RENDER, {"type": "string"}, "the name of the ComfyUI workflow"),
-    "sent_prompt": Field(_RENDER, {"type": "string"}, "the prompt that was sent, if a style changed it"),
+    "sent_prompt": Field(
+        _RENDER, {"type": "string"}, "the prompt that was sent, if a style changed it"
+    ),
     "sent_negative_prompt": Field(
         _RENDER, {"type": "string"}, "the negative prompt that was sent, if a style changed it"
     ),
     "submit": Field(_RENDER, _TEXT, "the provider's handle, shared by all images of one submit"),
     "date": Field(_RENDER, {"type": "string", "format": "date"}, "the folder's date, UTC"),
-    "slug": Field(_RENDER, {"type": "string", "pattern": "^[a-z0-9-]+$"}, "the prompt in the file's name"),
+    "slug": Field(
+        _RENDER, {"type": "string", "pattern": "^[a-z0-9-]+$"}, "the prompt in the file's name"
+    ),
     "started_at": Field(_RENDER, {"type": "string", "format": "date-time"}, "UTC, of the submit"),
     "latency_ms": Field(_RENDER, _COUNT, "from the submit until the image was here"),
     "queue_ms": Field(_RENDER, _COUNT, "the part of it spent waiting for the backend's turn"),
@@ -194,7 +198,9 @@ def line(record: Mapping[str, Any]) -> bytes:
     """Give the record as one line of UTF-8, newline included."""
     try:
         return _encode(record).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate in a key that we only pass on: escaped, it is legal
+    except (
+        UnicodeEncodeError
+    ):  # a lone surrogate in a key that we only pass on: escaped, it is legal
         return _encode_ascii(record).encode() + b"\n"
 
 
@@ -216,7 +222,7 @@ def checked(record: Mapping[str, Any]) -> Record:
 
 
 def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
-    kind = schema["type"]
+    kind: str = schema["type"]
     if kind == "integer" and isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, _KINDS[kind]):
@@ -228,7 +234,7 @@ def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
         return value
     for text in _strings(value):
         _check_text(name, text)
-    if kind == "string":
+    if isinstance(value, str):
         _check_length(name, value, schema)
     return value
 
@@ -247,7 +253,7 @@ _KIND_NAMES = {
 }
 
 
-def _short(value: float) -> str:
+def _short(value: Any) -> str:
     digits = int(math.log10(abs(value))) + 1 if abs(value) >= 1 else 1
     return str(value) if digits <= 40 else f"a number of {digits} digits"
 
@@ -323,7 +329,7 @@ def with_defaults(record: Mapping[str, Any], defaults: Mapping[str, Any]) -> Rec
 
 def schema(of: str = "record") -> dict[str, Any]:
     """Give the JSON Schema (draft 2020-12) of a request or a record."""
-    names = REQUEST + ["job"] if of == "request" else list(FIELDS)
+    names = [*REQUEST, "job"] if of == "request" else list(FIELDS)
     properties: dict[str, Any] = {}
     for name in names:
         field = FIELDS[name]

@@ -12,7 +12,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -173,16 +173,16 @@ class Renderer:
         }
 
     def render(self, asked: Record) -> Iterator[Record]:
-        """Make one request's images; yields their records, one pending record when it stopped waiting."""
+        """Make one request's images; yields their records, or a pending one if it stops waiting."""
         job = self._planned(asked)
         with ExitStack() as stack, _naming(job):
             stack.enter_context(self._ledger.lock(job.render_id))
             self._reserve(job)
-            stack.callback(lambda: job.place and job.place.release())
+            stack.callback(_release, job)
             yield from self._waited(job, lambda: self._submit(job))
 
     def collect(self, line: Record) -> Iterator[Record]:
-        """Collect what a pending line names; yields its records, or the line again when it is not done."""
+        """Collect what a pending line names; yields its records, or the line if not done."""
         asked = record.checked(line)
         _check_names(asked)
         pending = line["pending"]
@@ -198,11 +198,13 @@ class Renderer:
         try:
             self._plan(job, max(job.attempts, 1))
         except Refused:
-            job.plan = None  # the workflow has changed since: what was submitted can still be fetched
+            job.plan = (
+                None  # the workflow has changed since: what was submitted can still be fetched
+            )
         with ExitStack() as stack, _naming(job):
             stack.enter_context(self._ledger.lock(job.render_id))
             self._reserve(job)
-            stack.callback(lambda: job.place and job.place.release())
+            stack.callback(_release, job)
             yield from self._waited(job, lambda: job.handle)
 
     # -- the steps, in order ---------------------------------------------------------------------
@@ -266,7 +268,7 @@ class Renderer:
             raise from_os(fault, "cannot write the image") from None
 
     def _waited(self, job: Job, submit: Callable[[], str | None]) -> Iterator[Record]:
-        """Submit, collect, verify and write; a signal cancels (INT) or hands out what is pending (TERM)."""
+        """Submit, collect, verify, write; INT cancels, TERM hands out what is pending."""
         try:
             job.handle = submit()
             yield from self._finish(job)
@@ -290,7 +292,9 @@ class Renderer:
         """Send it; after a fault, look for it before sending it once more."""
         self._before_submit()
         job.began = time.monotonic()
-        job.record["started_at"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        job.record["started_at"] = (
+            datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        )
         return retry.once_more(lambda: self._look_then_send(job))
 
     def _look_then_send(self, job: Job) -> str:
@@ -299,7 +303,9 @@ class Renderer:
             if isinstance(found, str):
                 return found
             if found is Sought.UNKNOWN:
-                raise AnswerLost("whether the render arrived cannot be told", retry="reconcile", billed="unknown")
+                raise AnswerLost(
+                    "whether the render arrived cannot be told", retry="reconcile", billed="unknown"
+                )
         job.attempts += 1
         self._plan(job, job.attempts)
         job.record["attempts"] = job.attempts
@@ -334,14 +340,18 @@ class Renderer:
         return collected
 
     def _written(self, job: Job, collected: Collected) -> Iterator[Record]:
-        """Verify each image, then write it: the sidecar first, so that an image is never without one."""
+        """Verify each image, then write it: sidecar first, so that no image is without one."""
         total = round((time.monotonic() - job.began) * 1000)
         for number, data in enumerate(collected.images, 1):
             made = _made(job, collected, number, total)
             made["render_id"] = job.render_id if number == 1 else self._ledger.render_id(made["id"])
             picture = image.probe(data)
             _compare(made, picture, job.plan)
-            made |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "format": picture.format}
+            made |= {
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "bytes": len(data),
+                "format": picture.format,
+            }
             if self._image_out is not None:
                 self._image_out(data)
                 yield made
@@ -352,7 +362,9 @@ class Renderer:
             came = len(collected.images)
             rest = {**job.record, "id": _name(job, came + 1)} if came else job.record
             billed = "yes" if job.backend.paid else "no"
-            raise TooFewImages(f"the backend returned {came} of {expected} images", record=rest, billed=billed)
+            raise TooFewImages(
+                f"the backend returned {came} of {expected} images", record=rest, billed=billed
+            )
 
     def _stored(self, job: Job, made: Record, data: bytes) -> Record:
         try:
@@ -373,19 +385,20 @@ class Renderer:
 # -- what a record says ----------------------------------------------------------------------------
 
 
-class _naming:  # noqa: N801 - reads as what it does
-    """A fault inside carries the request as resolved, so that the line it becomes can be run again."""
+@contextmanager
+def _naming(job: Job) -> Iterator[None]:
+    """Let a fault inside carry the request as resolved: the line it becomes can be run again."""
+    try:
+        yield
+    except ImagenError as fault:
+        if fault.record is None:
+            fault.record = dict(job.record)
+        raise
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
 
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, _kind: Any, fault: BaseException | None, _trace: Any) -> None:
-        """Name the job."""
-        if isinstance(fault, ImagenError) and not getattr(fault, "record", None):
-            fault.record = dict(self._job.record)  # type: ignore[attr-defined]
+def _release(job: Job) -> None:
+    if job.place:
+        job.place.release()
 
 
 def _known(plan: Plan | None) -> Plan:
@@ -400,7 +413,10 @@ def _attempts(line: Mapping[str, Any]) -> int:
 
 
 def _says(plan: Plan) -> str:
-    texts = [f"{one['field']} {one['asked']} would be {one['got']} ({one['why']})" for one in plan.approximated]
+    texts = [
+        f"{one['field']} {one['asked']} would be {one['got']} ({one['why']})"
+        for one in plan.approximated
+    ]
     texts += [f"{one['field']} would be dropped ({one['why']})" for one in plan.dropped]
     return "; ".join(texts)
 
@@ -438,7 +454,9 @@ def _compare(made: Record, picture: image.Picture, plan: Plan | None) -> None:
     for name, got in (("width", picture.width), ("height", picture.height)):
         planned = plan.resolved.get(name) if plan else None
         if planned not in (None, got):
-            changes.append({"field": name, "asked": planned, "got": got, "why": "the image came back so"})
+            changes.append(
+                {"field": name, "asked": planned, "got": got, "why": "the image came back so"}
+            )
         made[name] = got
     if changes:
         before = made.get("fidelity", {})
@@ -457,7 +475,9 @@ def _store(place: files.Place, made: Record, data: bytes) -> Record:
     made = {**made, "file": str(place.image), "sidecar": str(place.sidecar)}
     sidecar = json.dumps(made, ensure_ascii=False, indent=1) + "\n"
     with signals.held():
-        files.publish(place.sidecar, sidecar.encode(errors="backslashreplace"), replace=place.replace)
+        files.publish(
+            place.sidecar, sidecar.encode(errors="backslashreplace"), replace=place.replace
+        )
         try:
             files.publish(place.image, data, replace=place.replace)
         except BaseException:
@@ -465,4 +485,3 @@ def _store(place: files.Place, made: Record, data: bytes) -> Record:
             raise
         files.sync_folder(place.folder)
     return made
-

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, repeat
+from typing import NoReturn, TypeVar
 
 from .errors import AnswerLost, ImagenError, ServerFault, Unreachable
 
@@ -13,7 +15,7 @@ TRANSIENT: tuple[type[ImagenError], ...] = (Unreachable, AnswerLost, ServerFault
 
 
 def once_more(call: Callable[[], T], wait_s: float = 0.3) -> T:
-    """Call, and after a transient fault (5xx, network) once more; only for what may be sent twice."""
+    """Call, and after a transient fault (5xx, network) once more; for what may be sent twice."""
     return _trying(call, wait_s, attempts=2)
 
 
@@ -22,16 +24,26 @@ def for_a_while(call: Callable[[], T], patience_s: float, wait_s: float = 0.3) -
     return _trying(call, wait_s, patience_s=patience_s)
 
 
-def _trying(
-    call: Callable[[], T], wait_s: float, attempts: int = 0, patience_s: float = 0
-) -> T:
-    import tenacity
+def _trying(call: Callable[[], T], wait_s: float, attempts: int = 0, patience_s: float = 0) -> T:
+    try:
+        return call()
+    except TRANSIENT as fault:
+        first = fault
+    import tenacity  # only now: most calls work at once, and it costs as much as click to import
 
-    stop: tenacity.stop.stop_base
-    stop = tenacity.stop_after_attempt(attempts) if attempts else tenacity.stop_after_delay(patience_s)
+    tries: Iterator[Callable[[], T]] = chain([partial(_raise, first)], repeat(call))
+    stop = tenacity.stop_after_delay(patience_s)
+
+    def once() -> T:
+        return next(tries)()
+
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TRANSIENT),
-        stop=stop,
+        stop=tenacity.stop_after_attempt(attempts) if attempts else stop,
         wait=tenacity.wait_fixed(wait_s),
         reraise=True,
-    )(call)
+    )(once)
+
+
+def _raise(fault: ImagenError) -> NoReturn:
+    raise fault

@@ -25,7 +25,7 @@ Graph = dict[str, dict[str, Any]]
 
 
 class Model(NamedTuple):
-    """A model file that a workflow names: its name, ComfyUI's folder for it, and where to get it."""
+    """A model file that a workflow names: its name, ComfyUI's folder for it, and its source."""
 
     file: str
     folder: str
@@ -67,7 +67,7 @@ def bundled() -> list[str]:
 
 
 def load(name: str, folder: Path | None = None) -> Workflow:
-    """Load a bundled workflow by name, or a file by path (relative to `folder`); WorkflowFault if none."""
+    """Load a bundled workflow by name, or a file by path (relative to `folder`)."""
     is_path = name.endswith(".json") or "/" in name
     path = (folder or Path()) / Path(name).expanduser() if is_path else BUNDLED / f"{name}.json"
     if not is_path and name not in bundled():
@@ -113,11 +113,18 @@ def _check_graph(name: str, graph: Any) -> None:
 
 
 def _checked_about(name: str, about: Any) -> dict[str, Any]:
-    kinds = {"description": str, "defaults": dict, "size_multiple": int, "models": list}
+    kinds: dict[str, type] = {
+        "description": str,
+        "defaults": dict,
+        "size_multiple": int,
+        "models": list,
+    }
     for key, value in about.items() if isinstance(about, dict) else [("_imagen", about)]:
         if key not in kinds:
-            raise WorkflowFault(f"workflow {name}: _imagen.{key} is unknown", hint=suggest(key, kinds))
-        if not isinstance(value, kinds[key]) or (key == "size_multiple" and value < 1):
+            raise WorkflowFault(
+                f"workflow {name}: _imagen.{key} is unknown", hint=suggest(key, kinds)
+            )
+        if not isinstance(value, kinds[key]) or (key == "size_multiple" and int(value) < 1):
             raise WorkflowFault(f"workflow {name}: _imagen.{key} must be a {kinds[key].__name__}")
     for model in about.get("models", []):
         if not isinstance(model, dict) or not isinstance(model.get("file"), str):
@@ -155,7 +162,10 @@ def fill(workflow: Workflow, values: Mapping[str, Any]) -> Graph:
             message = f"workflow {workflow.name}: ${{{name}}} has no value: {where}"
             raise WorkflowFault(message, hint=hint)
     return {
-        key: {**node, "inputs": {wanted: _filled(value, known) for wanted, value in node["inputs"].items()}}
+        key: {
+            **node,
+            "inputs": {wanted: _filled(value, known) for wanted, value in node["inputs"].items()},
+        }
         for key, node in workflow.graph.items()
     }
 

@@ -149,13 +149,8 @@ class Instance:
         return default if value is None else value
 
 
-def names(config: Config) -> list[str]:
-    """Give the names of all configured instances."""
-    return list(config.backends)
-
-
 def open_backend(name: str, config: Config, state_folder: Path) -> Backend:
-    """Open a configured instance; Refused when there is none of that name, ConfigFault when it is wrong."""
+    """Open a configured instance; Refused when there is none of that name or it is wrong."""
     if name not in config.backends:
         hint = suggest(name, config.backends)
         raise Refused(f"no backend {name!r}", code="unknown_backend", hint=hint)
@@ -176,9 +171,9 @@ def faults(instance: Instance) -> Iterator[Fault]:
         yield Fault((*place, "type"), f"no backend type {kind!r}", suggest(str(kind), TYPES))
         return
     module = _module(kind)
-    extra = getattr(module, "extra_keys", lambda _instance: {})
     try:
-        keys = {**BASE_KEYS, **module.KEYS, **extra(instance)}
+        extra = module.extra_keys(instance) if hasattr(module, "extra_keys") else {}
+        keys = {**BASE_KEYS, **module.KEYS, **extra}
     except Refused as fault:
         yield Fault((*place, "workflow"), fault.message, fault.hint)
         return

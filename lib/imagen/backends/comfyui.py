@@ -107,7 +107,9 @@ class ComfyUI:
             if name in holes - {"prompt", "negative_prompt", "seed", *_FIELDS}:
                 values[name] = value
             else:
-                plan.drop(f"options.{name}", value, f"workflow {self.workflow.name} has no ${{{name}}}")
+                plan.drop(
+                    f"options.{name}", value, f"workflow {self.workflow.name} has no ${{{name}}}"
+                )
         values |= {"prompt": ask.prompt, "negative_prompt": ask.negative, "seed": request["seed"]}
         for name in _FIELDS:
             values[name] = request.get(name, defaults.get(name))
@@ -130,7 +132,9 @@ class ComfyUI:
         low, high = -(-_MIN_SIZE // step) * step, _MAX_SIZE // step * step
         got = min(max(round(asked / step) * step, low), high)
         if got != asked:
-            plan.approximate(name, asked, got, f"workflow {self.workflow.name} makes multiples of {step}")
+            plan.approximate(
+                name, asked, got, f"workflow {self.workflow.name} makes multiples of {step}"
+            )
         return got
 
     def _model(self, values: Mapping[str, Any]) -> dict[str, str]:
@@ -199,7 +203,9 @@ class ComfyUI:
 
     def status(self, ask: bool) -> Status:
         """Ask the server whether it is there and has the workflow's nodes and files."""
-        missing = [name for name in self._settings.get("headers_env", {}).values() if not secret(name)]
+        missing = [
+            name for name in self._settings.get("headers_env", {}).values() if not secret(name)
+        ]
         if missing:
             return Status("not configured", f"set {', '.join(missing)}")
         if not ask:
@@ -235,7 +241,9 @@ class ComfyUI:
             value = secret(variable)
             if value is None:
                 where = f"backend {self._settings.name}"
-                raise ConfigFault(f"{where}: ${variable} is not set", hint=f"for its {header} header")
+                raise ConfigFault(
+                    f"{where}: ${variable} is not set", hint=f"for its {header} header"
+                )
             headers[header] = value
         return headers
 
@@ -245,7 +253,9 @@ class ComfyUI:
 
     def _read(self, path: str) -> Any:
         try:
-            return retry.for_a_while(lambda: self._server.get(path).json(), self._patience_s, self._retry_s)
+            return retry.for_a_while(
+                lambda: self._server.get(path).json(), self._patience_s, self._retry_s
+            )
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
 
@@ -303,7 +313,10 @@ class ComfyUI:
             if not found:
                 yield f"no node {kind}"
                 continue
-            for name, spec in {**found["input"].get("required", {}), **found["input"].get("optional", {})}.items():
+            for name, spec in {
+                **found["input"].get("required", {}),
+                **found["input"].get("optional", {}),
+            }.items():
                 choices = _choices(spec)
                 value = node["inputs"].get(name)
                 hole = isinstance(value, str) and value.startswith("${")
@@ -347,7 +360,9 @@ def _refusal(fault: Rejected) -> ImagenError:
     """Read a 400 of /prompt."""
     try:
         said = json.loads(fault.body)
-        error = said["error"] if isinstance(said["error"], dict) else {"message": str(said["error"])}
+        error = (
+            said["error"] if isinstance(said["error"], dict) else {"message": str(said["error"])}
+        )
     except (ValueError, LookupError, TypeError, RecursionError):
         return fault
     if said.get("node_errors"):
@@ -358,19 +373,20 @@ def _refusal(fault: Rejected) -> ImagenError:
 
 def _node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
     """Name the first fault of each node; a file that is not installed is a MissingModel."""
-    texts, kind = [], RenderFailed
+    texts, missing = [], False
     for key, node in errors.items():
         for one in node.get("errors", []):
             extra = one.get("extra_info") or {}
             named = str(extra.get("received_value", ""))
             if one.get("type") == "value_not_in_list" and named.endswith(_MODEL_FILES):
-                kind = MissingModel
+                missing = True
                 folder = extra.get("input_name")
                 texts.append(f"{named} is not installed ({node.get('class_type')} {key}, {folder})")
             else:
-                texts.append(f"node {key} ({node.get('class_type')}): {one.get('message')}: {one.get('details')}")
+                said = f"{one.get('message')}: {one.get('details')}"
+                texts.append(f"node {key} ({node.get('class_type')}): {said}")
     message = "; ".join(texts[:3]) or otherwise
-    if kind is MissingModel:
+    if missing:
         return MissingModel(f"ComfyUI: {message}")
     return RenderFailed(f"ComfyUI refuses the workflow: {message}", code="workflow_refused")
 
@@ -430,4 +446,3 @@ def _is_ours(handle: str, body: bytes) -> bool:
     except (ValueError, AttributeError, RecursionError):
         return False
     return _prefix(handle) in prefixes
-

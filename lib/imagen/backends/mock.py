@@ -101,7 +101,9 @@ class Mock:
     def submit(self, plan: Plan) -> str:
         """Take the picture on, or fail as told."""
         handle = str(plan.handle)
-        self._strike(plan.payload, "refused", Unreachable("cannot reach the mock: connection refused"))
+        self._strike(
+            plan.payload, "refused", Unreachable("cannot reach the mock: connection refused")
+        )
         self._strike(plan.payload, "server_error", ServerFault("the mock answered 500"))
         self._strike(plan.payload, "out_of_credit", OutOfCredit())
         if rule := self._struck(plan.payload, "throttled"):
@@ -203,14 +205,16 @@ class Mock:
         """Whether a rule still has a strike left: one byte in a file each time it strikes."""
         if "times" not in rule:
             return True
-        whose = payload["prompt"] + str(payload["seed"]) if rule in payload.get("faults", []) else ""
+        whose = (
+            payload["prompt"] + str(payload["seed"]) if rule in payload.get("faults", []) else ""
+        )
         key = json.dumps([self._name, whose, rule], sort_keys=True)
         self._memory.mkdir(parents=True, exist_ok=True)
         counter = self._memory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.count"
         descriptor = os.open(counter, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, b".")
-            return os.fstat(descriptor).st_size <= rule["times"]
+            return os.fstat(descriptor).st_size <= int(rule["times"])
         finally:
             os.close(descriptor)
 
@@ -225,7 +229,9 @@ def _from_file(instance: Instance) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as fault:
-        raise ConfigFault(f"backend {instance.name}: cannot read the faults in {path}: {fault}") from None
+        raise ConfigFault(
+            f"backend {instance.name}: cannot read the faults in {path}: {fault}"
+        ) from None
 
 
 def _rules(said: Any) -> list[Rule]:
@@ -236,7 +242,9 @@ def _rules(said: Any) -> list[Rule]:
         if not isinstance(rule, dict) or not isinstance(rule.get("fault"), str):
             raise Refused(f"no fault of the mock: {rule!r}", hint="one of " + ", ".join(FAULTS))
         if rule["fault"] not in FAULTS:
-            raise Refused(f"the mock has no fault {rule['fault']!r}", hint=suggest(rule["fault"], FAULTS))
+            raise Refused(
+                f"the mock has no fault {rule['fault']!r}", hint=suggest(rule["fault"], FAULTS)
+            )
         for name, value in rule.items():
             if name not in _RULE or not isinstance(value, _RULE[name]) or isinstance(value, bool):
                 raise Refused(f"a fault of the mock cannot hold {name}: {value!r}")

@@ -64,7 +64,9 @@ def _source(prompts: tuple[str, ...], lines: bool) -> Iterator[Line]:
             raise UsageFault("prompts come from the command line or from stdin, not from both")
         return (Line(f"prompt {n}", record={"prompt": text}) for n, text in enumerate(prompts, 1))
     if sys.stdin is None or not (prompts or pipe.stdin_waits()):
-        raise UsageFault("no prompt", hint="imagen-render 'a cat in a fishbowl', or imagen-render --help")
+        raise UsageFault(
+            "no prompt", hint="imagen-render 'a cat in a fishbowl', or imagen-render --help"
+        )
     return pipe.read_prompts(sys.stdin.buffer) if lines else pipe.read(sys.stdin.buffer)
 
 
@@ -75,16 +77,20 @@ def _requests(source: Iterator[Line], told: Told, given_id: str | None) -> Itera
         try:
             what = fate(line.record, told) if line.record is not None else "pass"
             if what != "new" or line.record is None:
-                requests = [line.record]
+                requests: list[Record | None] = [line.record]
             else:
-                requests = requests_of(_with_id(line.record, given_id, made), told)
+                requests = [*requests_of(_with_id(line.record, given_id, made), told)]
         except ImagenError as fault:
             yield Line(line.where, line.raw, line.record, fault)
             continue
         made += what != "pass"
         for request in requests:
             if told.output and made > 1 and what != "pass":
-                yield Line(line.where, record=request, fault=Refused("--output takes one image; this is another"))
+                yield Line(
+                    line.where,
+                    record=request,
+                    fault=Refused("--output takes one image; this is another"),
+                )
             else:
                 yield Line(line.where, line.raw if what == "pass" else b"", request, line.fault)
 

@@ -1,0 +1,95 @@
+"""imagen-config: a sample, a check, what is in force."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import backends, config, record
+from ..command import Common, tool
+from ..errors import DONE, REFUSED, ConfigFault, UsageFault
+from ..pipe import Report, write_out
+
+SAMPLE = Path(config.__file__).parent / "data" / "sample.yaml"
+EXAMPLES = """
+Examples:
+  imagen-config sample > ~/.config/imagen/config.yaml
+  imagen-config show | jq -r 'select(.source != "default") | .key'
+  imagen-config schema record > record.schema.json
+"""
+
+
+@tool("config", epilog=EXAMPLES)
+@click.argument("what", type=click.Choice(["sample", "validate", "show", "path", "schema"]))
+@click.argument("which", required=False)
+def main(common: Common, what: str, which: str | None) -> int:
+    """sample prints a commented file; validate [FILE] names every fault with its line; show prints
+    the values in force and where each came from; path prints where the file is or would be; schema
+    [request|record] prints the JSON Schema.
+    """
+    if which and what not in ("validate", "schema"):
+        raise UsageFault(f"{what} takes nothing more")
+    if what == "sample":
+        write_out(SAMPLE.read_bytes())
+    elif what == "path":
+        write_out(f"{config.find(common.config_file) or config.default_path()}\n".encode())
+    elif what == "schema":
+        write_out(json.dumps(_schema(which), indent=2, ensure_ascii=False).encode() + b"\n")
+    elif what == "show":
+        _show(config.load(common.config_file), common)
+    else:
+        return _validate(common.report, which or common.config_file)
+    return DONE
+
+
+def _schema(which: str | None) -> dict[str, Any]:
+    if which in ("request", "record"):
+        return record.schema(which)
+    if which:
+        raise UsageFault(f"no schema of {which!r}", hint="request or record")
+    both = {name: record.schema(name) for name in ("request", "record")}
+    return {
+        "$schema": both["record"].pop("$schema"),
+        "$id": "urn:imagen",
+        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in both],
+        "$defs": both,
+    }
+
+
+def _validate(report: Report, named: str | None) -> int:
+    path = config.find(named)
+    parsed = config.parse(path) if path else config.Parsed({}, {}, [])
+    faults = [config.Fault(place, "stands twice") for place in parsed.twice]
+    faults += config.faults(parsed.tree)
+    if path and not faults:
+        for name, settings in (parsed.tree.get("backends") or {}).items():
+            faults += backends.faults(backends.Instance(name, settings, path.parent, path.parent))
+    for fault in faults:
+        where = f"{path}:{config.line_of(fault.place, parsed.lines)}: {'.'.join(fault.place)}"
+        report.fault(where, ConfigFault(fault.message, hint=fault.hint))
+    if faults:
+        return REFUSED
+    values = config.load(named)
+    if values["output.cloud_sync"] != "off" and not values["supabase.owner_user_id"]:
+        sync = f"output.cloud_sync is {values['output.cloud_sync']}"
+        report.say(
+            f"{sync}, but supabase.owner_user_id is empty: nothing can be uploaded"
+            " (hint: imagen-config sample shows how to find it)"
+        )
+    write_out(f"{path}: ok\n".encode() if path else b"no configuration file; the defaults are ok\n")
+    return DONE
+
+
+def _show(values: config.Config, common: Common) -> None:
+    for key, value, source in config.all_values(values):
+        line = {"key": key, "value": config.shown(key, value), "source": source}
+        if key.endswith("_env") and isinstance(value, str):
+            line["secret"] = config.SECRET if config.secret(value) else None
+        common.pipe.write(line)
+
+
+if __name__ == "__main__":
+    main()
