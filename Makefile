@@ -22,6 +22,7 @@ help:
 $(RUN): pyproject.toml
 	@PYTHON='$(PYTHON)' sh tests/make_venv.sh '$(VENV)'
 	@$(PIP) --editable .
+	@$(VENV)/bin/python -m compileall -q lib
 	@touch $(RUN)
 
 $(TESTED): $(RUN)

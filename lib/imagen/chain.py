@@ -6,14 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import Stopped
 
 
-@dataclass(slots=True)
-class Ended:
+class Ended(NamedTuple):
     """A stage of a pipeline and how it ended: its exit status, 128 + n after signal n."""
 
     tool: str

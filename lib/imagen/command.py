@@ -6,19 +6,19 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from . import __version__, signals
 from .commands import TOOLS
-from .errors import FAILED, ImagenError, Stopped, from_os
-from .pipe import Pipe, ReaderGone, Report, drop_stdout
+from .errors import FAILED, ImagenError, ReaderGone, Stopped, from_os
+
+if TYPE_CHECKING:
+    from .pipe import Pipe, Report
 
 
-@dataclass(slots=True)
-class Common:
+class Common(NamedTuple):
     """What the common options said, and where the tool's words go."""
 
     report: Report
@@ -35,35 +35,42 @@ class Tool(click.Command):
 
     def _status(self, args: Any) -> int:
         tool = self.name or "imagen"
-        report = Report(tool)
         try:
             signals.install()
             status = super().main(args, tool, standalone_mode=False)
             return status if isinstance(status, int) else 0
-        except ReaderGone:
+        except BaseException as fault:  # noqa: BLE001 - what is not ours is raised again below
+            return _status_of(fault, tool)
+
+
+def _status_of(fault: BaseException, tool: str) -> int:
+    """Say what failed, and give the exit status: the one place where exceptions become statuses."""
+    from .pipe import Report, drop_stdout
+
+    report = Report(tool)
+    match fault:
+        case ReaderGone():
             drop_stdout()
             return 0
-        except Stopped as stopped:
-            report.clear()
-            return stopped.status
-        except click.ClickException as fault:
+        case Stopped():
+            return fault.status
+        case click.ClickException():
             report.say(f"{fault.format_message()} (hint: {tool} --help)")
             return fault.exit_code
-        except ImagenError as fault:
+        case ImagenError():
             report.fault("", fault)
             return fault.exit_status
-        except OSError as fault:
+        case OSError():
             report.say(from_os(fault, "cannot go on").as_line())
             drop_stdout()
             return FAILED
-        except Exception as fault:
-            if os.environ.get("IMAGEN_TRACEBACK"):
-                raise
-            report.say(
-                f"a fault in {tool} itself: {type(fault).__name__}: {fault}"
-                " (hint: set IMAGEN_TRACEBACK=1 to see where, and report it)"
-            )
-            return FAILED
+    if not isinstance(fault, Exception) or os.environ.get("IMAGEN_TRACEBACK"):
+        raise fault
+    report.say(
+        f"a fault in {tool} itself: {type(fault).__name__}: {fault}"
+        " (hint: set IMAGEN_TRACEBACK=1 to see where, and report it)"
+    )
+    return FAILED
 
 
 def tool(name: str, epilog: str = "") -> Callable[[Callable[..., int | None]], Tool]:
@@ -74,6 +81,8 @@ def tool(name: str, epilog: str = "") -> Callable[[Callable[..., int | None]], T
 
     def wrap(function: Callable[..., int | None]) -> Tool:
         def callback(config: str | None, quiet: bool, verbose: bool, **rest: Any) -> int | None:
+            from .pipe import Pipe, Report
+
             report = Report(f"imagen-{name}", quiet, verbose)
             return function(Common(report, Pipe(report), config), **rest)
 

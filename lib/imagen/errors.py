@@ -219,6 +219,10 @@ class Stopped(BaseException):
         super().__init__(status)
 
 
+class ReaderGone(BaseException):
+    """Nobody reads our output any more (`| head -1`): end quietly."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str | None:
     """Give a hint naming the close matches of `word`, or all that is known when few are."""
     from difflib import get_close_matches

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import (
     AnswerLost,
@@ -24,8 +23,7 @@ MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
 MAX_IMAGE = 512 * 2**20  # bytes
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A status from 200 to 299, its headers and its body."""
 
     status: int

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import BadImage
 
@@ -17,8 +16,7 @@ MAX_TEXT = 16 * 2**20  # bytes of one text chunk
 _MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
 
-@dataclass(slots=True)
-class Picture:
+class Picture(NamedTuple):
     """What the bytes of an image say: its format, its pixels, whether it is one flat colour."""
 
     format: str
@@ -81,9 +79,10 @@ def _open(data: bytes, form: str) -> Image.Image:
 
 
 def _is_flat(opened: Image.Image) -> bool:
-    extrema: Any = opened.getextrema()
-    bands = extrema if isinstance(extrema[0], tuple) else [extrema]
-    return all(low == high for low, high in bands)
+    if opened.mode.startswith(("I", "F")):  # more than 8 bits: getcolors() does not count these
+        low, high = opened.getextrema()
+        return low == high
+    return opened.getcolors(1) is not None  # ends at the second colour
 
 
 def draw(prompt: str, seed: int, width: int, height: int, caption: str) -> Image.Image:
@@ -92,12 +91,12 @@ def draw(prompt: str, seed: int, width: int, height: int, caption: str) -> Image
 
     dice = hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()
     sky, glow, ground = _palette(dice)
-    ramp = Image.linear_gradient("L")
+    ramp = Image.linear_gradient("L").resize((1, height), Image.Resampling.BILINEAR)
     bands = [
-        ramp.point([_mix(a, b, i / 255) for i in range(256)])
-        for a, b in zip(sky, glow, strict=True)
+        ramp.point([_mix(high, low, i / 255) for i in range(256)])
+        for high, low in zip(sky, glow, strict=True)
     ]
-    picture = Image.merge("RGB", bands).resize((width, height), Image.Resampling.BILINEAR)
+    picture = Image.merge("RGB", bands).resize((width, height), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(picture)
     _draw_sun(pen, dice, glow, width, height)
     for layer in range(4):
@@ -190,5 +189,6 @@ def encode_png(picture: Image.Image, text: dict[str, str]) -> bytes:
     for key, value in text.items():
         chunks.add_itxt(key, value, zip=len(value) > 1000)
     out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=1, pnginfo=chunks)
+    out.name = "image.png"  # by the name Pillow loads one plugin; told a format, five
+    picture.save(out, compress_level=1, pnginfo=chunks)
     return out.getvalue()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from . import record
-from .config import Config
 from .errors import BadLine, UsageFault, suggest
-from .record import Record
-from .render import Told
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .record import Record
+    from .render import Told
 
 _REQUEST = [
     (["--backend"], "NAME", "Backend instance of the configuration."),
@@ -84,6 +83,11 @@ def render_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def told(said: Mapping[str, Any], config: Config) -> Told:
     """Read what the options said; UsageFault or Refused when it cannot be meant."""
+    from pathlib import Path
+
+    from . import record
+    from .render import Told
+
     out_dir = said["out_dir"]
     found = Told(
         defaults={"backend": config["default_backend"], **_defaults(said)},
@@ -123,6 +127,8 @@ def _defaults(said: Mapping[str, Any]) -> Record:
 def _size(text: str | None) -> dict[str, int]:
     if text is None:
         return {}
+    import re
+
     match = re.fullmatch(r"(\d{1,9})[x×X](\d{1,9})", text, re.ASCII)
     if not match:
         raise UsageFault(f"--size takes WxH, like 1024x768, not {text[:40]!r}")
@@ -141,6 +147,8 @@ def _pair(option: str, text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise UsageFault(f"{option} takes K=V, not {text[:40]!r}")
     if option == "--set":
+        from . import record
+
         if name not in record.REQUEST:
             raise UsageFault(
                 f"--set: {name!r} is no request field", hint=suggest(name, record.REQUEST)
@@ -152,6 +160,8 @@ def _pair(option: str, text: str) -> tuple[str, Any]:
 
 def typed(text: str) -> Any:
     """Read a value as JSON where it parses, else as the text that it is."""
+    from . import record
+
     try:
         return record.parse(b'{"it":%s}' % text.encode())["it"]
     except (BadLine, UnicodeEncodeError, LookupError):

@@ -7,23 +7,17 @@ import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 from . import record as records
 from . import signals
-from .errors import DONE, TEMPORARY, BadLine, ImagenError, Interrupted, from_os, worse
+from .errors import DONE, TEMPORARY, BadLine, ImagenError, Interrupted, ReaderGone, from_os, worse
 from .record import Record
 
 Step = Callable[[Record], Iterable[Record] | None]
 
 
-class ReaderGone(BaseException):
-    """Nobody reads our output any more (`| head -1`): end quietly."""
-
-
-@dataclass(slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of input: its bytes, its record, or why it has none."""
 
     where: str

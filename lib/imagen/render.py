@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -99,7 +99,7 @@ def requests_of(line: Record, told: Told) -> list[Record]:
 
 
 def _seed(asked: Mapping[str, Any], count: int) -> int:
-    drawn = secrets.randbelow(DRAWN_SEEDS - count + 1) if count < DRAWN_SEEDS else 0
+    drawn = int.from_bytes(os.urandom(8)) % (DRAWN_SEEDS - count + 1)
     first = int(asked.get("seed", drawn))
     if first + count - 1 > MAX_SEED:
         raise Refused(f"seed {first} and {count - 1} more pass the largest, {MAX_SEED}")

@@ -124,7 +124,7 @@ def _checked_about(name: str, about: Any) -> dict[str, Any]:
             raise WorkflowFault(
                 f"workflow {name}: _imagen.{key} is unknown", hint=suggest(key, kinds)
             )
-        if not isinstance(value, kinds[key]) or (key == "size_multiple" and int(value) < 1):
+        if not isinstance(value, kinds[key]) or (isinstance(value, int) and value < 1):
             raise WorkflowFault(f"workflow {name}: _imagen.{key} must be a {kinds[key].__name__}")
     for model in about.get("models", []):
         if not isinstance(model, dict) or not isinstance(model.get("file"), str):

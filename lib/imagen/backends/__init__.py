@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..config import Config, Fault, Key, check_keys
 from ..errors import ConfigFault, Refused, suggest
@@ -27,8 +27,7 @@ BASE_KEYS = {
 }
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What a backend is asked: the request, the prompts as sent, the id of this submit (a UUID)."""
 
     request: Mapping[str, Any]
@@ -74,25 +73,22 @@ class Sought(Enum):
     UNKNOWN = "cannot tell"
 
 
-@dataclass(slots=True)
-class Wait:
+class Wait(NamedTuple):
     """How long to wait: until a time of time.monotonic(); `tell` shows people what for."""
 
     until: float
     tell: Callable[[str], None]
 
 
-@dataclass(slots=True)
-class Collected:
+class Collected(NamedTuple):
     """The images' bytes as they came, and what the backend says of them; times in ms."""
 
     images: list[bytes]
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any]
     run_ms: int | None = None
 
 
-@dataclass(slots=True)
-class Status:
+class Status(NamedTuple):
     """Whether an instance can be used: ok, not configured (…), unreachable (…), incomplete (…)."""
 
     state: str
@@ -134,8 +130,7 @@ class Backend(Protocol):
         """Give its model and workflow, where it has them."""
 
 
-@dataclass(slots=True)
-class Instance:
+class Instance(NamedTuple):
     """An instance's name and settings, and the folders that paths in it are relative to."""
 
     name: str

@@ -6,9 +6,8 @@ import importlib
 import sys
 
 from .. import __version__
-from ..errors import suggest
-from ..pipe import ReaderGone, Report, drop_stdout, write_out
-from ..pipe import Report, write_out
+from ..errors import ReaderGone, suggest
+from ..pipe import Report, drop_stdout, write_out
 from . import TOOLS
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import config, ledger, options, pipe
+from .. import options
 from ..command import Common, tool
 from ..errors import ImagenError, Refused, UsageFault
-from ..pipe import Line
-from ..record import Record
-from ..render import Renderer, Told, fate, requests_of
+
+if TYPE_CHECKING:
+    from ..pipe import Line
+    from ..record import Record
+    from ..render import Told
 
 EXAMPLES = """
 Examples:
@@ -31,13 +33,16 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, *
     """Each PROMPT is one image; without any, request lines (JSON) are read from stdin. Finished
     lines are passed on, pending ones collected, failed ones tried again where that is safe.
     """
-    told_all = config.load(common.config_file)
-    told = options.told(said, told_all)
+    from .. import config, ledger, pipe
+    from ..render import Renderer, Told, fate
+
+    values = config.load(common.config_file)
+    told = options.told(said, values)
     source = _source(prompts, lines)
     if told.output == "-":
         common.pipe.to_stderr = True
     renderer = Renderer(
-        told_all,
+        values,
         ledger.opened(config.ledger_path(), common.report.note),
         told,
         state=config.ledger_path().parent,
@@ -59,6 +64,9 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, *
 
 
 def _source(prompts: tuple[str, ...], lines: bool) -> Iterator[Line]:
+    from .. import pipe
+    from ..pipe import Line
+
     if prompts and prompts != ("-",):
         if "-" in prompts or lines:
             raise UsageFault("prompts come from the command line or from stdin, not from both")
@@ -72,6 +80,9 @@ def _source(prompts: tuple[str, ...], lines: bool) -> Iterator[Line]:
 
 def _requests(source: Iterator[Line], told: Told, given_id: str | None) -> Iterator[Line]:
     """Turn each line into the requests that it stands for; what is passed on stays as it is."""
+    from ..pipe import Line
+    from ..render import fate, requests_of
+
     made = 0
     for line in source:
         try:
