@@ -105,6 +105,12 @@ class FileFault(ImagenError):
     retry = "safe"
 
 
+class OutputFault(ImagenError):
+    """The records could not be written to stdout"""
+
+    code = "stdout"
+
+
 class OutputTaken(Refused):
     """The output file exists"""
 

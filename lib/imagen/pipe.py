@@ -11,7 +11,17 @@ from typing import IO, NamedTuple
 
 from . import record as records
 from . import signals
-from .errors import DONE, TEMPORARY, BadLine, ImagenError, Interrupted, ReaderGone, from_os, worse
+from .errors import (
+    DONE,
+    TEMPORARY,
+    BadLine,
+    ImagenError,
+    Interrupted,
+    OutputFault,
+    ReaderGone,
+    from_os,
+    worse,
+)
 from .record import Record
 
 Step = Callable[[Record], Iterable[Record] | None]
@@ -48,12 +58,15 @@ def read_prompts(stream: IO[bytes]) -> Iterator[Line]:
     """Read plain text, one prompt a line."""
     for number, raw in enumerate(stream, 1):
         if not raw.isspace():
-            try:
-                text = raw.decode().rstrip("\r\n")
-                yield Line(f"line {number}", record={"prompt": text})
-            except UnicodeDecodeError as fault:
-                bad = BadLine(f"not UTF-8: byte {fault.start + 1} of the line")
-                yield Line(f"line {number}", fault=bad)
+            text = raw.decode(errors="surrogateescape").rstrip("\r\n")
+            yield line_of(f"line {number}", text)
+
+
+def line_of(where: str, prompt: str) -> Line:
+    """Give a prompt as the line it stands for; bytes that were no UTF-8 make it a bad one."""
+    if records.is_unicode(prompt):
+        return Line(where, record={"prompt": prompt})
+    return Line(where, fault=BadLine("the prompt is not UTF-8"))
 
 
 class Report:
@@ -191,6 +204,9 @@ def write_out(data: bytes) -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise ReaderGone from None
+    except OSError as fault:
+        drop_stdout()
+        raise OutputFault(f"cannot write to stdout: {fault.strerror}") from None
 
 
 def _whole(raw: bytes) -> bytes:

@@ -144,7 +144,6 @@ REQUEST = [name for name, field in FIELDS.items() if field.by == _ASK]
 OF_TOOLS = [name for name in FIELDS if name not in REQUEST and name != "job"]
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_encode_ascii = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def _finite(text: str) -> float:
@@ -173,9 +172,27 @@ def parse(raw: bytes) -> Record:
         raise BadLine("not JSON: nested too deep") from None
     except ValueError:  # Python's own limit on the digits of an integer
         raise BadLine("not JSON: a number has too many digits") from None
+    if b"\\ud" in raw.lower():
+        _check_pairs(value)
     if not isinstance(value, dict):
         raise BadLine(f"not a JSON object: {_NAMES[type(value)]}", hint=_hint(raw))
     return value
+
+
+def _check_pairs(value: Any) -> None:
+    """Refuse half of a surrogate pair: no UTF-8 can hold it, so nothing after us could read it."""
+    for text in _strings(value):
+        if not is_unicode(text):
+            raise BadLine("not Unicode: half of a surrogate pair")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8: no half of a surrogate pair is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _hint(raw: bytes) -> str | None:
@@ -196,12 +213,7 @@ _NAMES: dict[type, str] = {
 
 def line(record: Mapping[str, Any]) -> bytes:
     """Give the record as one line of UTF-8, newline included."""
-    try:
-        return _encode(record).encode() + b"\n"
-    except (
-        UnicodeEncodeError
-    ):  # a lone surrogate in a key that we only pass on: escaped, it is legal
-        return _encode_ascii(record).encode() + b"\n"
+    return (_encode(record) + "\n").encode()
 
 
 def checked(record: Mapping[str, Any]) -> Record:
@@ -274,10 +286,6 @@ def _strings(value: Any) -> Iterator[str]:
 def _check_text(name: str, text: str) -> None:
     if "\0" in text:
         raise Refused(f"{name} has a NUL character in it", hint="Postgres has no place for one")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Refused(f"{name} is not valid Unicode (half of a surrogate pair)") from None
 
 
 def _check_length(name: str, text: str, schema: Mapping[str, Any]) -> None:

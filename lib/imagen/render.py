@@ -437,9 +437,11 @@ def _made(job: Job, collected: Collected, number: int, total: int) -> Record:
     made = {key: value for key, value in job.record.items() if key not in ("pending", "error")}
     made |= {"id": _name(job, number), "submit": job.handle}
     run_ms = collected.run_ms
-    made["latency_ms"] = total if not waited else run_ms if run_ms is not None else 0
-    if run_ms is not None:
-        made["queue_ms"] = max(made["latency_ms"] - run_ms, 0)
+    latency = run_ms if waited else total  # how long a pending one lay about is not the backend's
+    if latency is not None:
+        made["latency_ms"] = latency
+    if run_ms is not None and not waited:
+        made["queue_ms"] = max(total - run_ms, 0)
     cost = job.plan.cost_usd if job.plan else None
     if cost is not None:
         made["cost_usd"] = cost if number == 1 else 0
@@ -475,9 +477,7 @@ def _store(place: files.Place, made: Record, data: bytes) -> Record:
     made = {**made, "file": str(place.image), "sidecar": str(place.sidecar)}
     sidecar = json.dumps(made, ensure_ascii=False, indent=1) + "\n"
     with signals.held():
-        files.publish(
-            place.sidecar, sidecar.encode(errors="backslashreplace"), replace=place.replace
-        )
+        files.publish(place.sidecar, sidecar.encode(), replace=place.replace)
         try:
             files.publish(place.image, data, replace=place.replace)
         except BaseException:

@@ -65,12 +65,11 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, *
 
 def _source(prompts: tuple[str, ...], lines: bool) -> Iterator[Line]:
     from .. import pipe
-    from ..pipe import Line
 
     if prompts and prompts != ("-",):
         if "-" in prompts or lines:
             raise UsageFault("prompts come from the command line or from stdin, not from both")
-        return (Line(f"prompt {n}", record={"prompt": text}) for n, text in enumerate(prompts, 1))
+        return (pipe.line_of(f"prompt {n}", text) for n, text in enumerate(prompts, 1))
     if sys.stdin is None or not (prompts or pipe.stdin_waits()):
         raise UsageFault(
             "no prompt", hint="imagen-render 'a cat in a fishbowl', or imagen-render --help"

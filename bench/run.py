@@ -1,0 +1,14 @@
+"""Run every measurement once and print the tables: ratios of one run on one machine."""
+
+from __future__ import annotations
+
+import pipes
+import tempfile
+
+import lateness
+import memory
+import startup
+
+with tempfile.TemporaryDirectory() as state:
+    for part in (startup, pipes, memory, lateness):
+        part.main(state)
