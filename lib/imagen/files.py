@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from . import signals
@@ -41,7 +42,10 @@ def is_slug(text: str) -> bool:
 
 def is_date(text: str) -> bool:
     """Whether the text is a date as it names a folder."""
-    return re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII) is not None
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from .errors import BadLine, UsageFault, suggest
 if TYPE_CHECKING:
     from .config import Config
     from .record import Record
-    from .render import Told
+    from .request import Told
 
 _REQUEST = [
     (["--backend"], "NAME", "Backend instance of the configuration."),
@@ -86,7 +86,7 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
     from pathlib import Path
 
     from . import record
-    from .render import Told
+    from .request import Told
 
     out_dir = said["out_dir"]
     found = Told(

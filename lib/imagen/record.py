@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .errors import BadLine, Refused, suggest
@@ -306,12 +306,14 @@ def canonical_uuid(text: str) -> str | None:
     return text.lower() if all(one in "0123456789abcdef" for one in digits) else None
 
 
-def asked(record: Mapping[str, Any]) -> Record:
-    """Give a new request of a record's own request fields: what tools wrote is dropped."""
-    fresh = {name: value for name, value in record.items() if name not in OF_TOOLS}
-    fresh.pop("id", None)
-    fresh.pop("job", None)
-    if "id" in record:
+def asked(record: Mapping[str, Any], kept: Collection[str] = ()) -> Record:
+    """Give a record's request and unknown fields; what tools wrote is dropped, but for `kept`.
+
+    Without its id kept, it is a new request, and the old id stands in `request`.
+    """
+    gone = {*OF_TOOLS, "id", "job"} - {*kept}
+    fresh = {name: value for name, value in record.items() if name not in gone}
+    if "id" not in kept and "id" in record:
         fresh["request"] = record["id"]
     return fresh
 

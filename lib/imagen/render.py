@@ -1,14 +1,13 @@
 """One render, step by step: plan, reserve, submit, collect, verify, write.
 
-What a line asks for is judged in pure functions first (`fate`, `requests_of`). Nothing here prints
-or reads the environment: what people should see goes through `Renderer.tell`.
+What a line asks for was judged before, in request.py. Nothing here prints or reads the environment:
+what people should see goes through `tell`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from . import backends, files, image, prompt, record, retry, signals
 from .backends import Ask, Backend, Collected, Plan, Sought, Wait
@@ -31,88 +30,12 @@ from .errors import (
     Stopped,
     TimedOut,
     TooFewImages,
+    Unreachable,
     from_os,
 )
 from .ledger import Ledger
-from .record import DRAWN_SEEDS, MAX_SEED, Record
-
-TOOL = "imagen-render"
-Fate = Literal["pass", "collect", "retry", "new"]
-
-
-@dataclass(slots=True)
-class Told:
-    """What the command line said, for every line alike."""
-
-    defaults: Record = field(default_factory=dict)
-    overrides: Record = field(default_factory=dict)
-    seed: int | None = None
-    count: int | None = None
-    again: bool = False
-    out_dir: Path = Path()
-    output: str | None = None
-    force: bool = False
-    strict: bool = False
-    timeout_s: float | None = None
-    wait_s: float | None = None
-
-
-def fate(line: Mapping[str, Any], told: Told) -> Fate:
-    """Judge what happens to a line: pass it on, collect it, try it again, or make it new."""
-    if told.again:
-        return "new"
-    if "pending" in line and "file" not in line:
-        return "collect"
-    if "file" in line or "members" in line:
-        multiplied = told.count is not None or told.seed is not None
-        return "new" if multiplied and "members" not in line else "pass"
-    error = line.get("error")
-    if error is None:
-        return "new"
-    ours = isinstance(error, dict) and error.get("tool") == TOOL
-    return "retry" if ours and error.get("retry") in ("safe", "after") else "pass"
-
-
-def requests_of(line: Record, told: Told) -> list[Record]:
-    """Give the sound requests that a new line stands for: one, or `--count` of them.
-
-    Options fill what the line does not say, `--set` goes over what it says; ids and seeds that
-    nobody gave are drawn.
-    """
-    made = "file" in line or told.again
-    asked = record.asked(line) if made else dict(line)
-    if made and told.seed is not None:
-        asked["seed"] = told.seed
-    elif made and told.count is not None:
-        asked.pop("seed", None)
-    asked = record.with_defaults(asked, told.defaults)
-    asked = record.checked(record.overridden(asked, told.overrides))
-    _check_names(asked)
-    if told.count is None:
-        return [{**asked, "id": asked.get("id") or str(uuid.uuid4()), "seed": _seed(asked, 1)}]
-    base, first = asked.pop("id", None) or str(uuid.uuid4()), _seed(asked, told.count)
-    if not made:
-        asked["request"] = base
-    numbers = range(told.count)
-    names = [str(uuid.uuid4()) if made else f"{base}-{n + 1}" for n in numbers]
-    return [{**asked, "id": names[n], "seed": first + n} for n in numbers]
-
-
-def _seed(asked: Mapping[str, Any], count: int) -> int:
-    drawn = int.from_bytes(os.urandom(8)) % (DRAWN_SEEDS - count + 1)
-    first = int(asked.get("seed", drawn))
-    if first + count - 1 > MAX_SEED:
-        raise Refused(f"seed {first} and {count - 1} more pass the largest, {MAX_SEED}")
-    return first
-
-
-def _check_names(asked: Mapping[str, Any]) -> None:
-    """A line may bring the date and slug of its file name; they must be that and nothing else."""
-    date, slug = asked.get("date"), asked.get("slug")
-    if slug is not None and not (isinstance(slug, str) and files.is_slug(slug)):
-        raise Refused("slug must be [a-z0-9-], at most 100 characters")
-    if date is not None and not (isinstance(date, str) and files.is_date(date)):
-        raise Refused("date must be YYYY-MM-DD")
+from .record import Record
+from .request import Told, check_names
 
 
 @dataclass(slots=True)
@@ -183,18 +106,25 @@ class Renderer:
 
     def collect(self, line: Record) -> Iterator[Record]:
         """Collect what a pending line names; yields its records, or the line if not done."""
-        asked = record.checked(line)
-        _check_names(asked)
-        pending = line["pending"]
-        if not isinstance(pending, dict) or not isinstance(pending.get("handle"), str):
-            raise Refused("pending names no handle")
-        asked = {**asked, "backend": pending.get("backend") or asked.get("backend")}
-        asked.setdefault("id", str(uuid.uuid4()))
-        if not isinstance(asked.get("seed"), int):
-            raise Refused("a pending line needs its seed")
+        pending = _checked_pending(line.get("pending"))
+        kept = (
+            "id",
+            "job",
+            "date",
+            "slug",
+            "request",
+            "attempts",
+            "started_at",
+            "model",
+            "workflow",
+        )
+        asked = record.checked({**record.asked(line, kept), "backend": pending["backend"]})
+        check_names(asked)
+        if "seed" not in asked or "id" not in asked:
+            raise Refused("a pending line needs its id and its seed")
         job = self._job(asked)
         job.handle, job.attempts = pending["handle"], _attempts(line)
-        job.record = {**asked, "render_id": job.render_id}
+        job.record |= {"render_id": job.render_id, "pending": pending}
         try:
             self._plan(job, max(job.attempts, 1))
         except Refused:
@@ -237,6 +167,8 @@ class Renderer:
     def _plan(self, job: Job, number: int) -> None:
         submit_id = str(uuid.uuid5(uuid.UUID(job.render_id), str(number)))
         job.plan = job.backend.plan(Ask(job.asked, *job.prompts, submit_id))
+        for stale in ("sent_prompt", "sent_negative_prompt", "fidelity"):
+            job.record.pop(stale, None)
         job.record |= {"render_id": job.render_id, **job.plan.resolved}
         if job.prompts.prompt != job.asked["prompt"]:
             job.record["sent_prompt"] = job.prompts.prompt
@@ -306,11 +238,18 @@ class Renderer:
                 raise AnswerLost(
                     "whether the render arrived cannot be told", retry="reconcile", billed="unknown"
                 )
+        before = job.record.copy()
         job.attempts += 1
         self._plan(job, job.attempts)
         job.record["attempts"] = job.attempts
         job.may_have_arrived = True
-        return job.backend.submit(_known(job.plan))
+        try:
+            return job.backend.submit(_known(job.plan))
+        except Unreachable:  # it never left, so it was no attempt
+            job.may_have_arrived = False
+            job.attempts -= 1
+            job.record = before
+            raise
 
     def _finish(self, job: Job) -> Iterator[Record]:
         """Collect; what the backend has lost is submitted once more under a new number."""
@@ -401,6 +340,13 @@ def _release(job: Job) -> None:
         job.place.release()
 
 
+def _checked_pending(pending: Any) -> Record:
+    names = ("backend", "handle", "since")
+    if not isinstance(pending, dict) or not all(isinstance(pending.get(n), str) for n in names):
+        raise Refused("pending must hold the strings backend, handle and since")
+    return pending
+
+
 def _known(plan: Plan | None) -> Plan:
     if plan is None:
         raise RenderLost("the render cannot be planned again")
@@ -422,7 +368,8 @@ def _says(plan: Plan) -> str:
 
 
 def _pending(job: Job, handle: str) -> Record:
-    since = job.record.get("started_at", job.asked.get("started_at"))
+    before = job.record.get("pending", {})
+    since = before.get("since") or job.record["started_at"]
     pending = {"backend": job.asked["backend"], "handle": handle, "since": since}
     return {**job.record, "attempts": job.attempts or 1, "pending": pending}
 

@@ -19,11 +19,13 @@ from ..errors import (
     ImagenError,
     Interrupted,
     MissingModel,
+    Refused,
     Rejected,
     RenderFailed,
     RenderLost,
     Unreachable,
 )
+from ..record import canonical_uuid
 from ..workflow import Workflow
 from . import Ask, Collected, Instance, Plan, Sought, Status, Wait
 
@@ -174,6 +176,8 @@ class ComfyUI:
 
     def collect(self, handle: str, wait: Wait, plan: Plan | None) -> Collected | None:
         """Poll /history, and /queue for what /history cannot tell, then fetch the images."""
+        if canonical_uuid(handle) is None:
+            raise Refused(f"no prompt_id of ours: {handle[:60]!r}")
         began = time.monotonic()
         looked, missing = began, 0
         while True:
@@ -198,7 +202,7 @@ class ComfyUI:
         An old server takes any interrupt for a global one: so it is sent only while ours runs.
         """
         self._server.post("/queue", {"delete": [handle]})
-        if self._place_in_queue(handle) == 0:
+        if _place(self._server.get("/queue").json(), handle) == 0:
             self._server.post("/interrupt", {"prompt_id": handle})
 
     def status(self, ask: bool) -> Status:
@@ -260,12 +264,7 @@ class ComfyUI:
             raise self._with_boot_hint(fault) from None
 
     def _place_in_queue(self, handle: str) -> int | None:
-        """0 when it runs, n when it is the nth to come, None when it is in neither list."""
-        queue = self._read("/queue")
-        if any(item[1] == handle for item in queue.get("queue_running", [])):
-            return 0
-        waiting = sorted(queue.get("queue_pending", []), key=lambda item: item[0])
-        return next((n for n, item in enumerate(waiting, 1) if item[1] == handle), None)
+        return _place(self._read("/queue"), handle)
 
     def _entry(self, handle: str) -> Entry | None:
         found = self._read(f"/history/{handle}").get(handle)
@@ -338,6 +337,14 @@ def _expected(graph: workflow.Graph, of: Workflow) -> int:
     sizes = [node["inputs"].get("batch_size", 1) for node in graph.values()]
     batch = max((size for size in sizes if isinstance(size, int)), default=1)
     return max(batch, 1) * len(of.nodes("SaveImage"))
+
+
+def _place(queue: Mapping[str, Any], handle: str) -> int | None:
+    """0 when it runs, n when it is the nth to come, None when it is in neither list."""
+    if any(item[1] == handle for item in queue.get("queue_running", [])):
+        return 0
+    waiting = sorted(queue.get("queue_pending", []), key=lambda item: item[0])
+    return next((n for n, item in enumerate(waiting, 1) if item[1] == handle), None)
 
 
 def _telling(place: int | None) -> str:

@@ -15,7 +15,7 @@ from ..errors import ImagenError, Refused, UsageFault
 if TYPE_CHECKING:
     from ..pipe import Line
     from ..record import Record
-    from ..render import Told
+    from ..request import Told
 
 EXAMPLES = """
 Examples:
@@ -34,7 +34,8 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, *
     lines are passed on, pending ones collected, failed ones tried again where that is safe.
     """
     from .. import config, ledger, pipe
-    from ..render import Renderer, Told, fate
+    from ..render import Renderer
+    from ..request import Told, fate
 
     values = config.load(common.config_file)
     told = options.told(said, values)
@@ -56,7 +57,7 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, *
             case "pass":
                 return None
             case "collect":
-                return renderer.collect(line)
+                return None if dry_run else renderer.collect(line)
             case _:
                 return [renderer.dry(line)] if dry_run else renderer.render(line)
 
@@ -80,13 +81,13 @@ def _source(prompts: tuple[str, ...], lines: bool) -> Iterator[Line]:
 def _requests(source: Iterator[Line], told: Told, given_id: str | None) -> Iterator[Line]:
     """Turn each line into the requests that it stands for; what is passed on stays as it is."""
     from ..pipe import Line
-    from ..render import fate, requests_of
+    from ..request import fate, requests_of
 
     made = 0
     for line in source:
         try:
             what = fate(line.record, told) if line.record is not None else "pass"
-            if what != "new" or line.record is None:
+            if what in ("pass", "collect") or line.record is None:
                 requests: list[Record | None] = [line.record]
             else:
                 requests = [*requests_of(_with_id(line.record, given_id, made), told)]

@@ -1,0 +1,107 @@
+"""What a line asks for, judged before anything is done. Pure, but for drawing ids and seeds."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from . import files, record
+from .errors import Refused
+from .record import DRAWN_SEEDS, MAX_SEED, Record
+
+TOOL = "imagen-render"
+Fate = Literal["pass", "collect", "retry", "new"]
+
+
+@dataclass(slots=True)
+class Told:
+    """What the command line said, for every line alike."""
+
+    defaults: Record = field(default_factory=dict)
+    overrides: Record = field(default_factory=dict)
+    seed: int | None = None
+    count: int | None = None
+    again: bool = False
+    out_dir: Path = Path()
+    output: str | None = None
+    force: bool = False
+    strict: bool = False
+    timeout_s: float | None = None
+    wait_s: float | None = None
+
+
+def fate(line: Mapping[str, Any], told: Told) -> Fate:
+    """Judge what happens to a line: pass it on, collect it, try it again, or make it new."""
+    if told.again:
+        return "new"
+    if "pending" in line and "file" not in line:
+        return "collect"
+    if "file" in line or "members" in line:
+        multiplied = told.count is not None or told.seed is not None
+        return "new" if multiplied and "members" not in line else "pass"
+    error = line.get("error")
+    if error is None:
+        return "new"
+    ours = isinstance(error, dict) and error.get("tool") == TOOL
+    return "retry" if ours and error.get("retry") in ("safe", "after") else "pass"
+
+
+def requests_of(line: Record, told: Told) -> list[Record]:
+    """Give the sound requests that a line stands for: one, or `--count` of them.
+
+    Options fill what the line does not say, `--set` goes over what it says; ids and seeds that
+    nobody gave are drawn. A line to be tried again stays the one request that it is.
+    """
+    what = fate(line, told)
+    made = "file" in line or told.again
+    asked = record.asked(line, () if made else (*GIVEN, *(_OF_TRIES if what == "retry" else ())))
+    if made:
+        asked = _anew(asked, told)
+    asked = record.with_defaults(asked, told.defaults)
+    asked = record.checked(record.overridden(asked, told.overrides))
+    check_names(asked)
+    base = asked.pop("id", None) or str(uuid.uuid4())
+    if told.count is None or what == "retry":
+        return [{**asked, "id": base, "seed": _seed(asked, 1)}]
+    first = _seed(asked, told.count)
+    if not made:
+        asked["request"] = base
+    names = (str(uuid.uuid4()) if made else f"{base}-{n + 1}" for n in range(told.count))
+    return [{**asked, "id": name, "seed": first + n} for n, name in enumerate(names)]
+
+
+GIVEN = ("id", "job", "date", "slug", "request")
+_OF_TRIES = ("attempts", "error")
+
+
+def _anew(asked: Record, told: Told) -> Record:
+    """Turn a finished record's request fields into a new request: the old id becomes `request`."""
+    asked = dict(asked)
+    if told.seed is not None:
+        asked["seed"] = told.seed
+    elif told.count is not None:
+        asked.pop("seed", None)
+    return asked
+
+
+def _seed(asked: Mapping[str, Any], count: int) -> int:
+    drawn = int.from_bytes(os.urandom(8)) % (DRAWN_SEEDS - count + 1)
+    first = int(asked.get("seed", drawn))
+    if first + count - 1 > MAX_SEED:
+        raise Refused(f"seed {first} and {count - 1} more pass the largest, {MAX_SEED}")
+    return first
+
+
+def check_names(asked: Mapping[str, Any]) -> None:
+    """A line may bring the date and slug of its file name; they must be that and nothing else."""
+    date, slug = asked.get("date"), asked.get("slug")
+    if not isinstance(asked.get("request", ""), str):
+        raise Refused("request must be a string")
+    if slug is not None and not (isinstance(slug, str) and files.is_slug(slug)):
+        raise Refused("slug must be [a-z0-9-], at most 100 characters")
+    if date is not None and not (isinstance(date, str) and files.is_date(date)):
+        raise Refused("date must be YYYY-MM-DD")
