@@ -30,12 +30,15 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
 
-    def json(self) -> Any:
-        """Read the body as JSON; ServerFault when it is none."""
+    def json_object(self) -> dict[str, Any]:
+        """Read the body as a JSON object; ServerFault when it is none."""
         try:
-            return json.loads(self.body)
+            found = json.loads(self.body)
         except (ValueError, RecursionError):
-            raise ServerFault(f"the server answered no JSON: {excerpt(self.body)}") from None
+            found = None
+        if not isinstance(found, dict):
+            raise ServerFault(f"the server answered no JSON object: {excerpt(self.body)}")
+        return found
 
 
 class Server:

@@ -35,7 +35,7 @@ from .errors import (
 )
 from .ledger import Ledger
 from .record import Record
-from .request import Told, check_names
+from .request import GIVEN, Told, check_names
 
 
 @dataclass(slots=True)
@@ -107,17 +107,7 @@ class Renderer:
     def collect(self, line: Record) -> Iterator[Record]:
         """Collect what a pending line names; yields its records, or the line if not done."""
         pending = _checked_pending(line.get("pending"))
-        kept = (
-            "id",
-            "job",
-            "date",
-            "slug",
-            "request",
-            "attempts",
-            "started_at",
-            "model",
-            "workflow",
-        )
+        kept = (*GIVEN, "attempts", "started_at", "model", "workflow")
         asked = record.checked({**record.asked(line, kept), "backend": pending["backend"]})
         check_names(asked)
         if "seed" not in asked or "id" not in asked:
@@ -227,7 +217,7 @@ class Renderer:
         job.record["started_at"] = (
             datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         )
-        return retry.once_more(lambda: self._look_then_send(job))
+        return retry.once_more(lambda: self._look_then_send(job), job.backend.retry_s)
 
     def _look_then_send(self, job: Job) -> str:
         if job.may_have_arrived:

@@ -15,8 +15,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from ..config import Config, Fault, Key, check_keys
+from ..config import Config
 from ..errors import ConfigFault, Refused, suggest
+from ..settings import Fault, Key, check_keys
 
 TYPES = ("mock", "comfyui", "replicate")
 BASE_KEYS = {
@@ -104,6 +105,7 @@ class Backend(Protocol):
 
     paid: bool
     timeout_s: float
+    retry_s: float
 
     def plan(self, ask: Ask) -> Plan:
         """Give what would be sent; Refused when it cannot be."""

@@ -5,20 +5,17 @@ What a real server does is recorded; the look-alike in tests/servers/comfyui.py 
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from .. import http, image, retry, workflow
-from ..config import Key, secret
+from .. import comfy_api, http, retry, workflow
+from ..config import secret
 from ..errors import (
     BadImage,
     ConfigFault,
     ImagenError,
-    Interrupted,
-    MissingModel,
     Refused,
     Rejected,
     RenderFailed,
@@ -26,8 +23,9 @@ from ..errors import (
     Unreachable,
 )
 from ..record import canonical_uuid
+from ..settings import Key
 from ..workflow import Workflow
-from . import Ask, Collected, Instance, Plan, Sought, Status, Wait
+from . import BASE_KEYS, Ask, Collected, Instance, Plan, Sought, Status, Wait
 
 KEYS = {
     "url": Key("url", "http://127.0.0.1:8188"),
@@ -59,16 +57,6 @@ def _workflow(instance: Instance) -> Workflow:
     return workflow.load(str(instance.get("workflow", "flux1-schnell")), instance.config_folder)
 
 
-class Entry(NamedTuple):
-    """A finished prompt in /history: how it ended, its outputs, the last message, its run time."""
-
-    status: str
-    outputs: dict[str, Any]
-    last: str
-    said: Mapping[str, Any]
-    run_ms: int | None
-
-
 class ComfyUI:
     """One configured server with one workflow."""
 
@@ -81,7 +69,7 @@ class ComfyUI:
         self.timeout_s = instance.get("timeout_s", 1800)
         self._poll = (instance.get("poll_min_s", 0.01), instance.get("poll_max_s", 0.5))
         self._patience_s = instance.get("patience_s", 30)
-        self._retry_s = instance.get("retry_s", 0.3)
+        self.retry_s = instance.get("retry_s", 0.3)
         self._opened: http.Server | None = None
 
     def plan(self, ask: Ask) -> Plan:
@@ -91,7 +79,7 @@ class ComfyUI:
         values = self._values(ask, plan, holes)
         graph = workflow.fill(self.workflow, values)
         for node in self.workflow.nodes("SaveImage"):
-            graph[node]["inputs"]["filename_prefix"] = _prefix(ask.submit_id)
+            graph[node]["inputs"]["filename_prefix"] = comfy_api.prefix(ask.submit_id)
         client = _client_id(ask.submit_id)
         plan.payload = {"prompt": graph, "prompt_id": ask.submit_id, "client_id": client}
         plan.images = _expected(graph, self.workflow)
@@ -103,40 +91,45 @@ class ComfyUI:
     def _values(self, ask: Ask, plan: Plan, holes: set[str]) -> dict[str, Any]:
         """Give the value of each placeholder; note what is rounded and what has no place."""
         request, defaults = ask.request, self.workflow.defaults
+        own = holes - {"prompt", "negative_prompt", "seed", *_FIELDS}
         options = {**self._settings.get("options", {}), **request.get("options", {})}
-        values: dict[str, Any] = {name: self._settings.get(name) for name in holes - {"options"}}
-        for name, value in options.items():
-            if name in holes - {"prompt", "negative_prompt", "seed", *_FIELDS}:
-                values[name] = value
-            else:
-                plan.drop(
-                    f"options.{name}", value, f"workflow {self.workflow.name} has no ${{{name}}}"
-                )
+        values = self._given() | {name: options[name] for name in options.keys() & own}
         values |= {"prompt": ask.prompt, "negative_prompt": ask.negative, "seed": request["seed"]}
-        for name in _FIELDS:
-            values[name] = request.get(name, defaults.get(name))
+        values |= {name: request.get(name, defaults.get(name)) for name in _FIELDS}
         if "steps" not in request:
             values["steps"] = self._settings.get("default_steps", defaults.get("steps"))
-        for name in ("negative_prompt", *_FIELDS):
-            if name in request and name not in holes:
-                plan.drop(name, request[name], f"workflow {self.workflow.name} has no ${{{name}}}")
-        if "negative_prompt" not in request and ask.negative and "negative_prompt" not in holes:
-            plan.drop("negative_prompt", ask.negative, f"workflow {self.workflow.name} has none")
-        if values.get("cfg") is not None:
+        if values["cfg"] is not None:
             values["cfg"] = float(values["cfg"])
-        for name in ("width", "height"):
-            if name in holes and values[name] is not None:
+        for name in holes & {"width", "height"}:
+            if values[name] is not None:
                 values[name] = self._rounded(name, values[name], plan)
+        self._note_dropped(ask, options, plan, holes)
         return {name: value for name, value in values.items() if value is not None}
+
+    def _note_dropped(
+        self, ask: Ask, options: Mapping[str, Any], plan: Plan, holes: set[str]
+    ) -> None:
+        asked = {name: ask.request[name] for name in _FIELDS if name in ask.request}
+        if ask.negative:
+            asked["negative_prompt"] = ask.negative
+        for name in asked.keys() - holes:
+            plan.drop(name, asked[name], f"workflow {self.workflow.name} has no ${{{name}}}")
+        for name in options.keys() - (holes - {"prompt", "negative_prompt", "seed", *_FIELDS}):
+            why = f"workflow {self.workflow.name} has no option {name}"
+            plan.drop(f"options.{name}", options[name], why)
+
+    def _given(self) -> dict[str, Any]:
+        """Give the placeholders that the instance itself fills (unet, vae, …)."""
+        names = self.workflow.placeholders() - {*KEYS, *BASE_KEYS}
+        return {name: self._settings.get(name) for name in names if self._settings.get(name)}
 
     def _rounded(self, name: str, asked: int, plan: Plan) -> int:
         step = self.workflow.size_multiple
         low, high = -(-_MIN_SIZE // step) * step, _MAX_SIZE // step * step
         got = min(max(round(asked / step) * step, low), high)
         if got != asked:
-            plan.approximate(
-                name, asked, got, f"workflow {self.workflow.name} makes multiples of {step}"
-            )
+            why = f"workflow {self.workflow.name} makes multiples of {step}"
+            plan.approximate(name, asked, got, why)
         return got
 
     def _model(self, values: Mapping[str, Any]) -> dict[str, str]:
@@ -146,16 +139,17 @@ class ComfyUI:
     def submit(self, plan: Plan) -> str:
         """POST /prompt; nothing runs when the server finds fault with any part of it."""
         try:
-            answer = self._server.post("/prompt", plan.payload).json()
+            said = self._server.post("/prompt", plan.payload).json_object()
         except Rejected as fault:
-            raise _refusal(fault) from None
+            raise comfy_api.refusal(fault) from None
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
-        said = answer if isinstance(answer, dict) else {}
         handle = str(plan.handle)
         if said.get("node_errors"):
             self.cancel(handle)  # the nodes without fault were queued all the same
-            raise _node_fault(said["node_errors"], "some outputs of the workflow are refused")
+            raise comfy_api.node_fault(
+                said["node_errors"], "some outputs of the workflow are refused"
+            )
         if said.get("prompt_id") != handle:
             raise RenderFailed(
                 f"the server gave the prompt another id than ours: {said.get('prompt_id')!r}",
@@ -189,7 +183,9 @@ class ComfyUI:
                 place = self._place_in_queue(handle)
                 missing = missing + 1 if place is None else 0
                 if missing > 1 and not self._entry(handle):
-                    raise RenderLost(f"the ComfyUI at {self._url} no longer knows prompt {handle}")
+                    raise RenderLost(
+                        f"the ComfyUI at {self._server.url} no longer knows prompt {handle}"
+                    )
                 wait.tell(_telling(place))
             if now >= wait.until:
                 return None
@@ -202,7 +198,7 @@ class ComfyUI:
         An old server takes any interrupt for a global one: so it is sent only while ours runs.
         """
         self._server.post("/queue", {"delete": [handle]})
-        if _place(self._server.get("/queue").json(), handle) == 0:
+        if comfy_api.place_in(self._server.get("/queue").json_object(), handle) == 0:
             self._server.post("/interrupt", {"prompt_id": handle})
 
     def status(self, ask: bool) -> Status:
@@ -225,29 +221,23 @@ class ComfyUI:
 
     def about(self) -> dict[str, str]:
         """Give its model and workflow."""
-        settings = {name: self._settings.get(name) for name in self.workflow.placeholders()}
-        known = {name: value for name, value in settings.items() if value is not None}
-        return {**self._model(known), "workflow": self.workflow.name}
-
-    @property
-    def _url(self) -> str:
-        return str(self._settings.get("url", KEYS["url"].default))
+        return {**self._model(self._given()), "workflow": self.workflow.name}
 
     @property
     def _server(self) -> http.Server:
         if self._opened is None:
-            self._opened = http.Server(self._url, self._headers(), who="ComfyUI")
+            url = self._settings.get("url", KEYS["url"].default)
+            self._opened = http.Server(url, self._headers(), who="ComfyUI")
         return self._opened
 
     def _headers(self) -> dict[str, str]:
         headers = {}
         for header, variable in self._settings.get("headers_env", {}).items():
-            value = secret(variable)
+            value, where = secret(variable), f"backend {self._settings.name}: ${variable}"
             if value is None:
-                where = f"backend {self._settings.name}"
-                raise ConfigFault(
-                    f"{where}: ${variable} is not set", hint=f"for its {header} header"
-                )
+                raise ConfigFault(f"{where} is not set", hint=f"it holds the {header} header")
+            if not (value.isascii() and value.isprintable()):
+                raise ConfigFault(f"{where} holds what no header can")
             headers[header] = value
         return headers
 
@@ -255,25 +245,25 @@ class ComfyUI:
         fault.hint = self._settings.get("boot_hint") or fault.hint
         return fault
 
-    def _read(self, path: str) -> Any:
+    def _read(self, path: str) -> dict[str, Any]:
         try:
             return retry.for_a_while(
-                lambda: self._server.get(path).json(), self._patience_s, self._retry_s
+                lambda: self._server.get(path).json_object(), self._patience_s, self.retry_s
             )
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
 
     def _place_in_queue(self, handle: str) -> int | None:
-        return _place(self._read("/queue"), handle)
+        return comfy_api.place_in(self._read("/queue"), handle)
 
-    def _entry(self, handle: str) -> Entry | None:
+    def _entry(self, handle: str) -> comfy_api.Entry | None:
         found = self._read(f"/history/{handle}").get(handle)
-        return _entry_of(found) if found else None
+        return comfy_api.entry_of(found) if isinstance(found, dict) and found else None
 
-    def _fetched(self, handle: str, entry: Entry) -> Collected:
+    def _fetched(self, handle: str, entry: comfy_api.Entry) -> Collected:
         if entry.status != "success":
-            raise _failure(entry)
-        images = [self._view(handle, place) for place in _ours(handle, entry.outputs)]
+            raise comfy_api.failure(entry)
+        images = [self._view(handle, place) for place in comfy_api.ours(handle, entry.outputs)]
         if not images:
             raise BadImage("the workflow ended without an image of ours", retry="never")
         meta = {"prompt_id": handle, "client_id": _client_id(handle), **self._vram()}
@@ -283,49 +273,32 @@ class ComfyUI:
         wanted = {key: place[key] for key in ("filename", "subfolder", "type")}
         try:
             body = retry.once_more(
-                lambda: self._server.get("/view", http.MAX_IMAGE, **wanted).body, self._retry_s
+                lambda: self._server.get("/view", http.MAX_IMAGE, **wanted).body, self.retry_s
             )
         except Rejected as fault:
             if fault.status == 404:
                 gone = f"the image of prompt {handle} is gone from the server"
                 raise RenderLost(gone, finished=True) from None
             raise
-        if not _is_ours(handle, body):
+        if not comfy_api.is_ours(handle, body):
             raise BadImage(f"{place['filename']} is another prompt's picture")
         return body
 
     def _vram(self) -> dict[str, int]:
         """Memory in use on the first device, in MiB; best effort."""
         try:
-            device = self._server.get("/system_stats").json()["devices"][0]
+            device = self._server.get("/system_stats").json_object()["devices"][0]
             return {"vram_used_mib": (device["vram_total"] - device["vram_free"]) // 2**20}
         except (ImagenError, LookupError, TypeError):
             return {}
 
-    def _lacks(self) -> Any:
-        """Yield the node classes and the files of our workflow that the server does not have."""
-        settings = {name: self._settings.get(name) for name in self.workflow.placeholders()}
-        known = {**self.workflow.defaults, **{k: v for k, v in settings.items() if v is not None}}
+    def _lacks(self) -> Iterator[str]:
+        """Yield the node classes and files of our workflow that the server does not have."""
+        known = self.workflow.defaults | self._given()
         for key, node in self.workflow.graph.items():
             kind = node["class_type"]
-            found = self._server.get(f"/object_info/{kind}").json().get(kind)
-            if not found:
-                yield f"no node {kind}"
-                continue
-            for name, spec in {
-                **found["input"].get("required", {}),
-                **found["input"].get("optional", {}),
-            }.items():
-                choices = _choices(spec)
-                value = node["inputs"].get(name)
-                hole = isinstance(value, str) and value.startswith("${")
-                value = known.get(value[2:-1]) if hole else value
-                if choices is not None and isinstance(value, str) and value not in choices:
-                    yield f"no {value} for {name} of node {key} ({kind}); {MissingModel.hint}"
-
-
-def _prefix(submit_id: str) -> str:
-    return f"imagen/{submit_id}"
+            info = self._server.get(f"/object_info/{kind}").json_object()
+            yield from comfy_api.lacks(key, node, info.get(kind), known)
 
 
 def _client_id(submit_id: str) -> str:
@@ -339,117 +312,7 @@ def _expected(graph: workflow.Graph, of: Workflow) -> int:
     return max(batch, 1) * len(of.nodes("SaveImage"))
 
 
-def _place(queue: Mapping[str, Any], handle: str) -> int | None:
-    """0 when it runs, n when it is the nth to come, None when it is in neither list."""
-    if any(item[1] == handle for item in queue.get("queue_running", [])):
-        return 0
-    waiting = sorted(queue.get("queue_pending", []), key=lambda item: item[0])
-    return next((n for n, item in enumerate(waiting, 1) if item[1] == handle), None)
-
-
 def _telling(place: int | None) -> str:
     if place is None:
         return "looking for it"
     return "running" if place == 0 else f"number {place} in the queue"
-
-
-def _choices(spec: Any) -> list[Any] | None:
-    """Read a COMBO input in both of its shapes; None when the input is none."""
-    if isinstance(spec, list) and spec:
-        if isinstance(spec[0], list):
-            return spec[0]
-        if spec[0] == "COMBO" and len(spec) > 1 and isinstance(spec[1], dict):
-            return spec[1].get("options")
-    return None
-
-
-def _refusal(fault: Rejected) -> ImagenError:
-    """Read a 400 of /prompt."""
-    try:
-        said = json.loads(fault.body)
-        error = (
-            said["error"] if isinstance(said["error"], dict) else {"message": str(said["error"])}
-        )
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return fault
-    if said.get("node_errors"):
-        return _node_fault(said["node_errors"], error.get("message") or "the workflow is refused")
-    text = ": ".join(part for part in (error.get("message"), error.get("details")) if part)
-    return RenderFailed(f"ComfyUI refuses the workflow: {text}", code="workflow_refused")
-
-
-def _node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
-    """Name the first fault of each node; a file that is not installed is a MissingModel."""
-    texts, missing = [], False
-    for key, node in errors.items():
-        for one in node.get("errors", []):
-            extra = one.get("extra_info") or {}
-            named = str(extra.get("received_value", ""))
-            if one.get("type") == "value_not_in_list" and named.endswith(_MODEL_FILES):
-                missing = True
-                folder = extra.get("input_name")
-                texts.append(f"{named} is not installed ({node.get('class_type')} {key}, {folder})")
-            else:
-                said = f"{one.get('message')}: {one.get('details')}"
-                texts.append(f"node {key} ({node.get('class_type')}): {said}")
-    message = "; ".join(texts[:3]) or otherwise
-    if missing:
-        return MissingModel(f"ComfyUI: {message}")
-    return RenderFailed(f"ComfyUI refuses the workflow: {message}", code="workflow_refused")
-
-
-_MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-
-
-def _entry_of(found: Mapping[str, Any]) -> Entry:
-    """Read a history entry; the fork has messages as strings, the original as pairs."""
-    status = found.get("status") or {}
-    messages = status.get("messages") or []
-    last, said = "", {}
-    stamps = {}
-    for message in messages:
-        if isinstance(message, str):
-            last, _, text = message.partition(": ")
-            said = {"exception_message": text}
-        elif isinstance(message, list) and len(message) == 2 and isinstance(message[1], dict):
-            last, said = str(message[0]), message[1]
-            stamps[last] = said.get("timestamp")
-    begun, ended = stamps.get("execution_start"), stamps.get(last)
-    ran = ended - begun if isinstance(begun, int) and isinstance(ended, int) else None
-    return Entry(status.get("status_str", "success"), found.get("outputs") or {}, last, said, ran)
-
-
-def _failure(entry: Entry) -> ImagenError:
-    if entry.last.startswith("execution_interrupted"):
-        return Interrupted("somebody interrupted the render on the server")
-    said = entry.said
-    text = " ".join(str(said.get("exception_message") or "it does not say why").split())
-    node = f" in node {said['node_id']} ({said.get('node_type')})" if said.get("node_id") else ""
-    return RenderFailed(f"ComfyUI failed{node}: {text}"[:600], code="execution_error")
-
-
-def _ours(handle: str, outputs: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Give the places of the images that our SaveImage nodes wrote, in order of their names."""
-    places = [place for output in outputs.values() for place in output.get("images", [])]
-    folder, _, start = _prefix(handle).partition("/")
-    ours = [
-        place
-        for place in places
-        if place.get("type") == "output"
-        and place.get("subfolder") == folder
-        and place.get("filename", "").startswith(start)
-    ]
-    return sorted(ours, key=lambda place: str(place["filename"]))
-
-
-def _is_ours(handle: str, body: bytes) -> bool:
-    """Whether the graph in the PNG, where there is one, saved under our prefix."""
-    text = image.text_of_png(body).get("prompt")
-    if text is None:
-        return True
-    try:
-        nodes = json.loads(text).values()
-        prefixes = [node.get("inputs", {}).get("filename_prefix") for node in nodes]
-    except (ValueError, AttributeError, RecursionError):
-        return False
-    return _prefix(handle) in prefixes

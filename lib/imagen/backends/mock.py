@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import files, image
-from ..config import Key
 from ..errors import (
     AnswerLost,
     ConfigFault,
@@ -29,6 +28,7 @@ from ..errors import (
     Unreachable,
     suggest,
 )
+from ..settings import Key
 from . import Ask, Collected, Instance, Plan, Sought, Status, Wait
 
 KEYS = {"faults": Key("faults")}
@@ -59,6 +59,7 @@ class Mock:
     """One configured mock."""
 
     paid = False
+    retry_s = 0.05
 
     def __init__(self, instance: Instance) -> None:
         """Take the instance; its faults are read and checked now."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..config import Key, secret
+from ..config import secret
 from ..errors import ImagenError
+from ..settings import Key
 from . import Ask, Collected, Instance, Plan, Sought, Status, Wait
 
 KEYS = {
@@ -32,6 +33,7 @@ class Replicate:
 
     paid = True
     timeout_s = 60.0
+    retry_s = 0.3
 
     def __init__(self, instance: Instance) -> None:
         """Take the instance."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import backends, config, record
+from .. import backends, config, record, settings
 from ..command import Common, tool
 from ..errors import DONE, REFUSED, ConfigFault, UsageFault
 from ..pipe import Report, write_out
@@ -62,12 +63,12 @@ def _schema(which: str | None) -> dict[str, Any]:
 def _validate(report: Report, named: str | None) -> int:
     path = config.find(named)
     parsed = config.parse(path) if path else config.Parsed({}, {}, [])
-    faults = [config.Fault(place, "stands twice") for place in parsed.twice]
-    faults += config.faults(parsed.tree)
-    if path and not faults:
-        for name, settings in (parsed.tree.get("backends") or {}).items():
-            faults += backends.faults(backends.Instance(name, settings, path.parent, path.parent))
-    for fault in faults:
+    faults = [settings.Fault(place, "stands twice") for place in parsed.twice]
+    faults += settings.faults(parsed.tree)
+    if path:
+        for name, said in _instances(parsed.tree):
+            faults += backends.faults(backends.Instance(name, said, path.parent, path.parent))
+    for fault in sorted(faults, key=lambda fault: config.line_of(fault.place, parsed.lines)):
         where = f"{path}:{config.line_of(fault.place, parsed.lines)}: {'.'.join(fault.place)}"
         report.fault(where, ConfigFault(fault.message, hint=fault.hint))
     if faults:
@@ -83,11 +84,19 @@ def _validate(report: Report, named: str | None) -> int:
     return DONE
 
 
+def _instances(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the instances that are whole enough for their backend to judge."""
+    named = tree.get("backends")
+    for name, said in named.items() if isinstance(named, dict) else []:
+        if isinstance(said, dict) and isinstance(said.get("type"), str):
+            yield str(name), said
+
+
 def _show(values: config.Config, common: Common) -> None:
     for key, value, source in config.all_values(values):
         line = {"key": key, "value": config.shown(key, value), "source": source}
         if key.endswith("_env") and isinstance(value, str):
-            line["secret"] = config.SECRET if config.secret(value) else None
+            line["secret"] = settings.SECRET if config.secret(value) else None
         common.pipe.write(line)
 
 

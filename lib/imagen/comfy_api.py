@@ -1,0 +1,162 @@
+"""What a ComfyUI server's answers mean: refusals, queue, history, object_info. Pure.
+
+Two kinds of servers were recorded, 0.3.64 and a fork at 0.10.0; both are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from . import image
+from .errors import ImagenError, Interrupted, MissingModel, Rejected, RenderFailed
+
+
+class Entry(NamedTuple):
+    """A finished prompt in /history: how it ended, its outputs, the last message, its run time."""
+
+    status: str
+    outputs: dict[str, Any]
+    last: str
+    said: Mapping[str, Any]
+    run_ms: int | None
+
+
+def prefix(submit_id: str) -> str:
+    """Give the filename_prefix that makes a submit's images provably its own."""
+    return f"imagen/{submit_id}"
+
+
+def place_in(queue: Mapping[str, Any], handle: str) -> int | None:
+    """0 when it runs, n when it is the nth to come, None when it is in neither list."""
+    running, waiting = (
+        [item for item in queue.get(name) or [] if isinstance(item, list) and len(item) > 1]
+        for name in ("queue_running", "queue_pending")
+    )
+    if any(item[1] == handle for item in running):
+        return 0
+    waiting.sort(key=lambda item: item[0])
+    return next((n for n, item in enumerate(waiting, 1) if item[1] == handle), None)
+
+
+def choices(spec: Any) -> list[Any] | None:
+    """Read a COMBO input in both of its shapes; None when the input is none."""
+    if isinstance(spec, list) and spec:
+        if isinstance(spec[0], list):
+            return spec[0]
+        if spec[0] == "COMBO" and len(spec) > 1 and isinstance(spec[1], dict):
+            return spec[1].get("options")
+    return None
+
+
+def lacks(
+    key: str, node: Mapping[str, Any], info: Mapping[str, Any] | None, known: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield what a server lacks for a node, by its class's /object_info: the class, or a file.
+
+    `known` fills the node's placeholders.
+    """
+    kind = node["class_type"]
+    if not info:
+        yield f"no node {kind}"
+        return
+    inputs = info.get("input", {})
+    for name, spec in {**inputs.get("required", {}), **inputs.get("optional", {})}.items():
+        value, offered = node["inputs"].get(name), choices(spec)
+        if isinstance(value, str) and value.startswith("${"):
+            value = known.get(value[2:-1])
+        if offered is not None and isinstance(value, str) and value not in offered:
+            yield f"no {value} for {name} of node {key} ({kind}); {MissingModel.hint}"
+
+
+def refusal(fault: Rejected) -> ImagenError:
+    """Read a 400 of /prompt."""
+    try:
+        said = json.loads(fault.body)
+        error = said["error"]
+        error = error if isinstance(error, dict) else {"message": str(error)}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return fault
+    if said.get("node_errors"):
+        return node_fault(said["node_errors"], error.get("message") or "the workflow is refused")
+    text = ": ".join(part for part in (error.get("message"), error.get("details")) if part)
+    return RenderFailed(f"ComfyUI refuses the workflow: {text}", code="workflow_refused")
+
+
+def node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
+    """Name the first fault of each node; a file that is not installed is a MissingModel."""
+    texts, missing = [], False
+    for key, node in errors.items():
+        for one in node.get("errors", []):
+            extra = one.get("extra_info") or {}
+            named = str(extra.get("received_value", ""))
+            if one.get("type") == "value_not_in_list" and named.endswith(_MODEL_FILES):
+                missing = True
+                folder = extra.get("input_name")
+                texts.append(f"{named} is not installed ({node.get('class_type')} {key}, {folder})")
+            else:
+                said = f"{one.get('message')}: {one.get('details')}"
+                texts.append(f"node {key} ({node.get('class_type')}): {said}")
+    message = "; ".join(texts[:3]) or otherwise
+    if missing:
+        return MissingModel(f"ComfyUI: {message}")
+    return RenderFailed(f"ComfyUI refuses the workflow: {message}", code="workflow_refused")
+
+
+_MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+
+
+def entry_of(found: Mapping[str, Any]) -> Entry:
+    """Read a history entry; the fork has messages as strings, the original as pairs."""
+    status = found.get("status") or {}
+    messages = status.get("messages") or []
+    last, said = "", {}
+    stamps = {}
+    for message in messages:
+        if isinstance(message, str):
+            last, _, text = message.partition(": ")
+            said = {"exception_message": text}
+        elif isinstance(message, list) and len(message) == 2 and isinstance(message[1], dict):
+            last, said = str(message[0]), message[1]
+            stamps[last] = said.get("timestamp")
+    begun, ended = stamps.get("execution_start"), stamps.get(last)
+    ran = ended - begun if isinstance(begun, int) and isinstance(ended, int) else None
+    return Entry(status.get("status_str", "success"), found.get("outputs") or {}, last, said, ran)
+
+
+def failure(entry: Entry) -> ImagenError:
+    """Give the error of an entry that did not end well."""
+    if entry.last.startswith("execution_interrupted"):
+        return Interrupted("somebody interrupted the render on the server")
+    said = entry.said
+    text = " ".join(str(said.get("exception_message") or "it does not say why").split())
+    node = f" in node {said['node_id']} ({said.get('node_type')})" if said.get("node_id") else ""
+    return RenderFailed(f"ComfyUI failed{node}: {text}"[:600], code="execution_error")
+
+
+def ours(handle: str, outputs: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Give the places of the images that our SaveImage nodes wrote, in order of their names."""
+    places = [place for output in outputs.values() for place in output.get("images", [])]
+    folder, _, start = prefix(handle).partition("/")
+    ours = [
+        place
+        for place in places
+        if place.get("type") == "output"
+        and place.get("subfolder") == folder
+        and place.get("filename", "").startswith(start)
+    ]
+    return sorted(ours, key=lambda place: str(place["filename"]))
+
+
+def is_ours(handle: str, body: bytes) -> bool:
+    """Whether the graph in the PNG, where there is one, saved under our prefix."""
+    text = image.text_of_png(body).get("prompt")
+    if text is None:
+        return True
+    try:
+        nodes = json.loads(text).values()
+        prefixes = [node.get("inputs", {}).get("filename_prefix") for node in nodes]
+    except (ValueError, AttributeError, RecursionError):
+        return False
+    return prefix(handle) in prefixes

@@ -1,0 +1,183 @@
+"""What the configuration may hold: every key, its kind and its default, and the checks. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import suggest
+from .record import canonical_uuid
+
+SECRET = "***"
+Tree = dict[str, Any]
+Place = tuple[str, ...]
+
+
+class Key(NamedTuple):
+    """One key: what kind of value, what when nobody says, and the variable that goes over it."""
+
+    kind: str
+    default: Any = None
+    env: str | None = None
+
+
+MODES = "auto|on|off"
+KEYS: dict[str, dict[str, Key]] = {
+    "": {"default_backend": Key("string", "mock", "IMAGEN_BACKEND")},
+    "output": {
+        "dir": Key("path", "~/Pictures/imagen", "IMAGEN_OUT_DIR"),
+        "preview": Key(MODES, "auto", "IMAGEN_PREVIEW"),
+        "cloud_sync": Key(MODES, "auto", "IMAGEN_CLOUD_SYNC"),
+    },
+    "supabase": {
+        "url": Key("url", None, "SUPABASE_URL"),
+        "service_key_env": Key("string", "SUPABASE_SERVICE_ROLE_KEY"),
+        "bucket": Key("string", "imagen-generated"),
+        "schema": Key("string", "imagen"),
+        "owner_user_id": Key("uuid", None, "IMAGEN_OWNER_USER_ID"),
+    },
+    "usage": {"sink": Key("local|supabase|both", "local")},
+    "budget": {
+        "per_render": Key("amount"),
+        "per_day": Key("amount"),
+        "per_month": Key("amount"),
+        "per_caller": Key("amount"),
+    },
+    "worker": {
+        "backends": Key("strings"),
+        "options": Key("strings"),
+        "jobs": Key("count", 1),
+        "poll_s": Key("seconds", 5),
+        "job_timeout_s": Key("seconds"),
+    },
+}
+STYLE_KEYS = {name: Key("string") for name in ("prefix", "suffix", "template", "negative")}
+
+
+class Fault(NamedTuple):
+    """One thing wrong with the configuration file: where it stands, and what it is."""
+
+    place: Place
+    message: str
+    hint: str | None = None
+
+
+def faults(tree: Tree) -> Iterator[Fault]:
+    """Yield everything wrong with the tree, but for what only a backend can judge."""
+    sections = {"backends", "styles", *KEYS} - {""}
+    for name, value in tree.items():
+        if name in KEYS[""]:
+            yield from check((name,), KEYS[""][name].kind, value)
+        elif name not in sections:
+            yield Fault((str(name),), "unknown key", suggest(str(name), {*sections, *KEYS[""]}))
+        elif value is None:
+            continue
+        elif not isinstance(value, dict):
+            yield Fault((name,), "must hold keys and values")
+        elif name == "backends":
+            for instance, settings in value.items():
+                yield from _check_instance(str(instance), settings)
+        elif name == "styles":
+            for style, settings in value.items():
+                yield from check_keys(("styles", str(style)), STYLE_KEYS, settings)
+        else:
+            yield from check_keys((name,), KEYS[name], value)
+    yield from _check_default(tree)
+
+
+def _check_default(tree: Tree) -> Iterator[Fault]:
+    named = tree.get("default_backend")
+    instances = tree.get("backends") or {}
+    if isinstance(named, str) and isinstance(instances, dict) and named not in {"mock", *instances}:
+        yield Fault(
+            ("default_backend",), f"no backend {named!r}", suggest(named, map(str, instances))
+        )
+
+
+def _check_instance(name: str, settings: Any) -> Iterator[Fault]:
+    place = ("backends", name)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        yield Fault(place, "a backend's name has letters, digits, dots, - and _ only")
+    if not isinstance(settings, dict):
+        yield Fault(place, "must hold keys and values")
+    elif not isinstance(settings.get("type"), str):
+        yield Fault(place, "no type", "type: comfyui, replicate or mock")
+
+
+def check_keys(place: Place, keys: Mapping[str, Key], settings: Any) -> Iterator[Fault]:
+    """Yield the faults of one mapping: unknown keys, and values of the wrong kind."""
+    if not isinstance(settings, dict):
+        yield Fault(place, "must hold keys and values")
+        return
+    for name, value in settings.items():
+        if name not in keys:
+            yield Fault((*place, str(name)), "unknown key", suggest(str(name), keys))
+        else:
+            yield from check((*place, name), keys[name].kind, value)
+
+
+def check(place: Place, kind: str, value: Any) -> Iterator[Fault]:
+    """Yield what is wrong with one value; null is always right, and means the default."""
+    if value is None:
+        return
+    if "|" in kind:
+        if _switch(value) not in kind.split("|"):
+            yield Fault(place, f"must be {kind.replace('|', ', ')}, not {value!r}")
+        return
+    types, says, good = _KINDS[kind]
+    if (isinstance(value, bool) and bool not in types) or not isinstance(value, types):
+        yield Fault(place, f"must be {says}, not {value!r}")
+    elif not good(value):
+        yield Fault(place, f"must be {says}, not {hide_password(str(value))!r}")
+
+
+def _always(_value: Any) -> bool:
+    return True
+
+
+def _is_url(value: str) -> bool:
+    return re.match(r"https?://[^/\s]+", value) is not None
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < float("inf")
+
+
+_KINDS: dict[str, tuple[tuple[type, ...], str, Any]] = {
+    "string": ((str,), "text", len),
+    "path": ((str,), "a path", len),
+    "url": ((str,), "a URL that starts with http:// or https://", _is_url),
+    "uuid": ((str,), "a UUID", lambda value: not value or canonical_uuid(value)),
+    "count": ((int,), "a whole number from 1", lambda value: value >= 1),
+    "number": ((int, float), "a number", _always),
+    "seconds": ((int, float), "a number of seconds", _positive),
+    "amount": ((int, float), "an amount in USD", lambda value: 0 <= value < float("inf")),
+    "strings": ((list,), "a list of words", lambda value: all(isinstance(x, str) for x in value)),
+    "mapping": ((dict,), "keys and values", _always),
+    "any": ((object,), "a value", _always),
+    "environment": (
+        (dict,),
+        "names of headers, each with the name of an environment variable",
+        lambda value: all(isinstance(x, str) for pair in value.items() for x in pair),
+    ),
+    "faults": ((list, str), "a list of faults or the path of a YAML file with one", _always),
+}
+
+
+def _switch(value: Any) -> Any:
+    """Read YAML's own idea of on and off back as the words that were meant."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+def resolved(kind: str, value: Any) -> Any:
+    """Give a value as the code wants it: switches as words, paths absolute."""
+    if value is not None and kind == "path":
+        return Path(value).expanduser().absolute()
+    return _switch(value) if "|" in kind else (value or None) if kind == "uuid" else value
+
+
+def hide_password(url: str) -> str:
+    """Give a URL with the password in it, if any, replaced."""
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", rf"\1:{SECRET}@", url)
