@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from .errors import (
@@ -24,11 +24,19 @@ MAX_IMAGE = 512 * 2**20  # bytes
 
 
 class Answer(NamedTuple):
-    """A status from 200 to 299, its headers and its body."""
+    """A status from 200 to 299, its headers and its body, and what of it must not be shown."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    hidden: Collection[str] = ()
+
+    def for_people(self) -> bytes:
+        """Give the body with the secrets that a server echoes hidden."""
+        body = self.body
+        for secret in self.hidden:
+            body = body.replace(secret.encode(), b"***")
+        return body
 
     def json_object(self) -> dict[str, Any]:
         """Read the body as a JSON object; ServerFault when it is none."""
@@ -37,7 +45,7 @@ class Answer(NamedTuple):
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise ServerFault(f"the server answered no JSON object: {excerpt(self.body)}")
+            raise ServerFault(f"the server answered no JSON object: {excerpt(self.for_people())}")
         return found
 
 
@@ -60,6 +68,7 @@ class Server:
         self.read_s = read_s
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": "imagen", **(headers or {})})
+        self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
         self._session.auth = named if any(named) else _unchanged
@@ -88,7 +97,8 @@ class Server:
                 stream=True,
                 **more,
             ) as response:
-                answer = Answer(response.status_code, response.headers, self._body(response, limit))
+                body = self._body(response, limit)
+                answer = Answer(response.status_code, response.headers, body, self._secrets)
         except requests.RequestException as fault:
             raise self._lost(fault) from None
         self._check(answer)
@@ -127,14 +137,21 @@ class Server:
     def _check(self, answer: Answer) -> None:
         if answer.status < 300:
             return
-        said = f"the {self.who} at {self.url} answered {answer.status}: {excerpt(answer.body)}"
+        body = answer.for_people()
+        said = f"the {self.who} at {self.url} answered {answer.status}: {excerpt(body)}"
         if answer.status >= 500:
             raise ServerFault(said, status=answer.status)
         if answer.status == 429:
             raise Throttled(said, retry_after_s=_seconds(answer.headers.get("Retry-After")))
         if answer.status == 402:
             raise OutOfCredit(said)
-        raise Rejected(said, status=answer.status, body=answer.body)
+        raise Rejected(said, status=answer.status, body=body)
+
+
+def _secrets(headers: Mapping[str, str]) -> set[str]:
+    """Give the values of headers, whole and word by word ("Bearer TOKEN"), short words left out."""
+    values = [*headers.values(), *(word for value in headers.values() for word in value.split())]
+    return {value for value in values if len(value) > 5 and value != "Bearer"}
 
 
 def _unchanged(request: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from .. import comfy_api, http, retry, workflow
@@ -39,6 +40,7 @@ KEYS = {
 }
 _MIN_SIZE, _MAX_SIZE = 16, 16384  # of EmptySD3LatentImage in /object_info
 _FIELDS = ("width", "height", "steps", "cfg", "sampler", "scheduler")
+_REQUESTED = {"prompt", "negative_prompt", "seed", *_FIELDS}  # never filled by options
 _SHARE = 0.04  # of the time waited: the poll is never far behind and never a burden
 _LOOK_S = 1.0  # how often /queue, which carries whole graphs, is asked beside /history
 
@@ -91,7 +93,7 @@ class ComfyUI:
     def _values(self, ask: Ask, plan: Plan, holes: set[str]) -> dict[str, Any]:
         """Give the value of each placeholder; note what is rounded and what has no place."""
         request, defaults = ask.request, self.workflow.defaults
-        own = holes - {"prompt", "negative_prompt", "seed", *_FIELDS}
+        own = holes - _REQUESTED
         options = {**self._settings.get("options", {}), **request.get("options", {})}
         values = self._given() | {name: options[name] for name in options.keys() & own}
         values |= {"prompt": ask.prompt, "negative_prompt": ask.negative, "seed": request["seed"]}
@@ -112,11 +114,13 @@ class ComfyUI:
         asked = {name: ask.request[name] for name in _FIELDS if name in ask.request}
         if ask.negative:
             asked["negative_prompt"] = ask.negative
-        for name in asked.keys() - holes:
-            plan.drop(name, asked[name], f"workflow {self.workflow.name} has no ${{{name}}}")
-        for name in options.keys() - (holes - {"prompt", "negative_prompt", "seed", *_FIELDS}):
-            why = f"workflow {self.workflow.name} has no option {name}"
-            plan.drop(f"options.{name}", options[name], why)
+        for name, value in asked.items():
+            if name not in holes:
+                plan.drop(name, value, f"workflow {self.workflow.name} has no ${{{name}}}")
+        for name, value in options.items():
+            if name not in holes or name in _REQUESTED:
+                why = f"workflow {self.workflow.name} has no option {name}"
+                plan.drop(f"options.{name}", value, why)
 
     def _given(self) -> dict[str, Any]:
         """Give the placeholders that the instance itself fills (unet, vae, …)."""
@@ -146,7 +150,8 @@ class ComfyUI:
             raise self._with_boot_hint(fault) from None
         handle = str(plan.handle)
         if said.get("node_errors"):
-            self.cancel(handle)  # the nodes without fault were queued all the same
+            with suppress(ImagenError):
+                self.cancel(handle)  # the nodes without fault were queued all the same
             raise comfy_api.node_fault(
                 said["node_errors"], "some outputs of the workflow are refused"
             )
