@@ -102,8 +102,8 @@ class ComfyUI:
             values["steps"] = self._settings.get("default_steps", defaults.get("steps"))
         if values["cfg"] is not None:
             values["cfg"] = float(values["cfg"])
-        for name in holes & {"width", "height"}:
-            if values[name] is not None:
+        for name in ("width", "height"):
+            if name in holes and values[name] is not None:
                 values[name] = self._rounded(name, values[name], plan)
         self._note_dropped(ask, options, plan, holes)
         return {name: value for name, value in values.items() if value is not None}
