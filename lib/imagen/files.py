@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import IO, Any
 
 from . import signals
 from .errors import OutputTaken
@@ -18,6 +20,7 @@ from .errors import OutputTaken
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _MAX_SLUG = 60  # with a seed of 20 digits and a counter it stays far below the 255 of a file name
 
+Content = bytes | Callable[[IO[bytes]], object]
 TakeOver = Callable[[str], contextlib.AbstractContextManager[bool]]
 
 
@@ -146,16 +149,51 @@ def _owner(reservation: Path) -> str | None:
         return None
 
 
-def publish(path: Path, data: bytes, *, replace: bool = False, durable: bool = True) -> None:
+def store(place: Place, record: Mapping[str, Any], image: Content) -> dict[str, Any]:
+    """Write an image and its record as its sidecar; gives the record with their paths.
+
+    The sidecar first, so that an image under its final name is complete. A name that was asked for
+    keeps its suffix, with a warning if the format is another. FileExistsError when a stranger has
+    taken the name meanwhile.
+    """
+    made, suffix = dict(record), SUFFIXES[record["format"]]
+    if not place.asked_for:
+        place.suffix = suffix
+    elif place.suffix.lower().replace(".jpeg", ".jpg") != suffix:
+        made["warnings"] = [*made.get("warnings", []), "extension"]
+    made |= {"file": str(place.image), "sidecar": str(place.sidecar)}
+    sidecar = json.dumps(made, ensure_ascii=False, indent=1) + "\n"
+    with signals.held():
+        publish(place.sidecar, sidecar.encode(), replace=place.replace)
+        try:
+            publish(place.image, image, replace=place.replace)
+        except BaseException:
+            place.sidecar.unlink(missing_ok=True)
+            raise
+        sync_folder(place.folder)
+    return made
+
+
+def publish(
+    path: Path,
+    data: Content,
+    *,
+    replace: bool = False,
+    durable: bool = True,
+) -> None:
     """Write a file that is whole or not there; FileExistsError unless `replace`.
 
-    The bytes stand in a dot-file without the final suffix first; `durable` syncs them to disk.
+    The bytes, given or written by a function, stand in a dot-file without the final suffix first;
+    `durable` syncs them to disk.
     """
     temporary = path.with_name(f".{path.stem.lstrip('.')[:100]}.{os.urandom(6).hex()}.tmp")
     with signals.held():
         try:
             with temporary.open("xb") as stream:
-                stream.write(data)
+                if callable(data):
+                    data(stream)
+                else:
+                    stream.write(data)
                 if durable:
                     stream.flush()
                     os.fsync(stream.fileno())
@@ -177,6 +215,23 @@ def _move_new(temporary: Path, path: Path) -> None:
         if os.path.lexists(path):
             raise FileExistsError(17, "File exists", str(path)) from None
         temporary.replace(path)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Give the images in a folder, by name; what begins with a dot is left out."""
+    ends = {*SUFFIXES.values(), ".jpeg"}
+    found = [path for path in folder.iterdir() if path.suffix.lower() in ends]
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def record_of(image: Path) -> dict[str, Any]:
+    """Give an image's record from its sidecar; one of its own when it has none that can be read."""
+    path = image.absolute()
+    record: Any = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        record = json.loads(path.with_suffix(".json").read_bytes())
+    known = record if isinstance(record, dict) and "error" not in record else {"id": path.stem}
+    return {**known, "file": str(path)}
 
 
 def sync_folder(folder: Path) -> None:

@@ -176,12 +176,16 @@ class Pipe:
 
     def _failed(self, line: Line, fault: ImagenError) -> Iterator[Record]:
         base = fault.record or line.record
-        self.status = worse(self.status, fault.exit_status)
-        self.report.fault(name_of(base, line.where), fault)
+        self.failed(name_of(base, line.where), fault)
         if base is not None:
             yield {**base, "error": fault.as_record(self.report.tool)}
         if isinstance(fault, Interrupted) and fault.stopped:
             raise fault.stopped
+
+    def failed(self, where: str, fault: ImagenError) -> None:
+        """Say what failed and remember the worst."""
+        self.status = worse(self.status, fault.exit_status)
+        self.report.fault(where, fault)
 
     def write(self, made: Record | bytes) -> None:
         """Write one line and flush it; ReaderGone when nobody reads."""

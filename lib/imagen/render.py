@@ -7,7 +7,6 @@ what people should see goes through `tell`.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import backends, files, image, prompt, record, retry, signals
+from . import backends, files, image, prompt, record, retry
 from .backends import Ask, Backend, Collected, Plan, Sought, Wait
 from .config import Config
 from .errors import (
@@ -300,9 +299,9 @@ class Renderer:
             while True:
                 place = job.place or self._place(job)
                 try:
-                    return _store(place, made, data)
-                except FileExistsError:
-                    if place.replace or self._told.output:
+                    return files.store(place, made, data)
+                except FileExistsError:  # a stranger has taken the name meanwhile: the next one
+                    if place.asked_for:
                         raise
                 finally:
                     place.release()
@@ -402,23 +401,3 @@ def _compare(made: Record, picture: image.Picture, plan: Plan | None) -> None:
         made["fidelity"] = {**before, "approximated": [*before.get("approximated", []), *changes]}
     if picture.flat:
         made["warnings"] = ["flat"]
-
-
-def _store(place: files.Place, made: Record, data: bytes) -> Record:
-    """Write sidecar and image; FileExistsError when a stranger has taken the name meanwhile."""
-    suffix = files.SUFFIXES[made["format"]]
-    if not place.asked_for:
-        place.suffix = suffix
-    elif place.suffix.lower().replace(".jpeg", ".jpg") != suffix:
-        made = {**made, "warnings": [*made.get("warnings", []), "extension"]}
-    made = {**made, "file": str(place.image), "sidecar": str(place.sidecar)}
-    sidecar = json.dumps(made, ensure_ascii=False, indent=1) + "\n"
-    with signals.held():
-        files.publish(place.sidecar, sidecar.encode(), replace=place.replace)
-        try:
-            files.publish(place.image, data, replace=place.replace)
-        except BaseException:
-            place.sidecar.unlink(missing_ok=True)
-            raise
-        files.sync_folder(place.folder)
-    return made

@@ -156,9 +156,9 @@ def fill(workflow: Workflow, values: Mapping[str, Any]) -> Graph:
         if known.get(name) is None:
             where = f"node {key} ({workflow.graph[key]['class_type']}), {wanted}"
             hint = f"--option {name}=…, or {name}: in the backend's configuration"
-            close = suggest(name, known)
-            if close and close.startswith("did you mean"):
-                hint = close
+            close = suggest(name, known) or ""
+            if close.startswith("did you mean"):
+                hint = f"{close} or give it: {hint}"
             message = f"workflow {workflow.name}: ${{{name}}} has no value: {where}"
             raise WorkflowFault(message, hint=hint)
     return {

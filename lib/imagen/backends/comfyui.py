@@ -125,7 +125,8 @@ class ComfyUI:
     def _given(self) -> dict[str, Any]:
         """Give the placeholders that the instance itself fills (unet, vae, …)."""
         names = self.workflow.placeholders() - {*KEYS, *BASE_KEYS}
-        return {name: self._settings.get(name) for name in names if self._settings.get(name)}
+        given = {name: self._settings.get(name) for name in names}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _rounded(self, name: str, asked: int, plan: Plan) -> int:
         step = self.workflow.size_multiple

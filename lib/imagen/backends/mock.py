@@ -28,6 +28,7 @@ from ..errors import (
     Unreachable,
     suggest,
 )
+from ..image import scene
 from ..settings import Key
 from . import Ask, Collected, Instance, Plan, Sought, Status, Wait
 
@@ -179,9 +180,9 @@ class Mock:
     def _drawn(self, payload: dict[str, Any], number: int) -> bytes:
         seed, width, height = payload["seed"], payload["width"], payload["height"]
         also = {} if number == 0 else {"number": str(number + 1)}
-        caption = "  ".join([f"seed {seed}", self._name, f"{width}×{height}", *also.values()])
+        caption = "  ".join([f"seed {seed}", self._name, f"{width}x{height}", *also.values()])
         prompt = payload["prompt"]
-        picture = image.draw(prompt, seed + number * 2**64, width, height, caption)
+        picture = scene.draw(prompt, seed + number * 2**64, width, height, caption)
         if self._struck(payload, "flat"):
             picture.paste((128, 128, 128), (0, 0, width, height))
         text = {"prompt": prompt, "seed": str(seed), "backend": self._name, **also}

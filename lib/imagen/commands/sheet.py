@@ -1,0 +1,104 @@
+"""imagen-sheet: many images on one picture, each with an address."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..command import Common, tool
+from ..errors import RenderFailed, UsageFault
+
+if TYPE_CHECKING:
+    from ..record import Record
+
+EXAMPLES = """
+Examples:
+  imagen-render 'a cat in a fishbowl' --count 12 | imagen-sheet --output cats.png
+  imagen-sheet --pick B3 cats.png | imagen-render --count 4
+  imagen-sheet ~/Pictures/imagen/2026-11-23 --label seed,steps --columns 6
+"""
+
+
+@tool("sheet", epilog=EXAMPLES)
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option("-0", "null", is_flag=True, help="stdin is image paths, each ended by NUL.")
+@click.option("--output", metavar="FILE", help="The sheet's name; a dated one when not given.")
+@click.option("--force", is_flag=True, help="Let --output replace a file.")
+@click.option("--columns", type=click.IntRange(1, 1000), metavar="N", help="Cells in a row.")
+@click.option(
+    "--cell",
+    type=click.IntRange(16, 4096),
+    default=256,
+    help="Pixels of a cell.",
+    show_default=True,
+)
+@click.option("--label", metavar="FIELDS", help="What stands below, like prompt,seed.")
+@click.option("--differences", is_flag=True, help="Label only what differs between the members.")
+@click.option("--title", default="", metavar="TEXT", help="A line above all.")
+@click.option("--font", metavar="FILE", help="A .ttf or .otf file, for other scripts.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=100_000_000,
+    metavar="N",
+    help="Refuse images with more.",
+    show_default=True,
+)
+@click.option("--pick", multiple=True, metavar="B3", help="Print the record of a sheet's cell.")
+@click.option("--list", "lists", is_flag=True, help="Print the records of all cells of a sheet.")
+def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
+    """Reads records from stdin, or image FILEs and folders with their sidecars, and writes one PNG
+    and its record. Each cell has an address as in a spreadsheet: letter = column, number = row. The
+    sheet carries the record of every member, so that --pick can tell which image was meant.
+    """
+    from .. import config, contact, ledger, pipe
+
+    if said.pop("lists") | bool(said["pick"]):
+        if len(files) != 1:
+            raise UsageFault(
+                "--pick and --list take one sheet", hint="imagen-sheet --pick B3 x.png"
+            )
+        for member in contact.members_of(Path(files[0]), said["pick"]):
+            common.pipe.write(member)
+        return common.pipe.status
+    members = list(_members(common, files, said.pop("null")))
+    if not members:
+        raise UsageFault("nothing to put on a sheet", hint="imagen-render 'a cat' | imagen-sheet")
+    del said["pick"]
+    wanted = contact.Wanted(config.load(common.config_file)["output.dir"], **said)
+    book = ledger.opened(config.ledger_path(), common.report.note)
+    made, faults = contact.make(members, wanted, book)
+    for number, why in faults.items():
+        where = pipe.name_of(members[number], made["cells"][number]["address"])
+        common.pipe.failed(where, RenderFailed(why))
+    common.pipe.write(made)
+    return common.pipe.status
+
+
+def _members(common: Common, named: tuple[str, ...], null: bool) -> Iterator[Record]:
+    """Give the members' records: of images named, with their sidecars, or of the lines on stdin."""
+    from .. import files, pipe
+
+    if null and pipe.stdin_waits():
+        names = sys.stdin.buffer.read().split(b"\0")
+        yield from (files.record_of(Path(os.fsdecode(name))) for name in names if name)
+    elif named:
+        for path in map(Path, named):
+            yield from map(files.record_of, files.images_in(path) if path.is_dir() else [path])
+    elif pipe.stdin_waits():
+        for line in pipe.read(sys.stdin.buffer):
+            if line.record is not None:
+                yield line.record
+            elif line.fault:
+                common.pipe.failed(line.where, line.fault)
+    else:
+        raise UsageFault("no records", hint="imagen-render 'a cat' --count 12 | imagen-sheet")
+
+
+if __name__ == "__main__":
+    main()

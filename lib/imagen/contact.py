@@ -1,0 +1,101 @@
+"""One contact sheet, from records to file: lay out, draw, embed, write; and pick from it again."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import files, image, sheet
+from .errors import Refused, from_os
+from .image import sheet as drawing
+from .ledger import Ledger
+from .record import Record
+
+
+class Wanted(NamedTuple):
+    """What a sheet should be; without `output` it gets a dated name in `folder`."""
+
+    folder: Path
+    output: str | None = None
+    force: bool = False
+    columns: int | None = None
+    cell: int = 256
+    label: str | None = None
+    differences: bool = False
+    title: str = ""
+    font: str | None = None
+    max_pixels: int = 100_000_000
+
+
+def make(
+    members: Sequence[Record], wanted: Wanted, ledger: Ledger
+) -> tuple[Record, dict[int, str]]:
+    """Draw the members and write the sheet; gives its record and why some could not be shown."""
+    fields = wanted.label.split(",") if wanted.label else None
+    labels = sheet.labels(members, fields, wanted.differences)
+    most = max(map(len, labels))
+    grid = sheet.grid(len(members), wanted.columns, wanted.cell, most, bool(wanted.title))
+    owner = str(uuid.uuid4())
+    with ledger.lock(owner):
+        place = _place(wanted, owner, ledger)
+        try:
+            pairs = zip(members, labels, strict=True)
+            drawn = [drawing.Member(*sheet.shown(one), label) for one, label in pairs]
+            style = drawing.Style(wanted.title, wanted.font, wanted.max_pixels)
+            picture, faults = drawing.compose(grid, drawn, style)
+            texts = {
+                grid.address(n): sheet.embedded(m, place.folder) for n, m in enumerate(members)
+            }
+            record = sheet.record(owner, members, grid, wanted.title)
+            with tempfile.TemporaryFile() as stream:
+                drawing.save(picture, texts, stream)
+                del picture  # the encoded sheet is on disk: only one of the two is held
+                return _stored(place, record, stream), {
+                    n: why for n, why in enumerate(faults) if why
+                }
+        finally:
+            place.release()
+
+
+def _place(wanted: Wanted, owner: str, ledger: Ledger) -> files.Place:
+    take_over = partial(ledger.lock, wait=False)
+    try:
+        if wanted.output:
+            path = Path(wanted.output).absolute()
+            return files.reserve_exactly(path, owner, wanted.force, take_over)
+        today = datetime.now(UTC).date().isoformat()
+        return files.reserve(wanted.folder / today, "sheet", owner, take_over)
+    except OSError as fault:
+        raise from_os(fault, "cannot write the sheet") from None
+
+
+def _stored(place: files.Place, record: Record, stream: Any) -> Record:
+    record["bytes"] = stream.tell()
+    stream.seek(0)
+    record["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    stream.seek(0)
+    try:
+        return files.store(place, record, partial(shutil.copyfileobj, stream))
+    except OSError as fault:
+        raise from_os(fault, "cannot write the sheet") from None
+
+
+def members_of(path: Path, addresses: Collection[str]) -> list[Record]:
+    """Give the records of a sheet's cells, all of them when no address is named."""
+    path = path.absolute()
+    try:
+        members = sheet.members_of(image.text_of_png(path.read_bytes()), path)
+    except OSError as fault:
+        raise from_os(fault, "cannot read the sheet") from None
+    named = [sheet.known_address(one) for one in addresses]
+    for place in named:
+        if place not in members:
+            raise Refused(f"no cell {place} in {path}", hint=f"A1 to {list(members)[-1]}")
+    return [members[place] for place in named or members]

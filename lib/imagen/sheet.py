@@ -1,0 +1,195 @@
+"""Contact sheets: addresses, layout, labels and the map that makes a sheet traceable. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import BadImage, Refused
+from .record import Record
+
+PRIVATE = ("owner_user_id", "caller")
+KEY = "imagen:"  # the text chunks of a sheet: "imagen:B3" holds the record of the cell B3
+_DIFFER = ("backend", "model", "prompt", "style", "width", "height", "seed", "steps", "cfg")
+_ALSO = ("sampler", "scheduler", "negative_prompt")
+
+
+def address(column: int, row: int) -> str:
+    """Give the address of a cell as in a spreadsheet, both counted from 0.
+
+    >>> address(0, 0), address(1, 2), address(26, 11)
+    ('A1', 'B3', 'AA12')
+    """
+    letters = ""
+    left = column + 1
+    while left:
+        left, digit = divmod(left - 1, 26)
+        letters = chr(ord("A") + digit) + letters
+    return f"{letters}{row + 1}"
+
+
+def known_address(text: str) -> str:
+    """Give an address as it is written on the sheet; Refused when it is none.
+
+    >>> known_address(" b3")
+    'B3'
+    """
+    found = re.fullmatch(r"([A-Za-z]{1,4})([1-9][0-9]{0,6})", text.strip(), re.ASCII)
+    if not found:
+        raise Refused(f"no address of a cell: {text[:20]!r}", hint="like B3: column B, row 3")
+    return found[0].upper()
+
+
+class Grid(NamedTuple):
+    """Where everything stands, in pixels: square cells, each with a label below, a title above."""
+
+    cells: int
+    columns: int
+    cell: int
+    label: int
+    title: int
+    gap: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return math.ceil(self.cells / self.columns)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the sheet."""
+        width = self.gap + self.columns * (self.cell + self.gap)
+        return width, self.title + self.gap + self.rows * (self.cell + self.label + self.gap)
+
+    def box(self, number: int) -> tuple[int, int, int, int]:
+        """Give left, top, width and height of the cell of a member, counted from 0."""
+        row, column = divmod(number, self.columns)
+        left = self.gap + column * (self.cell + self.gap)
+        top = self.title + self.gap + row * (self.cell + self.label + self.gap)
+        return left, top, self.cell, self.cell
+
+    def address(self, number: int) -> str:
+        """Give the address of a member, counted from 0."""
+        row, column = divmod(number, self.columns)
+        return address(column, row)
+
+
+def grid(count: int, columns: int | None, cell: int, lines: int, titled: bool) -> Grid:
+    """Lay out `count` cells of `cell` pixels with `lines` lines of label; about square."""
+    text = text_size(cell)
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    return Grid(
+        count, columns, cell, lines * line_height(text), titled * text * 3, max(cell // 32, 2)
+    )
+
+
+def text_size(cell: int) -> int:
+    """Give the size of the label's text for a cell."""
+    return max(cell // 18, 8)
+
+
+def line_height(text: int) -> int:
+    """Give the height of a line of text of that size."""
+    return text * 4 // 3
+
+
+def labels(
+    members: Sequence[Record], fields: Sequence[str] | None, differing: bool
+) -> list[list[str]]:
+    """Give the lines of each label: the fields asked for, or those in which members differ."""
+    if differing:
+        fields = [name for name in (*_DIFFER, *_ALSO) if _differs(name, members)]
+    elif fields is None:
+        fields = ("prompt", "seed")
+    return [[_shown(name, member) for name in fields if name in member] for member in members]
+
+
+def _differs(name: str, members: Sequence[Record]) -> bool:
+    return len({json.dumps(member.get(name), sort_keys=True) for member in members}) > 1
+
+
+def _shown(name: str, member: Record) -> str:
+    value = member[name]
+    if name in ("prompt", "backend", "model", "file"):
+        return str(Path(value).name if name == "file" else value)
+    text = value if isinstance(value, (str, int, float)) else json.dumps(value, ensure_ascii=False)
+    return f"{name} {text}"
+
+
+def shown(member: Record) -> tuple[Path | None, str]:
+    """Give the path of a member's image, or None and why there is none to show."""
+    if isinstance(member.get("error"), dict):
+        error = member["error"]
+        return None, f"{error.get('tool', '?')}: {error.get('message', error.get('code', '?'))}"
+    if isinstance(member.get("file"), str):
+        return Path(member["file"]), ""
+    return None, "not done yet" if "pending" in member else "this record has no file"
+
+
+def record(name: str, members: Sequence[Record], layout: Grid, title: str) -> Record:
+    """Give the sheet's own record, but for what its file says."""
+    ids = [str(member.get("id", layout.address(n))) for n, member in enumerate(members)]
+    made: Record = {"id": name, "members": ids, "cells": cells(members, layout), "format": "png"}
+    made |= {"width": layout.size[0], "height": layout.size[1]}
+    return made | ({"title": title} if title else {})
+
+
+def cells(members: Sequence[Record], layout: Grid) -> list[dict[str, Any]]:
+    """Give the record's map: address, id, file and pixel box (left, top, width, height) of each."""
+    found = []
+    for number, member in enumerate(members):
+        cell = {
+            "address": layout.address(number),
+            "id": member.get("id"),
+            "file": member.get("file"),
+        }
+        kept = {name: value for name, value in cell.items() if isinstance(value, str)}
+        found.append({**kept, "box": list(layout.box(number))})
+    return found
+
+
+def embedded(member: Record, folder: Path) -> str:
+    """Give a member's record as it travels in the sheet: nothing private, paths relative."""
+    kept = {name: value for name, value in member.items() if name not in PRIVATE}
+    if isinstance(kept.get("cloud"), dict):
+        kept["cloud"] = {
+            name: value for name, value in kept["cloud"].items() if name != "signed_url"
+        }
+    for name in ("file", "sidecar"):
+        if isinstance(kept.get(name), str):
+            kept[name] = _relative(Path(kept[name]), folder)
+    return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+
+
+def _relative(path: Path, folder: Path) -> str:
+    import os.path
+
+    return os.path.relpath(path, folder)
+
+
+def members_of(text: Mapping[str, str], sheet: Path) -> dict[str, Record]:
+    """Read the members of a sheet, by address, from its text chunks; BadImage when it has none."""
+    found: dict[str, Record] = {}
+    for key, value in text.items():
+        if key.startswith(KEY):
+            found[key.removeprefix(KEY)] = _member(key, value, sheet)
+    if not found:
+        raise BadImage(f"no sheet of imagen: {sheet}", hint="imagen-sheet makes one", retry="never")
+    return found
+
+
+def _member(key: str, value: str, sheet: Path) -> dict[str, Any]:
+    try:
+        member = json.loads(value)
+    except (ValueError, RecursionError):
+        member = None
+    if not isinstance(member, dict):
+        raise BadImage(f"{sheet}: the record of {key.removeprefix(KEY)} is broken", retry="never")
+    for name in ("file", "sidecar"):
+        if isinstance(member.get(name), str):
+            member[name] = str((sheet.parent / member[name]).resolve())
+    return member
