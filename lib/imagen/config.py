@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import ConfigFault
-from .settings import KEYS, SECRET, Key, Place, Tree, check, faults, hide_password, resolved
+from .settings import (
+    KEYS,
+    SECRET,
+    Key,
+    Place,
+    Tree,
+    check,
+    expanded,
+    faults,
+    hide_password,
+    resolved,
+)
 
 
 @dataclass(slots=True)
@@ -51,7 +62,7 @@ def load(flag: str | None) -> Config:
 def find(flag: str | None) -> Path | None:
     """Give the path of the file in force; None when there is none and none was named."""
     named = flag or os.environ.get("IMAGEN_CONFIG")
-    path = Path(named).expanduser() if named else default_path()
+    path = expanded(named) if named else default_path()
     if path.exists():
         return path.absolute()
     if named:
@@ -68,16 +79,12 @@ def default_path() -> Path:
 def ledger_path() -> Path:
     """Give the path of the ledger: $IMAGEN_LEDGER, else in the XDG state folder."""
     named = os.environ.get("IMAGEN_LEDGER")
-    return (
-        Path(named).expanduser()
-        if named
-        else _xdg("XDG_STATE_HOME", "~/.local/state") / "ledger.sqlite3"
-    )
+    return expanded(named) if named else _xdg("XDG_STATE_HOME", "~/.local/state") / "ledger.sqlite3"
 
 
 def _xdg(variable: str, otherwise: str) -> Path:
     folder = os.environ.get(variable, "")  # the XDG rule: a relative path counts as not set
-    return Path(folder if folder.startswith("/") else otherwise).expanduser() / "imagen"
+    return expanded(folder if folder.startswith("/") else otherwise) / "imagen"
 
 
 class Parsed(NamedTuple):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import signals
-from .errors import OutputTaken
+from .errors import OutputTaken, Refused
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _MAX_SLUG = 60  # with a seed of 20 digits and a counter it stays far below the 255 of a file name
@@ -101,6 +101,8 @@ def reserve(folder: Path, stem: str, render_id: str, take_over: TakeOver) -> Pla
 def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver) -> Place:
     """Reserve the very name that was asked for (`--output`); OutputTaken when it is not free."""
     place = Place(path.parent, path.stem, path.suffix, replace=force, asked_for=True)
+    if path.suffix == ".json" or not path.stem.strip("."):
+        raise Refused(f"no name for an image: {path.name!r}", hint="like cat.png")
     for final in (place.image, place.sidecar):
         if final.is_dir():
             raise OutputTaken(f"the output file is a folder: {final}", hint="name a file in it")

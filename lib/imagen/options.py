@@ -27,7 +27,6 @@ _REQUEST = [
     (["--style"], "NAME", "Style of the configuration."),
     (["--id"], "ID", "Name of the one image asked for."),
 ]
-_SECONDS = click.FloatRange(min=0)
 
 
 def _parameters() -> list[click.Parameter]:
@@ -58,12 +57,9 @@ def _parameters() -> list[click.Parameter]:
         click.Option(["--out-dir"], metavar="DIR", help="Folder for dated folders of images."),
         click.Option(["--output"], metavar="FILE", help="Write the one image here; - for stdout."),
         click.Option(["--force"], is_flag=True, help="Let --output replace a file."),
-        click.Option(
-            ["--timeout"], type=_SECONDS, metavar="S", help="Give up, and cancel, after S seconds."
-        ),
+        click.Option(["--timeout"], metavar="S", help="Give up, and cancel, after S seconds."),
         click.Option(
             ["--wait"],
-            type=_SECONDS,
             metavar="S",
             help="After S seconds hand out the unfinished record.",
         ),
@@ -83,10 +79,9 @@ def render_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def told(said: Mapping[str, Any], config: Config) -> Told:
     """Read what the options said; UsageFault or Refused when it cannot be meant."""
-    from pathlib import Path
-
     from . import record
     from .request import Told
+    from .settings import expanded
 
     out_dir = said["out_dir"]
     found = Told(
@@ -94,12 +89,12 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
         overrides=dict(_pair("--set", text) for text in said["sets"]),
         count=said["count"],
         again=said["again"],
-        out_dir=Path(out_dir).expanduser().absolute() if out_dir else config["output.dir"],
+        out_dir=expanded(out_dir).absolute() if out_dir else config["output.dir"],
         output=said["output"],
         force=said["force"],
         strict=said["strict"],
-        timeout_s=said["timeout"],
-        wait_s=said["wait"],
+        timeout_s=_seconds("--timeout", said["timeout"]),
+        wait_s=_seconds("--wait", said["wait"]),
     )
     record.checked(record.overridden({"prompt": "sound?", **found.defaults}, found.overrides))
     found.seed = found.defaults.get("seed")
@@ -139,6 +134,13 @@ def _number(option: str, text: str | None) -> int | float | None:
     value = None if text is None else typed(text)
     if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
         raise UsageFault(f"{option} takes a number, not {str(text)[:40]!r}")
+    return value
+
+
+def _seconds(option: str, text: str | None) -> float | None:
+    value = _number(option, text)
+    if value is not None and value < 0:
+        raise UsageFault(f"{option} takes seconds from 0, not {value}")
     return value
 
 

@@ -84,9 +84,13 @@ class Report:
         """Print one line for people; control characters of hostile text are shown, not obeyed."""
         self.clear()
         line = f"{self.tool}: {_visible(text)}\n"
-        if sys.stderr is not None:
+        if sys.stderr is None:
+            return
+        try:
             sys.stderr.buffer.write(line.encode(errors="backslashreplace"))
             sys.stderr.flush()
+        except OSError:  # people cannot be told, but the records still can be made
+            _drop(sys.stderr)
 
     def note(self, text: str) -> None:
         """Print one line unless told to be quiet."""
@@ -229,8 +233,12 @@ def check_reader() -> None:
 
 def drop_stdout() -> None:
     """Send what Python would still flush at its end to nowhere: its complaint helps nobody."""
+    _drop(sys.stdout)
+
+
+def _drop(stream: IO[str]) -> None:
     with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def stdin_waits() -> bool:

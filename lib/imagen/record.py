@@ -349,7 +349,8 @@ def schema(of: str = "record") -> dict[str, Any]:
         properties[name] = {"description": field.says, **fragment}
     whole: dict[str, Any] = {"required": ["prompt"], "properties": properties}
     if of == "record":  # a failed one travels on with the very fields that made it fail
-        whole["anyOf"] = [{"required": [whole.pop("required")[0]]}, {"required": ["members"]}]
+        del whole["required"]
+        whole["anyOf"] = [{"required": [name]} for name in ("prompt", "file", "members")]
         failed = {"properties": {"error": properties["error"]}}
         whole = {"if": {"required": ["error"]}, "then": failed, "else": whole}
     return {

@@ -58,6 +58,7 @@ def requests_of(line: Record, told: Told) -> list[Record]:
     """
     what = fate(line, told)
     made = "file" in line or told.again
+    line = {name: value for name, value in line.items() if value is not None or name not in GIVEN}
     asked = record.asked(line, () if made else (*GIVEN, *(_OF_TRIES if what == "retry" else ())))
     if made:
         asked = _anew(asked, told)

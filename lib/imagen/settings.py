@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import suggest
+from .errors import ConfigFault, suggest
 from .record import canonical_uuid
 
 SECRET = "***"
@@ -171,10 +171,18 @@ def _switch(value: Any) -> Any:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def expanded(text: str) -> Path:
+    """Give a path with ~ expanded; ConfigFault when there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigFault(f"no home for {text!r}", hint="write the path out") from None
+
+
 def resolved(kind: str, value: Any) -> Any:
     """Give a value as the code wants it: switches as words, paths absolute."""
     if value is not None and kind == "path":
-        return Path(value).expanduser().absolute()
+        return expanded(value).absolute()
     return _switch(value) if "|" in kind else (value or None) if kind == "uuid" else value
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import WorkflowFault, suggest
+from .settings import expanded
 
 BUNDLED = Path(__file__).parent / "data" / "workflows"
 MAX_BYTES = 16 * 2**20
@@ -69,7 +70,7 @@ def bundled() -> list[str]:
 def load(name: str, folder: Path | None = None) -> Workflow:
     """Load a bundled workflow by name, or a file by path (relative to `folder`)."""
     is_path = name.endswith(".json") or "/" in name
-    path = (folder or Path()) / Path(name).expanduser() if is_path else BUNDLED / f"{name}.json"
+    path = (folder or Path()) / expanded(name) if is_path else BUNDLED / f"{name}.json"
     if not is_path and name not in bundled():
         raise WorkflowFault(
             f"no workflow {name!r}", code="unknown_workflow", hint=suggest(name, bundled())

@@ -29,7 +29,7 @@ from ..errors import (
     suggest,
 )
 from ..image import scene
-from ..settings import Key
+from ..settings import Key, expanded
 from . import Ask, Collected, Instance, Plan, Sought, Status, Wait
 
 KEYS = {"faults": Key("faults")}
@@ -154,7 +154,7 @@ class Mock:
         try:
             found: dict[str, Any] = json.loads(self._accepted(handle).read_bytes())
             return found
-        except FileNotFoundError:
+        except OSError:
             if plan is None or self._rules_of(plan.payload):
                 raise RenderLost(f"the mock knows no render {handle}") from None
             return plan.payload
@@ -227,7 +227,7 @@ def _from_file(instance: Instance) -> Any:
         return named
     import yaml
 
-    path = instance.config_folder / Path(named).expanduser()
+    path = instance.config_folder / expanded(named)
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as fault:
@@ -238,7 +238,9 @@ def _from_file(instance: Instance) -> Any:
 
 def _rules(said: Any) -> list[Rule]:
     """Give what was said as rules; Refused when it is none."""
-    said = [said] if isinstance(said, (str, dict)) else said or []
+    said = [said] if isinstance(said, (str, dict)) else [] if said is None else said
+    if not isinstance(said, list):
+        raise Refused(f"no faults of the mock: {said!r}", hint="a list of " + ", ".join(FAULTS))
     rules = [{"fault": one} if isinstance(one, str) else one for one in said]
     for rule in rules:
         if not isinstance(rule, dict) or not isinstance(rule.get("fault"), str):
@@ -250,6 +252,8 @@ def _rules(said: Any) -> list[Rule]:
         for name, value in rule.items():
             if name not in _RULE or not isinstance(value, _RULE[name]) or isinstance(value, bool):
                 raise Refused(f"a fault of the mock cannot hold {name}: {value!r}")
+            if isinstance(value, (int, float)) and value < 0:
+                raise Refused(f"{name} of a fault cannot be negative: {value}")
     return rules
 
 
