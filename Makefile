@@ -50,6 +50,7 @@ docs: $(TESTED)
 	@$(VENV)/bin/python tests/docs_sync.py --write
 
 bench: $(TESTED)
+	@$(PIP) --editable '.[test,bench]'
 	@$(VENV)/bin/python bench/run.py
 
 wheel-check: $(TESTED)

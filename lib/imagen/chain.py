@@ -6,16 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from .errors import Stopped
-
-
-class Ended(NamedTuple):
-    """A stage of a pipeline and how it ended: its exit status, 128 + n after signal n."""
-
-    tool: str
-    status: int
 
 
 def argv(tool: str, *arguments: str) -> list[str]:
@@ -23,10 +16,8 @@ def argv(tool: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "imagen", tool.removeprefix("imagen-"), *arguments]
 
 
-def run(
-    stages: list[list[str]], on_line: Callable[[bytes], None], reads_stdin: bool
-) -> list[Ended]:
-    """Run the stages as one pipeline and give each line of its end to `on_line`.
+def run(stages: list[list[str]], on_line: Callable[[bytes], None], reads_stdin: bool) -> list[int]:
+    """Run the stages as one pipeline, give each line of its end to `on_line`; gives their statuses.
 
     The stages stand in process groups of their own: a signal reaches us alone, and we hand it to
     the first stage, which ends its work well; the others end with their input.
@@ -36,10 +27,15 @@ def run(
     assert last is not None
     _attend(children[0], last, on_line)
     last.close()
-    return [
-        Ended(stages[n][3] if len(stages[n]) > 3 else stages[n][0], _status(child.wait()))
-        for n, child in enumerate(children)
-    ]
+    return [_status(child.wait()) for child in children]
+
+
+def feed(stage: list[str], data: bytes, on_line: Callable[[bytes], None]) -> int:
+    """Run one tool on `data`, give each line of its output to `on_line`; gives its status."""
+    done = subprocess.run(stage, input=data, stdout=subprocess.PIPE, check=False)
+    for line in done.stdout.splitlines(keepends=True):
+        on_line(line)
+    return _status(done.returncode)
 
 
 def _start(stages: list[list[str]], reads_stdin: bool) -> list[subprocess.Popen[bytes]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 DONE, FAILED, REFUSED, TEMPORARY = 0, 1, 2, 75
+INTERRUPTED = (130, 143)
 _BADNESS = [DONE, TEMPORARY, FAILED, REFUSED, 130, 143]
 
 

@@ -115,6 +115,16 @@ def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver
     return place
 
 
+def new_folder(folder: Path, date: str, name: str) -> Path:
+    """Make a folder of its own under the date's; a taken name gets -2, -3, …."""
+    (folder / date).mkdir(parents=True, exist_ok=True)
+    for one in _names(name):
+        with contextlib.suppress(FileExistsError):
+            (folder / date / one).mkdir()
+            return folder / date / one
+    raise AssertionError("names never end")
+
+
 def _names(stem: str) -> Iterator[str]:
     yield stem
     number = 2

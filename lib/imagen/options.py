@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -170,11 +170,16 @@ def typed(text: str) -> Any:
         return text
 
 
-def as_arguments(context: click.Context) -> Iterator[str]:
+def was_given(context: click.Context, name: str) -> bool:
+    """Whether an option stands on this command line."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def as_arguments(context: click.Context, but: Collection[str] = ()) -> Iterator[str]:
     """Give back the render options that stand on this command line, to pass them on."""
-    known = {parameter.name: parameter for parameter in _parameters()}
-    for name, parameter in known.items():
-        if name is None or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+    for parameter in _parameters():
+        name = parameter.name
+        if name is None or name in but or not was_given(context, name):
             continue
         value, option = context.params[name], parameter.opts[0]
         if value is True:

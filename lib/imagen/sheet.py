@@ -113,11 +113,31 @@ def _differs(name: str, members: Sequence[Record]) -> bool:
 
 
 def _shown(name: str, member: Record) -> str:
+    """Give a field as a person would write it."""
     value = member[name]
+    if name == "latency_ms":
+        queued = member.get("queue_ms")
+        return _seconds(value) + (f" ({_seconds(queued)} of it queued)" if queued else "")
+    if name == "cost_usd":
+        return f"${value:g}" if isinstance(value, (int, float)) else str(value)
+    if name == "fidelity" and isinstance(value, dict):
+        return "; ".join(_changes(value))
     if name in ("prompt", "backend", "model", "file"):
         return str(Path(value).name if name == "file" else value)
     text = value if isinstance(value, (str, int, float)) else json.dumps(value, ensure_ascii=False)
     return f"{name} {text}"
+
+
+def _seconds(value: Any) -> str:
+    return f"{value / 1000:.1f} s" if isinstance(value, (int, float)) else str(value)
+
+
+def _changes(fidelity: Mapping[str, Any]) -> list[str]:
+    met = [
+        f"{one.get('field')} {one.get('got')} for {one.get('asked')}"
+        for one in fidelity.get("approximated", [])
+    ]
+    return met + [f"no {one.get('field')}" for one in fidelity.get("dropped", [])]
 
 
 def shown(member: Record) -> tuple[Path | None, str]:

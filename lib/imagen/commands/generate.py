@@ -39,39 +39,30 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     shows = preview.wanted(
         preview.mode(said["preview"], values["output.preview"]), on_terminal, os.environ
     )
+    binary = said["output"] == "-"
     shared = ["--config", str(values.path)] if values.path else []
-    lines = ["--lines"] if said["lines"] else []
-    stages = [
-        chain.argv(
-            "imagen-render",
-            *options.as_arguments(context),
-            *shared,
-            *lines,
-            *_quiet(common),
-            "--",
-            *prompts,
-        )
-    ]
-    if shows and not said["dry_run"] and said["output"] != "-":
-        stages.append(chain.argv("imagen-preview", "--preview", "--best-effort", *shared))
+    passed = [*options.as_arguments(context), *shared, *_flags(common, said["lines"])]
+    stages = {"imagen-render": [*passed, "--", *prompts]}
+    if shows and not said["dry_run"] and not binary:
+        stages["imagen-preview"] = ["--preview", "--best-effort", *shared]
 
     def on_line(line: bytes) -> None:
-        if not said["dry_run"] and said["output"] != "-":
+        if not said["dry_run"] and not binary:
             _tell(line, common)
-        if not on_terminal or said["dry_run"] or said["output"] == "-":
+        if not on_terminal or said["dry_run"] or binary:
             pipe.write_out(line)
 
-    ended = chain.run(stages, on_line, reads_stdin)
-    for stage in ended[1:]:
-        if stage.status:
-            common.report.say(
-                f"imagen-{stage.tool} failed with status {stage.status}; the image is safe"
-            )
-    return ended[0].status
+    commands = [chain.argv(name, *arguments) for name, arguments in stages.items()]
+    first, *others = chain.run(commands, on_line, reads_stdin)
+    for name, status in zip(list(stages)[1:], others, strict=True):
+        if status:
+            common.report.say(f"{name} failed with status {status}; the image is safe")
+    return first
 
 
-def _quiet(common: Common) -> list[str]:
-    return ["--quiet"] * common.report.quiet + ["--verbose"] * common.report.verbose
+def _flags(common: Common, lines: bool) -> list[str]:
+    flags = {"--quiet": common.report.quiet, "--verbose": common.report.verbose, "--lines": lines}
+    return [name for name, given in flags.items() if given]
 
 
 def _tell(line: bytes, common: Common) -> None:
@@ -81,17 +72,16 @@ def _tell(line: bytes, common: Common) -> None:
     except BadLine:
         return
     if "pending" in made:
-        common.report.note(
-            f"{pipe.name_of(made, '')}: not done yet; pipe its record back to collect it"
-        )
+        name = pipe.name_of(made, "")
+        common.report.note(f"{name}: not done yet; pipe its record back to collect it")
     elif "file" in made:
-        cloud = made.get("cloud")
-        where = (
-            f" → {cloud.get('bucket')}/{cloud.get('path')} ({cloud.get('image_id')})"
-            if cloud
-            else ""
-        )
-        common.report.note(f"{made['file']}{where}")
+        common.report.note(f"{made['file']}{_where(made.get('cloud'))}")
+
+
+def _where(cloud: Any) -> str:
+    if not isinstance(cloud, dict):
+        return ""
+    return f" → {cloud.get('bucket')}/{cloud.get('path')} ({cloud.get('image_id')})"
 
 
 if __name__ == "__main__":
