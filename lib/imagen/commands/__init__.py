@@ -3,6 +3,8 @@
 TOOLS = {
     "render": "Turn prompts into images: request lines in, records out.",
     "generate": "Make an image the everyday way: render, then what is set up behind it.",
+    "sheet": "Put many images on one picture, each with an address.",
+    "compare": "Send one request to several backends, and show what came side by side.",
     "backends": "List the backends and whether they can be used.",
     "config": "Print a sample configuration, check one, or show what is in force.",
     "preview": "Show each image in a tmux window beside yours.",
