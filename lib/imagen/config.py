@@ -52,6 +52,8 @@ def load(flag: str | None) -> Config:
             hint=found[0].hint or "imagen-config validate",
         )
     config = Config(path, styles=tree.get("styles") or {})
+    for section in ("backends", "styles"):
+        config.sources |= {f"{section}.{name}": "file" for name in tree.get(section) or {}}
     config.backends = {"mock": {"type": "mock"}, **(tree.get("backends") or {})}
     for name, key, value, source in _effective(tree):
         config.values[name] = resolved(key.kind, value)
@@ -188,5 +190,5 @@ def all_values(config: Config) -> Iterator[tuple[str, Any, str]]:
     for section, named in (("backends", config.backends), ("styles", config.styles)):
         for name, settings in named.items():
             for key, value in settings.items():
-                builtin = section == "backends" and name == "mock" and settings == {"type": "mock"}
-                yield f"{section}.{name}.{key}", value, "default" if builtin else "file"
+                source = config.sources.get(f"{section}.{name}", "default")
+                yield f"{section}.{name}.{key}", value, source

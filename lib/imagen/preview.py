@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -47,7 +48,8 @@ def wanted(mode: str, on_terminal: bool, environment: Mapping[str, str]) -> bool
 
 def command(path: str) -> list[str]:
     """Give the tmux call for an image; its arguments reach tmux-img through no shell."""
-    return ["tmux", "new-window", "-a", "-n", Path(path).stem[:20], "--", SHOWER, "--hold", path]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(path).stem)[:20]  # tmux runs a #(command) in a name
+    return ["tmux", "new-window", "-a", "-n", name, "--", SHOWER, "--hold", path]
 
 
 def check(environment: Mapping[str, str]) -> None:

@@ -258,7 +258,7 @@ class Renderer:
     def _collected(self, job: Job) -> Collected | None:
         """Wait until the time-out, or `--wait`; a free render that times out is cancelled."""
         told, began = self._told, time.monotonic()
-        limit = told.timeout_s or job.backend.timeout_s
+        limit = job.backend.timeout_s if told.timeout_s is None else told.timeout_s
         patience = limit if told.wait_s is None else min(told.wait_s, limit)
         wait = Wait(began + patience, lambda text: self._tell(time.monotonic() - job.began, text))
         collected = job.backend.collect(str(job.handle), wait, job.plan)

@@ -47,7 +47,10 @@ def fate(line: Mapping[str, Any], told: Told) -> Fate:
     if error is None:
         return "new"
     ours = isinstance(error, dict) and error.get("tool") == TOOL
-    return "retry" if ours and error.get("retry") in ("safe", "after") else "pass"
+    if not ours or error.get("retry") not in ("safe", "after"):
+        return "pass"
+    changed = any(line.get(name) != value for name, value in told.overrides.items())
+    return "new" if changed else "retry"  # another request must not find the old one's render
 
 
 def requests_of(line: Record, told: Told) -> list[Record]:
@@ -57,7 +60,7 @@ def requests_of(line: Record, told: Told) -> list[Record]:
     nobody gave are drawn. A line to be tried again stays the one request that it is.
     """
     what = fate(line, told)
-    made = "file" in line or told.again
+    made = told.again or (what == "new" and ("file" in line or "error" in line))
     line = {name: value for name, value in line.items() if value is not None or name not in GIVEN}
     asked = record.asked(line, () if made else (*GIVEN, *(_OF_TRIES if what == "retry" else ())))
     if made:

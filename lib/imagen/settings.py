@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -76,12 +77,9 @@ def faults(tree: Tree) -> Iterator[Fault]:
             continue
         elif not isinstance(value, dict):
             yield Fault((name,), "must hold keys and values")
-        elif name == "backends":
-            for instance, settings in value.items():
-                yield from _check_instance(str(instance), settings)
-        elif name == "styles":
-            for style, settings in value.items():
-                yield from check_keys(("styles", str(style)), STYLE_KEYS, settings)
+        elif name in ("backends", "styles"):
+            for inner, settings in value.items():
+                yield from _check_named(name, inner, settings)
         else:
             yield from check_keys((name,), KEYS[name], value)
     yield from _check_default(tree)
@@ -94,6 +92,17 @@ def _check_default(tree: Tree) -> Iterator[Fault]:
         yield Fault(
             ("default_backend",), f"no backend {named!r}", suggest(named, map(str, instances))
         )
+
+
+def _check_named(section: str, name: Any, settings: Any) -> Iterator[Fault]:
+    if not isinstance(name, str):
+        yield Fault(
+            (section, str(name)), f"the name must be text, not {name!r}", "put it in quotes"
+        )
+    elif section == "styles":
+        yield from check_keys((section, name), STYLE_KEYS, settings)
+    else:
+        yield from _check_instance(name, settings)
 
 
 def _check_instance(name: str, settings: Any) -> Iterator[Fault]:
@@ -141,6 +150,15 @@ def _is_url(value: str) -> bool:
     return re.match(r"https?://[^/\s]+", value) is not None
 
 
+def _is_json(value: Any) -> bool:
+    """Whether a value can be sent: YAML also knows dates, sets and numbers that are none."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def _positive(value: float) -> bool:
     return 0 < value < float("inf")
 
@@ -155,8 +173,8 @@ _KINDS: dict[str, tuple[tuple[type, ...], str, Any]] = {
     "seconds": ((int, float), "a number of seconds", _positive),
     "amount": ((int, float), "an amount in USD", lambda value: 0 <= value < float("inf")),
     "strings": ((list,), "a list of words", lambda value: all(isinstance(x, str) for x in value)),
-    "mapping": ((dict,), "keys and values", _always),
-    "any": ((object,), "a value", _always),
+    "mapping": ((dict,), "keys and values that JSON can hold", _is_json),
+    "any": ((object,), "a value that JSON can hold", _is_json),
     "environment": (
         (dict,),
         "names of headers, each with the name of an environment variable",

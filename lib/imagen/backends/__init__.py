@@ -174,7 +174,13 @@ def faults(instance: Instance) -> Iterator[Fault]:
     except Refused as fault:
         yield Fault((*place, "workflow"), fault.message, fault.hint)
         return
-    yield from check_keys(place, keys, instance.settings)
+    found = list(check_keys(place, keys, instance.settings))
+    yield from found
+    if not found:
+        try:
+            module.open_instance(instance)
+        except Refused as fault:
+            yield Fault(place, fault.message, fault.hint)
 
 
 def _module(kind: str) -> Any:

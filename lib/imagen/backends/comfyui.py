@@ -167,9 +167,9 @@ class ComfyUI:
         """Look for our prompt_id in /queue and /history, twice: it may be between the two."""
         handle = str(plan.handle)
         for _ in range(2):
-            if self._place_in_queue(handle) is not None:
+            if comfy_api.place_in(self._look("/queue"), handle) is not None:
                 return handle
-            entry = self._entry(handle)
+            entry = _entry(self._look(f"/history/{handle}"), handle)
             if entry:
                 return handle if entry.status == "success" else Sought.ABSENT
         return Sought.ABSENT
@@ -251,6 +251,13 @@ class ComfyUI:
         fault.hint = self._settings.get("boot_hint") or fault.hint
         return fault
 
+    def _look(self, path: str) -> dict[str, Any]:
+        """Read once or twice: who looks for a lost submit should not wait for a dead server."""
+        try:
+            return retry.once_more(lambda: self._server.get(path).json_object(), self.retry_s)
+        except Unreachable as fault:
+            raise self._with_boot_hint(fault) from None
+
     def _read(self, path: str) -> dict[str, Any]:
         try:
             return retry.for_a_while(
@@ -263,8 +270,7 @@ class ComfyUI:
         return comfy_api.place_in(self._read("/queue"), handle)
 
     def _entry(self, handle: str) -> comfy_api.Entry | None:
-        found = self._read(f"/history/{handle}").get(handle)
-        return comfy_api.entry_of(found) if isinstance(found, dict) and found else None
+        return _entry(self._read(f"/history/{handle}"), handle)
 
     def _fetched(self, handle: str, entry: comfy_api.Entry) -> Collected:
         if entry.status != "success":
@@ -305,6 +311,11 @@ class ComfyUI:
             kind = node["class_type"]
             info = self._server.get(f"/object_info/{kind}").json_object()
             yield from comfy_api.lacks(key, node, info.get(kind), known)
+
+
+def _entry(history: Mapping[str, Any], handle: str) -> comfy_api.Entry | None:
+    found = history.get(handle)
+    return comfy_api.entry_of(found) if isinstance(found, dict) and found else None
 
 
 def _client_id(submit_id: str) -> str:

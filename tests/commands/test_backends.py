@@ -1,0 +1,147 @@
+"""imagen-backends: which instances there are, and whether they can be used."""
+
+from __future__ import annotations
+
+import os
+import pty
+import socket
+
+import pytest
+
+from servers.comfyui import ComfyUI
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port where nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def local(url: str, **more: str) -> str:
+    lines = ["backends:", "  local:", "    type: comfyui", f"    url: {url}"]
+    return "\n".join([*lines, *(f"    {key}: {value}" for key, value in more.items()), ""])
+
+
+def test_the_mock_is_there_when_nothing_is_configured(tool):
+    ran = tool("backends")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.records == [
+        {"name": "mock", "type": "mock", "model": "mock", "status": "ok", "checked": False}
+    ]
+
+
+def test_the_sample_gives_a_line_for_each_instance_in_its_order(tool, configure):
+    configure(tool("config", "sample").out.decode())
+    rows = tool("backends").records
+    assert [(row["name"], row["type"]) for row in rows] == [
+        ("mock", "mock"),
+        ("flux-schnell-local", "comfyui"),
+        ("flux2-klein-local", "comfyui"),
+        ("sd35-medium-local", "comfyui"),
+        ("flux-schnell-replicate", "replicate"),
+        ("flux-dev-replicate", "replicate"),
+    ]
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["flux-schnell-local"]["workflow"] == "flux1-schnell"
+    assert by_name["flux-schnell-local"]["model"] == "flux1-schnell.safetensors"
+    assert by_name["flux-dev-replicate"]["model"] == "black-forest-labs/flux-dev"
+    assert by_name["flux-dev-replicate"]["status"] == "not configured (set REPLICATE_API_TOKEN)"
+
+
+def test_names_choose_and_an_unknown_one_is_refused_with_close_matches(tool, configure):
+    configure(tool("config", "sample").out.decode())
+    ran = tool("backends", "sd35-medium-local", "mock")
+    assert [row["name"] for row in ran.records] == ["sd35-medium-local", "mock"]
+    wrong = tool("backends", "sd35-medum-local")
+    assert (wrong.status, wrong.out) == (2, b"")
+    assert "sd35-medium-local" in wrong.err
+
+
+def test_a_check_of_a_server_that_is_off_says_so_with_the_boot_hint(tool, configure, closed_port):
+    configure(local(f"http://127.0.0.1:{closed_port}", boot_hint="boot-it now"))
+    ran = tool("backends", "--check", "local")
+    assert ran.status == 1
+    assert ran.record["checked"] is True
+    assert ran.record["status"].startswith("unreachable (")
+    assert "boot-it now" in ran.record["status"]
+
+
+def test_without_a_check_no_server_is_asked(tool, configure, closed_port):
+    configure(local(f"http://127.0.0.1:{closed_port}"))
+    ran = tool("backends", "local")
+    assert (ran.status, ran.record["checked"]) == (0, False)
+
+
+def test_a_check_of_the_mock_is_ok(tool):
+    ran = tool("backends", "--check", "mock")
+    assert (ran.status, ran.record["status"]) == (0, "ok")
+
+
+def test_a_check_looks_for_nodes_and_model_files(tool, configure):
+    with ComfyUI() as server:
+        configure(local(server.url, workflow="flux1-schnell"))
+        assert tool("backends", "--check", "local").record["status"] == "ok"
+        server.uninstall("ae.safetensors")
+        del server.classes["ModelSamplingFlux"]
+        ran = tool("backends", "--check", "local")
+    assert ran.status == 1
+    assert "ae.safetensors" in ran.record["status"]
+    assert "ModelSamplingFlux" in ran.record["status"]
+    assert "docs/setup-comfyui-mrock.md" in ran.record["status"]
+
+
+def test_headers_from_the_environment_are_asked_for_and_never_shown(tool, configure):
+    with ComfyUI() as server:
+        configure(local(server.url, headers_env="{Authorization: MY_TOKEN}"))
+        without = tool("backends", "--check", "local")
+        given = tool("backends", "--check", "local", env={"MY_TOKEN": "hunter2"})
+    assert without.record["status"] == "not configured (set MY_TOKEN)"
+    assert given.record["status"] == "ok"
+    assert "hunter2" in [head.get("Authorization") for head in server.headers]
+    assert b"hunter2" not in given.out
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [("workflow: flux1-shnell", "flux1-schnell"), ("workflow: /no/such.json", "/no/such.json")],
+)
+def test_an_instance_that_is_wrong_is_a_line_that_says_why(tool, configure, settings, says):
+    configure(f"backends:\n  broken:\n    type: comfyui\n    {settings}\n")
+    ran = tool("backends")
+    assert [row["name"] for row in ran.records] == ["mock", "broken"]
+    assert ran.records[1]["status"].startswith("not configured (")
+    assert says in ran.records[1]["status"]
+    assert tool("backends", "--check").status == 1
+
+
+def on_a_terminal(tool, **env: str) -> str:
+    terminal, side = pty.openpty()
+    child = tool.start("backends", stdout=side, env=env)
+    os.close(side)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:  # all other ends are closed
+            break
+    os.close(terminal)
+    assert child.wait(10) == 0
+    return shown.decode()
+
+
+def test_on_a_terminal_it_is_a_table(tool, configure):
+    configure(tool("config", "sample").out.decode())
+    lines = on_a_terminal(tool, NO_COLOR="1").splitlines()
+    assert lines[0].split() == ["name", "type", "model", "workflow", "status"]
+    assert len(lines) == 7
+    columns = {line.index(kind) for line, kind in zip(lines[1:3], ["mock  ", "comfyui"]) if line}
+    assert columns
+    at = lines[0].index("status")
+    assert all(line[at - 1] == " " and line[at] != " " for line in lines)
+
+
+def test_colour_is_for_terminals_that_want_it(tool):
+    assert "\x1b[32mok" in on_a_terminal(tool)
+    assert "\x1b" not in on_a_terminal(tool, NO_COLOR="1")

@@ -1,0 +1,359 @@
+"""imagen-config: a sample, a check, what is in force, and the schemas."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from imagen import record
+
+SAMPLE_INSTANCES = [
+    "mock",
+    "flux-schnell-local",
+    "flux2-klein-local",
+    "sd35-medium-local",
+    "flux-schnell-replicate",
+    "flux-dev-replicate",
+]
+
+
+def in_force(ran) -> dict[str, dict[str, object]]:
+    return {line["key"]: line for line in ran.records}
+
+
+# -- sample ----------------------------------------------------------------------------------------
+
+
+def test_the_sample_holds_every_instance_and_is_valid(tool, configure):
+    sample = tool("config", "sample")
+    tree = yaml.safe_load(sample.out)
+    assert [*tree["backends"]] == SAMPLE_INSTANCES
+    assert tree["default_backend"] == "flux-schnell-local"
+    assert tree["backends"]["flux-schnell-local"]["boot_hint"] == "boot-whitetower mrock"
+    configure(sample.out.decode())
+    ran = tool("config", "validate")
+    assert ran.status == 0
+
+
+def test_the_sample_shows_how_to_find_the_owner_and_leaves_it_empty(tool):
+    text = tool("config", "sample").out.decode()
+    assert not yaml.safe_load(text)["supabase"]["owner_user_id"]
+    assert re.search(r"#.*select id from auth\.users", text)
+    assert re.search(r"^ *# *owner_user_id: [0-9a-f-]{36}$", text, re.MULTILINE)
+
+
+def test_the_sample_holds_no_secret(tool):
+    text = tool("config", "sample").out.decode()
+    assert not re.search(r"^\s*\S*(token|secret|password|_key):", text, re.MULTILINE)
+
+
+def test_the_comments_of_the_sample_are_settings_that_would_be_valid(tool, configure):
+    text = tool("config", "sample").out.decode()
+    tail = text[text.index("# usage:") :]
+    uncommented = "".join(line.removeprefix("# ") + "\n" for line in tail.splitlines())
+    configure(uncommented)
+    assert tool("config", "validate").status == 0
+
+
+# -- validate --------------------------------------------------------------------------------------
+
+FAULTY = """\
+default_backend: flux-locl
+outptu: {}
+backends:
+  flux-local:
+    type: comfyui
+    urll: http://x
+    url: localhost:8188
+  other: {type: comfy}
+  bad/name: {type: mock}
+  untyped: {}
+output:
+  preview: sometimes
+  cloud_sync: on
+budget:
+  per_day: -1
+supabase:
+  owner_user_id: me
+worker:
+  jobs: 0
+  poll_s: .nan
+styles:
+  ink: {templte: x}
+output:
+  dir: 5
+"""
+
+
+def test_validate_names_every_fault_with_its_line(tool, configure):
+    path = configure(FAULTY)
+    ran = tool("config", "validate")
+    assert (ran.status, ran.out) == (2, b"")
+    found = re.findall(r"^imagen-config: (.+?):(\d+): (\S+): (.+)$", ran.err, re.MULTILINE)
+    assert len(found) == len(ran.err.splitlines())
+    assert {one[0] for one in found} == {str(path)}
+    places = {place: int(line) for _, line, place, _ in found}
+    said = {place: text for _, _, place, text in found}
+    for place, line in {
+        "default_backend": 1,
+        "outptu": 2,
+        "backends.flux-local.urll": 6,
+        "backends.flux-local.url": 7,
+        "backends.other.type": 8,
+        "backends.bad/name": 9,
+        "backends.untyped": 10,
+        "budget.per_day": 15,
+        "supabase.owner_user_id": 17,
+        "worker.jobs": 19,
+        "worker.poll_s": 20,
+        "styles.ink.templte": 22,
+        "output": 23,
+        "output.dir": 24,
+    }.items():
+        assert places.get(place) == line, place
+    assert "flux-local" in said["default_backend"]
+    assert "output" in said["outptu"]
+    assert "url" in said["backends.flux-local.urll"]
+    assert "comfyui" in said["backends.other.type"]
+    assert "template" in said["styles.ink.templte"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [\n", "line 2"),
+        ("a: b: c\n", "line 1"),
+        ("\t- x\n", "line 1"),
+        ("- a list\n", "keys and values"),
+        ("just text\n", "keys and values"),
+        ("a: !!python/object/apply:os.getcwd []\n", "line 1"),
+        ("? {a: b}\n: c\n", "line 1"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_clear_line(tool, configure, text, says):
+    configure(text)
+    for what in ("validate", "show"):
+        ran = tool("config", what)
+        assert (ran.status, ran.out) == (2, b"")
+        assert re.fullmatch(r"imagen-config: [^\n]+\n", ran.err)
+        assert says in ran.err
+        assert "itself" not in ran.err
+
+
+def test_a_file_in_another_encoding_or_too_deep_is_refused(tool, configure):
+    path = configure("")
+    for data in (b"styles: {\xff: {}}", b"a: &a [" * 3_000, b"a: " + b"{b: " * 3_000):
+        path.write_bytes(data)
+        ran = tool("config", "validate")
+        assert (ran.status, "itself" in ran.err) == (2, False)
+        assert len(ran.err) < 1000
+
+
+@pytest.mark.parametrize("name", ["5", "on", "2026-01-02", "~"])
+def test_a_name_that_yaml_reads_as_something_else_is_no_traceback(tool, configure, name):
+    configure(f"backends: {{{name}: {{type: mock}}}}\nstyles: {{{name}: {{prefix: x}}}}\n")
+    for args in (["config", "validate"], ["config", "show"], ["backends"]):
+        assert "itself" not in tool(*args).err
+    for option in ("--backend", "--style"):
+        ran = tool("render", "a", "--size=64x64", option, "nonesuch")
+        assert (ran.status, "itself" in ran.err) == (2, False)
+
+
+def test_validate_takes_a_file(tool):
+    path = tool.folder / "mine.yaml"
+    path.write_text("output: {cloud_sync: off}\n")
+    for args in ([path], ["--config", path]):
+        ran = tool("config", "validate", *args)
+        assert (ran.status, ran.err) == (0, "")
+        assert str(path) in ran.out.decode()
+    assert tool("config", "validate", "no-such-file").status == 2
+    assert tool("config", "validate", tool.folder).status == 2
+
+
+@pytest.mark.parametrize(
+    ("sync", "owner", "warns"),
+    [
+        ("on", "", True),
+        ("auto", "", True),
+        (None, "", True),
+        ("off", "", False),
+        ("on", "ac6c9501-0000-4000-8000-2cff4288382b", False),
+    ],
+)
+def test_validate_warns_of_a_sync_without_an_owner(tool, configure, sync, owner, warns):
+    configure(
+        (f"output: {{cloud_sync: {sync}}}\n" if sync else "")
+        + f'supabase: {{owner_user_id: "{owner}"}}\n'
+    )
+    ran = tool("config", "validate")
+    assert (ran.status, "owner_user_id" in ran.err) == (0, warns)
+
+
+def test_validate_without_a_file_is_fine(tool):
+    assert tool("config", "validate").status == 0
+
+
+# -- show and path ---------------------------------------------------------------------------------
+
+
+def test_show_says_where_each_value_comes_from(tool, configure):
+    path = configure("default_backend: mock\noutput: {preview: off}\n")
+    env = {"IMAGEN_OUT_DIR": "/pictures", "IMAGEN_PREVIEW": "on"}
+    found = in_force(tool("config", "show", env=env))
+    assert (found["output.dir"]["value"], found["output.dir"]["source"]) == (
+        "/pictures",
+        "$IMAGEN_OUT_DIR",
+    )
+    assert found["output.preview"] == {
+        "key": "output.preview",
+        "value": "on",
+        "source": "$IMAGEN_PREVIEW",
+    }
+    assert found["default_backend"]["source"] == "file"
+    assert found["output.cloud_sync"]["source"] == "default"
+    assert found["backends.mock.type"]["value"] == "mock", "it always exists"
+    assert tool("config", "path").out.decode() == f"{path}\n"
+
+
+SECRETS = """\
+backends:
+  proxied:
+    type: comfyui
+    url: http://me:hunter2@example.org:8188
+    headers_env: {Authorization: COMFY_TOKEN}
+  paid: {type: replicate, api_token_env: REPLICATE_API_TOKEN}
+"""
+
+
+def test_secrets_are_never_printed(tool, configure):
+    configure(SECRETS)
+    env = {
+        "COMFY_TOKEN": "hunter2",
+        "REPLICATE_API_TOKEN": "hunter2",
+        "SUPABASE_SERVICE_ROLE_KEY": "hunter2",
+        "SUPABASE_URL": "https://me:hunter2@example.org",
+    }
+    for args in (["config", "show"], ["config", "validate"], ["backends"]):
+        ran = tool(*args, env=env)
+        assert b"hunter2" not in ran.out
+        assert "hunter2" not in ran.err
+    found = in_force(tool("config", "show", env=env))
+    assert "***" in found["supabase.url"]["value"]
+    assert found["supabase.service_key_env"]["secret"] == "***"
+
+
+def test_a_switch_reads_yamls_own_on_and_off(tool, configure):
+    configure("output: {preview: on, cloud_sync: off}\n")
+    found = in_force(tool("config", "show"))
+    assert found["output.preview"]["value"] == "on"
+    assert found["output.cloud_sync"]["value"] == "off"
+
+
+def test_the_home_is_expanded_and_paths_are_absolute(tool):
+    found = in_force(tool("config", "show", env={"IMAGEN_OUT_DIR": "~/x"}))
+    assert found["output.dir"]["value"] == str(tool.folder / "home" / "x")
+    found = in_force(tool("config", "show", env={"IMAGEN_OUT_DIR": "x"}))
+    assert found["output.dir"]["value"] == str(tool.folder / "x")
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, "config/imagen/config.yaml"),
+        ({"XDG_CONFIG_HOME": None}, "home/.config/imagen/config.yaml"),
+        ({"XDG_CONFIG_HOME": "relative"}, "home/.config/imagen/config.yaml"),
+        ({"XDG_CONFIG_HOME": ""}, "home/.config/imagen/config.yaml"),
+    ],
+)
+def test_the_place_of_the_file_follows_xdg(tool, env, expected):
+    assert tool("config", "path", env=env).out.decode() == f"{tool.folder / expected}\n"
+
+
+def test_imagen_config_names_the_file_and_the_flag_goes_over_it(tool):
+    for name in ("env", "flag"):
+        (tool.folder / f"{name}.yaml").write_text(f"supabase: {{bucket: of-{name}}}\n")
+    env = {"IMAGEN_CONFIG": "env.yaml"}
+    found = in_force(tool("config", "show", env=env))
+    assert found["supabase.bucket"]["value"] == "of-env"
+    found = in_force(tool("config", "show", "--config", "flag.yaml", env=env))
+    assert found["supabase.bucket"]["value"] == "of-flag"
+
+
+def test_a_named_file_that_is_not_there_is_a_fault(tool):
+    ran = tool("config", "show", env={"IMAGEN_CONFIG": "/no/such.yaml"})
+    assert ran.status == 2
+    assert "$IMAGEN_CONFIG" in ran.err
+    assert "/no/such.yaml" in ran.err
+
+
+@pytest.mark.parametrize("env", [{"IMAGEN_PREVIEW": "maybe"}, {"SUPABASE_URL": "ftp://x"}])
+def test_a_wrong_variable_is_named(tool, env):
+    ran = tool("config", "show", env=env)
+    assert ran.status == 2
+    assert "$" + next(iter(env)) in ran.err
+
+
+def test_a_broken_configuration_stops_every_tool_before_it_starts(tool, configure):
+    configure("outptu: {}\n")
+    for args in (["render", "a"], ["generate", "a"], ["backends"], ["preview"], ["config", "show"]):
+        ran = tool(*args)
+        assert (ran.status, ran.out) == (2, b"")
+        assert "did you mean output" in ran.err
+
+
+@pytest.mark.parametrize("args", [[], ["nonsense"], ["show", "x"], ["sample", "x"], ["path", "x"]])
+def test_wrong_usage_is_status_2(tool, args):
+    ran = tool("config", *args)
+    assert (ran.status, ran.out) == (2, b"")
+    assert ran.err.startswith("imagen-config: ")
+
+
+# -- schema ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", [[], ["request"], ["record"]])
+def test_the_schemas_are_valid_draft_2020_12(tool, which):
+    printed = json.loads(tool("config", "schema", *which).out)
+    assert printed["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    Draft202012Validator.check_schema(printed)
+
+
+def test_the_printed_schemas_are_those_that_tests_hold_every_tool_to(tool):
+    for which in ("request", "record"):
+        assert json.loads(tool("config", "schema", which).out) == record.schema(which)
+
+
+def test_the_schema_without_a_name_takes_a_request_and_a_record(tool):
+    both = Draft202012Validator(json.loads(tool("config", "schema").out))
+    made = tool("render", "a", "--size=64x64").record
+    assert both.is_valid({"prompt": "a", "seed": None})
+    assert both.is_valid(made)
+    assert not both.is_valid({"seed": 1})
+
+
+@pytest.mark.parametrize("args", [["schema", "x"], ["schema", "requests"]])
+def test_an_unknown_schema_is_refused(tool, args):
+    assert tool("config", *args).status == 2
+
+
+def test_what_render_writes_fits_the_printed_schema(tool):
+    schema = Draft202012Validator(json.loads(tool("config", "schema", "record").out))
+    lines = [
+        {"prompt": "a", "width": 5000, "cfg": 3, "job": {"id": "j", "attempt": 1}},
+        {"prompt": "b", "width": 64, "options": {"images": 2, "faults": ["fewer_images"]}},
+        {"prompt": "c", "options": {"faults": [{"fault": "throttled", "wait_s": 2}]}},
+        {"prompt": "d", "options": {"faults": ["hang"]}},
+        {"prompt": "e", "width": 64, "height": 64, "options": {"faults": ["flat"]}},
+        {"prompt": 5},
+    ]
+    ran = tool("render", "--wait", 0, stdin=lines)
+    assert len(ran.records) == 7
+    for made in ran.records:
+        assert [*schema.iter_errors(made)] == []
+    sidecar = Path(ran.records[0]["sidecar"])
+    assert schema.is_valid(json.loads(sidecar.read_bytes()))

@@ -1,0 +1,184 @@
+"""imagen-generate: the everyday pipeline on one command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+from pathlib import Path
+
+import pytest
+
+SMALL = ("--size", "64x64")
+
+
+def fault(name: str) -> tuple[str, str]:
+    return ("--option", f'faults=["{name}"]')
+
+
+def test_a_prompt_becomes_an_image_and_one_line_for_people(tool, out_dir):
+    ran = tool("generate", "a cat", *SMALL, "--seed", 7)
+    made = ran.record
+    assert ran.status == 0
+    assert made["file"] == str(out_dir / made["date"] / "a-cat-7.png")
+    assert Path(made["file"]).is_file()
+    assert ran.err == f"imagen-generate: {made['file']}\n"
+    assert json.loads(Path(made["sidecar"]).read_bytes()) == made
+
+
+def test_on_a_terminal_the_file_is_named_and_no_json_is_shown(tool):
+    terminal, side = pty.openpty()
+    child = tool.start("generate", "a cat", *SMALL, "--seed", 7, stdout=side)
+    os.close(side)
+    assert child.wait(20) == 0
+    with pytest.raises(OSError, match=r"Input/output error"):
+        os.read(terminal, 4096)
+    os.close(terminal)
+    assert child.stderr.read().endswith(b"/a-cat-7.png\n")
+
+
+def test_every_option_of_render_reaches_render(tool):
+    ran = tool(
+        *("generate", "first", "-v", "second", "--size=32x48", "--seed=5", "--count=2"),
+        *("--negative", "a, b's", "--option", "x=1", "--option", "y={}", "--set", "steps=3"),
+        *("--out-dir", "some where", "--no-cloud", "--no-preview"),
+    )
+    assert ran.status == 0
+    assert [one["prompt"] for one in ran.records] == ["first", "first", "second", "second"]
+    assert [one["seed"] for one in ran.records] == [5, 6, 5, 6]
+    for one in ran.records:
+        assert (one["width"], one["height"], one["steps"]) == (32, 48, 3)
+        assert (one["negative_prompt"], one["options"]) == ("a, b's", {"x": 1, "y": {}})
+        assert Path(one["file"]).is_relative_to(tool.folder / "some where")
+    assert len(ran.err.splitlines()) == 4
+
+
+@pytest.mark.parametrize("prompt", ["--seed", "-x", "it's \"here\"", "$(id) `id` ; *", "a\nb", "🐈"])
+def test_a_prompt_reaches_render_as_it_is(tool, prompt):
+    assert tool("generate", *SMALL, "--", prompt).record["prompt"] == prompt
+
+
+def test_lines_come_in_from_stdin(tool):
+    ran = tool("generate", *SMALL, "--lines", stdin="a cat\na dog\n")
+    assert [one["prompt"] for one in ran.records] == ["a cat", "a dog"]
+    records = tool("generate", *SMALL, stdin=[{"prompt": "a"}])
+    assert records.record["prompt"] == "a"
+
+
+def test_no_prompt_on_a_terminal_is_a_usage_fault(tool):
+    terminal, side = pty.openpty()
+    child = tool.start("generate", stdin=side)
+    os.close(side)
+    assert child.wait(10) == 2
+    assert child.stderr.read().startswith(b"imagen-generate: no prompt (hint: ")
+    os.close(terminal)
+
+
+def test_a_dry_run_prints_what_would_be_sent(tool, out_dir):
+    ran = tool("generate", "a cat", "--dry-run")
+    assert ran.status == 0
+    assert ran.record["payload"]["prompt"] == "a cat"
+    assert not out_dir.exists()
+
+
+def test_output_dash_writes_the_image(tool):
+    ran = tool("generate", "a cat", *SMALL, "--output=-")
+    assert ran.status == 0
+    assert ran.out.startswith(b"\x89PNG")
+    assert json.loads(ran.err.splitlines()[-1])["prompt"] == "a cat"
+
+
+def test_quiet_leaves_only_the_record(tool):
+    ran = tool("generate", "a cat", *SMALL, "--quiet")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.record["prompt"] == "a cat"
+
+
+# -- its exit status is render's -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        (["--width"], 2),
+        (["--seed", "x"], 2),
+        (["--backend", "nonesuch"], 2),
+        (["--config", "/no/such/file"], 2),
+        (fault("out_of_credit"), 1),
+        (fault("throttled"), 75),
+        ([*fault("hang"), "--wait", "0.1"], 75),
+    ],
+)
+def test_a_failing_render_gives_its_status(tool, args, status):
+    ran = tool("generate", "a cat", *SMALL, *args)
+    assert ran.status == status
+    assert ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_failed_record_travels_to_the_end(tool):
+    ran = tool("generate", "a cat", *SMALL, *fault("out_of_credit"))
+    assert ran.record["error"]["tool"] == "imagen-render"
+
+
+def test_a_pending_record_is_said_and_comes_out(tool):
+    ran = tool("generate", "a cat", *SMALL, *fault("hang"), "--wait", "0.1")
+    assert "pending" in ran.record
+    assert "not done yet" in ran.err
+
+
+def test_a_preview_that_fails_is_a_warning_and_the_image_is_safe(tool):
+    ran = tool("generate", "a cat", *SMALL, "--preview")
+    assert ran.status == 0
+    assert Path(ran.record["file"]).is_file()
+    assert "error" not in ran.record
+    assert "this is no tmux session" in ran.err
+
+
+def test_a_preview_forced_on_by_the_configuration_fails_as_softly(tool, configure):
+    configure("output: {preview: on}\n")
+    assert tool("generate", "a cat", *SMALL).status == 0
+    quiet = tool("generate", "a cat", *SMALL, "--no-preview")
+    assert "tmux" not in quiet.err
+
+
+def test_each_image_is_shown_once_it_is_there(tool, until):
+    programs = tool.folder / "programs"
+    programs.mkdir()
+    for name, body in {"tmux": f'echo "$@" >>{programs}/calls', "tmux-img": ""}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+    env = {"PATH": f"{programs}:{os.environ['PATH']}", "TMUX": "x,1,0"}
+    ran = tool("generate", "a", "b", *SMALL, "--preview", env=env)
+    assert ran.status == 0
+    calls = (programs / "calls").read_text().splitlines()
+    assert [call.split()[-1] for call in calls] == [one["file"] for one in ran.records]
+
+
+# -- signals and readers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "field"), [(signal.SIGINT, 130, "error"), (signal.SIGTERM, 143, "pending")]
+)
+def test_a_signal_reaches_render_and_its_last_record_comes_out(tool, until, number, status, field):
+    child = tool.start("generate", "a cat", *SMALL, *fault("hang"))
+    until(lambda: [*tool.folder.glob("state/imagen/mock/*.json")])
+    child.send_signal(number)
+    record = json.loads(child.stdout.read())
+    assert (child.wait(10), field in record) == (status, True)
+    assert b"Traceback" not in child.stderr.read()
+
+
+def test_a_reader_that_leaves_ends_it_quietly(tool, out_dir):
+    child = tool.start("generate", *SMALL)
+    child.stdin.write(b'{"prompt":"a"}\n')
+    child.stdin.flush()
+    child.stdout.readline()
+    child.stdout.close()
+    child.stdin.write(b'{"prompt":"b"}\n' * 50)
+    child.stdin.close()
+    assert child.wait(20) == 0
+    assert b"Traceback" not in child.stderr.read()
+    assert len([*out_dir.rglob("*.png")]) < 25, "and what is behind it too"

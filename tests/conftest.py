@@ -1,0 +1,194 @@
+"""What every test stands on: an environment without our variables, and the real tools to run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any, NamedTuple
+
+import pytest
+from jsonschema import Draft202012Validator
+
+import imagen
+from imagen import record
+
+LIB = Path(imagen.__file__).resolve().parents[1]
+REQUIRE_REAL = os.environ.get("IMAGEN_REQUIRE_REAL") == "1"
+OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_")
+ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
+FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
+NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
+
+sys.setrecursionlimit(5_000)  # the tests read what is nested deep from a deeper place than tools
+
+_record_schema = Draft202012Validator(
+    record.schema("record"), format_checker=Draft202012Validator.FORMAT_CHECKER
+)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take away what would steer the tools, and give them a home of their own."""
+    for name in list(os.environ):
+        if name.startswith(OURS) or name in ALSO:
+            monkeypatch.delenv(name)
+    for name, folder in FOLDERS.items():
+        (tmp_path / folder).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / folder))
+
+
+@pytest.fixture
+def out_dir(tmp_path: Path) -> Path:
+    """Where images go when nothing says otherwise."""
+    return tmp_path / "home" / "Pictures" / "imagen"
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Callable[[str], Path]:
+    """Write the configuration file where the tools look for it."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "config" / "imagen" / "config.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def needs() -> Callable[[str, str], str]:
+    """Give the path of a program; without it skip, or fail where everything must be real."""
+
+    def find(program: str, debian_package: str) -> str:
+        path = shutil.which(program)
+        if path is None:
+            missing = f"no {program} here (Debian: apt install {debian_package})"
+            if REQUIRE_REAL:
+                pytest.fail(missing)
+            pytest.skip(missing)
+        return path
+
+    return find
+
+
+class Ran(NamedTuple):
+    """How a tool ended, and what it said."""
+
+    status: int
+    out: bytes
+    err: str
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of its stdout, parsed."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The only line of its stdout, parsed."""
+        (only,) = self.records
+        return only
+
+
+class Tools:
+    """Runs the real executables as processes, in a folder of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def argv(self, name: str, *args: object) -> list[str]:
+        """Give the command line of a tool, run by the Python that runs the tests."""
+        texts = [os.fsdecode(one) if isinstance(one, bytes) else str(one) for one in args]
+        return [sys.executable, "-m", "imagen", *name.split(), *texts]
+
+    def environment(self, env: Mapping[str, str | None] | None = None) -> dict[str, str]:
+        """Give the environment with changes; None takes a variable away."""
+        changed = {**os.environ, "PYTHONPATH": str(LIB), **(env or {})}
+        return {name: value for name, value in changed.items() if value is not None}
+
+    def __call__(
+        self,
+        name: str,
+        *args: object,
+        stdin: bytes | str | list[dict[str, Any]] = b"",
+        env: Mapping[str, str | None] | None = None,
+        timeout: float = 30,
+        **popen: Any,
+    ) -> Ran:
+        """Run a tool to its end. What render and generate write is held to the record's schema."""
+        done = subprocess.run(
+            popen.pop("argv", None) or self.argv(name, *args),
+            input=as_bytes(stdin),
+            env=self.environment(env),
+            timeout=timeout,
+            check=False,
+            **{"cwd": self.folder, "stdout": PIPE, "stderr": PIPE, **popen},
+        )
+        ran = Ran(done.returncode, done.stdout or b"", (done.stderr or b"").decode())
+        if name in ("render", "generate") and not NO_RECORDS & {*args}:
+            for number, line in enumerate(ran.out.splitlines(), 1):
+                broken = [fault.message for fault in _record_schema.iter_errors(json.loads(line))]
+                assert not broken, f"line {number} of stdout breaks the schema: {broken}"
+        return ran
+
+    def start(
+        self, name: str, *args: object, env: Mapping[str, str | None] | None = None, **popen: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start a tool with pipes; it is killed when the test ends before it."""
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), PIPE)
+        child = subprocess.Popen(
+            popen.pop("argv", None) or self.argv(name, *args),
+            env=self.environment(env),
+            cwd=self.folder,
+            **{**pipes, **popen},
+        )
+        self.started.append(child)
+        return child
+
+    def stop(self) -> None:
+        """End what still runs."""
+        for child in self.started:
+            child.kill()
+            child.wait()
+            for stream in (child.stdin, child.stdout, child.stderr):
+                if stream:
+                    with suppress(BrokenPipeError):
+                        stream.close()
+
+
+def as_bytes(stdin: bytes | str | list[dict[str, Any]]) -> bytes:
+    if isinstance(stdin, list):
+        return b"".join(json.dumps(one).encode() + b"\n" for one in stdin)
+    return stdin.encode() if isinstance(stdin, str) else stdin
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Iterator[Tools]:
+    """Run real tools: `tool("render", "a cat", stdin=[…]).records`."""
+    tools = Tools(tmp_path)
+    yield tools
+    tools.stop()
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any]], Any]:
+    """Wait until something is true, looking often; fail when it takes too long."""
+
+    def wait(what: Callable[[], Any], seconds: float = 10) -> Any:
+        end = time.monotonic() + seconds
+        while not (found := what()):
+            assert time.monotonic() < end, "it never came"
+            time.sleep(0.005)
+        return found
+
+    return wait

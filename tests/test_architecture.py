@@ -1,0 +1,339 @@
+"""The plan of the house (docs/architecture.md) holds: who imports whom, and names that rhyme."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import imagen
+from imagen import workflow
+from imagen.commands import TOOLS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "lib" / "imagen"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+class Module(NamedTuple):
+    """What a module of ours imports, and what it touches of the world outside."""
+
+    name: str
+    ours: frozenset[str]
+    others: frozenset[str]
+    touches: frozenset[str]
+
+
+@cache
+def modules() -> dict[str, Module]:
+    found = [_read(path) for path in sorted(PACKAGE.rglob("*.py"))]
+    return {one.name: one for one in found}
+
+
+def _dotted(path: Path) -> list[str]:
+    parts = [*path.relative_to(PACKAGE).with_suffix("").parts]
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def _read(path: Path) -> Module:
+    own = _dotted(path)
+    package = own if path.name == "__init__.py" else own[:-1]
+    ours, others, touches = set(), set(), set()
+    for node in _running(ast.parse(path.read_text())):
+        match node:
+            case ast.Import():
+                others |= {alias.name for alias in node.names}
+            case ast.ImportFrom(level=0):
+                others.add(str(node.module))
+            case ast.ImportFrom():
+                base = package[: len(package) - node.level + 1]
+                base = [*base, *(node.module.split(".") if node.module else [])]
+                ours |= {_target(base, alias.name) for alias in node.names}
+            case ast.Attribute(value=ast.Name(id="os" | "sys" as outer)):
+                touches.add(f"{outer}.{node.attr}")
+            case ast.Call(func=ast.Name(id="print" | "input" as called)):
+                touches.add(called)
+    return Module(".".join(own), frozenset(ours - {""}), frozenset(others), frozenset(touches))
+
+
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk what runs: what stands under `if TYPE_CHECKING` does not."""
+    for node in ast.iter_child_nodes(tree):
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not typing_only:
+            yield node
+            yield from _running(node)
+
+
+def _target(base: list[str], name: str) -> str:
+    path = PACKAGE.joinpath(*base, name)
+    is_module = path.with_suffix(".py").exists() or path.is_dir()
+    return ".".join([*base, name] if is_module else base)
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+# -- who may import whom ---------------------------------------------------------------------------
+
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "signals": {"errors"},
+    "record": {"errors"},
+    "settings": {"errors", "record"},
+    "prompt": {"errors"},
+    "workflow": {"errors", "settings"},
+    "retry": {"errors"},
+    "request": {"errors", "record", "files"},  # files: is_slug and is_date, both pure
+    "comfy_api": {"errors", "image"},  # image: the text chunks of a returned PNG
+    "files": {"errors", "signals"},  # signals are put off while a file is made
+    "image": {"errors"},
+    "ledger": {"errors", "record"},
+    "http": {"errors", "retry"},
+    "db": {"errors", "retry"},
+    "config": {"errors", "record", "settings"},
+    "preview": {"errors"},
+    "chain": {"errors"},
+    "pipe": {"errors", "record", "signals"},
+    "options": {"errors", "record", "request", "settings"},
+    "render": {
+        *("ledger", "files", "image", "prompt", "backends"),
+        *("errors", "record", "request", "retry", "signals", "config"),
+    },
+    "supabase": {"http", "db", "retry", "errors", "record"},
+    "jobs": {"http", "db", "retry", "errors", "record"},
+    "command": {"errors", "signals", "pipe", "commands"},  # commands: the table of tools
+}
+OF_BACKENDS = {
+    *("http", "retry", "image", "workflow", "errors"),
+    *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
+    "files",  # the mock keeps the memory of a server
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) & set(ALLOWED)))
+def test_a_module_imports_only_what_is_below_it(name):
+    imported = {top(one) for one in modules()[name].ours}
+    assert imported <= ALLOWED[name]
+
+
+@pytest.mark.parametrize("name", [one for one in modules() if top(one) == "backends"])
+def test_a_backend_imports_only_what_is_below_it_and_no_other_backend(name):
+    imported = modules()[name].ours
+    siblings = {one for one in imported if one.startswith("backends.")}
+    assert siblings == set()
+    assert {top(one) for one in imported} <= OF_BACKENDS | {"backends"}
+
+
+@pytest.mark.parametrize("name", [one for one in modules() if top(one) == "image"])
+def test_pictures_know_nothing_of_lines_and_servers(name):
+    assert {top(one) for one in modules()[name].ours} <= {"image", "errors", "sheet"}
+
+
+@pytest.mark.parametrize("name", [one for one in modules() if one.startswith("commands.")])
+def test_a_command_imports_no_command(name):
+    assert {one for one in modules()[name].ours if one.startswith("commands.")} == set()
+
+
+def test_nothing_below_imports_a_command():
+    for one in modules().values():
+        if top(one.name) != "commands" and one.name != "__main__":
+            assert not {name for name in one.ours if name.startswith("commands.")}, one.name
+
+
+def test_only_commands_know_the_pipe_and_the_command_line():
+    upper = {"command", "pipe", "options", "chain", "preview"}
+    for one in modules().values():
+        if top(one.name) not in ("commands", "__main__", "command"):
+            assert {top(name) for name in one.ours} & upper == set(), one.name
+
+
+def test_no_imports_go_round_in_a_circle():
+    graph = {name: {*one.ours} & {*modules()} - {name} for name, one in modules().items()}
+    graph["command"] -= {"commands"}  # the table of tools, which imports nothing
+    while graph:
+        free = {name for name, needs in graph.items() if not needs & {*graph}}
+        assert free, f"these import one another: {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+SOLE = {
+    "requests": {"http"},
+    "urllib3": {"http"},
+    "psycopg2": {"db"},
+    "PIL": {"image"},
+    "sqlite3": {"ledger"},
+    "tenacity": {"retry"},
+    "yaml": {"config", "backends"},
+}
+
+
+@pytest.mark.parametrize("library", SOLE)
+def test_a_library_has_its_sole_importer(library):
+    users = {
+        one.name for one in modules().values() if library in {top(name) for name in one.others}
+    }
+    assert {top(name) for name in users} <= SOLE[library]
+    if library == "yaml":
+        assert users <= {"config", "backends.mock"}, "the mock reads a file of faults"
+
+
+MAY_TOUCH = {"config", "caller", "command", "pipe", "chain", "signals", "preview", "commands"}
+WORLD = {
+    *("os.environ", "os.environb", "os.getenv", "os.putenv", "os.get_terminal_size", "os.isatty"),
+    *("sys.stdin", "sys.stdout", "sys.stderr", "sys.argv", "sys.exit", "print", "input"),
+    *("sys.__stdin__", "sys.__stdout__", "sys.__stderr__"),
+}
+
+
+def test_only_the_uppermost_modules_touch_environment_terminal_and_streams():
+    for one in modules().values():
+        if top(one.name) not in MAY_TOUCH:
+            assert one.touches & WORLD == set(), one.name
+
+
+def test_nothing_prints():
+    assert [one.name for one in modules().values() if "print" in one.touches] == []
+
+
+# -- start-up is counted ---------------------------------------------------------------------------
+
+HEAVY = ["requests", "PIL", "psycopg2", "yaml", "tenacity", "sqlite3", "importlib.metadata"]
+LOOK = f"""
+import sys
+sys.argv = ["imagen", *sys.argv[1:]]
+from imagen.commands.imagen import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+@pytest.mark.parametrize("name", [*TOOLS, ""])
+def test_help_and_version_import_nothing_heavy(name, option):
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, *([name] if name else []), option],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.startswith(("Usage: imagen", "imagen", "Tools"))
+    assert done.stderr.split() == []
+
+
+# -- names rhyme -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_tool_is_its_module_its_link_its_script_its_page_and_its_test(name):
+    assert (PACKAGE / "commands" / f"{name}.py").is_file()
+    assert (ROOT / "bin" / f"imagen-{name}").is_symlink()
+    assert PYPROJECT["project"]["scripts"][f"imagen-{name}"] == f"imagen.commands.{name}:main"
+    assert (ROOT / "docs" / f"imagen-{name}.md").is_file()
+    assert (ROOT / "tests" / "commands" / f"test_{name}.py").is_file()
+
+
+def test_every_script_and_every_link_is_a_tool():
+    expected = {"imagen", *(f"imagen-{name}" for name in TOOLS)}
+    assert {*PYPROJECT["project"]["scripts"]} == expected
+    assert {path.name for path in (ROOT / "bin").iterdir()} == {".run", *expected}
+
+
+def test_all_links_in_bin_point_to_the_one_launcher():
+    links = [path for path in (ROOT / "bin").iterdir() if path.name != ".run"]
+    assert {str(path.readlink()) for path in links} == {".run"}
+    assert os.access(ROOT / "bin" / ".run", os.X_OK)
+
+
+def test_a_tools_one_line_is_a_sentence_that_fits_a_terminal():
+    for name, says in TOOLS.items():
+        assert re.fullmatch(r"[A-Z].*\.", says)
+        assert len(f"  imagen-{name}  {says}") <= 100
+
+
+# -- things that are there once, or stay as they are -----------------------------------------------
+
+
+def test_the_version_is_written_down_once():
+    files = [*PACKAGE.rglob("*.py"), ROOT / "pyproject.toml", ROOT / "Makefile"]
+    holders = [path for path in files if f'"{imagen.__version__}"' in path.read_text()]
+    assert holders == [PACKAGE / "__init__.py"]
+    assert "version" in PYPROJECT["project"]["dynamic"]
+
+
+NODES = {
+    "flux1-schnell": {
+        "6": "CLIPTextEncode",
+        "8": "VAEDecode",
+        "9": "SaveImage",
+        "27": "EmptySD3LatentImage",
+        "30": "ModelSamplingFlux",
+        "31": "KSampler",
+        "38": "UNETLoader",
+        "39": "VAELoader",
+        "40": "DualCLIPLoader",
+        "42": "ConditioningZeroOut",
+    },
+    "flux2-klein": {
+        "9": "SaveImage",
+        "61": "KSamplerSelect",
+        "62": "Flux2Scheduler",
+        "63": "CFGGuider",
+        "64": "SamplerCustomAdvanced",
+        "65": "VAEDecode",
+        "66": "EmptyFlux2LatentImage",
+        "70": "UNETLoader",
+        "71": "CLIPLoader",
+        "72": "VAELoader",
+        "73": "RandomNoise",
+        "74": "CLIPTextEncode",
+        "76": "ConditioningZeroOut",
+    },
+    "sd35-medium": {
+        "3": "KSampler",
+        "4": "CheckpointLoaderSimple",
+        "8": "VAEDecode",
+        "9": "SaveImage",
+        "16": "CLIPTextEncode",
+        "40": "CLIPTextEncode",
+        "53": "EmptySD3LatentImage",
+    },
+}
+
+
+def test_the_bundled_workflows_keep_their_names():
+    assert workflow.bundled() == [*NODES]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_node_ids_of_a_bundled_workflow_are_stable(name):
+    graph = workflow.load(name).graph
+    assert {key: node["class_type"] for key, node in graph.items()} == NODES[name]
+
+
+@pytest.mark.parametrize("name", ["workflows", "sql", "systemd"])
+def test_data_is_linked_from_the_checkout(name):
+    link = PACKAGE / "data" / name
+    assert str(link.readlink()) == f"../../../{name}"
+    assert link.is_dir()
+
+
+def test_gitignore_has_rooted_patterns_only():
+    lines = (ROOT / ".gitignore").read_text().split()
+    unrooted = [line for line in lines if not line.startswith("/")]
+    assert unrooted in ([], ["__pycache__/"])
