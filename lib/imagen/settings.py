@@ -174,7 +174,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str, Any]] = {
     "amount": ((int, float), "an amount in USD", lambda value: 0 <= value < float("inf")),
     "strings": ((list,), "a list of words", lambda value: all(isinstance(x, str) for x in value)),
     "mapping": ((dict,), "keys and values that JSON can hold", _is_json),
-    "any": ((object,), "a value that JSON can hold", _is_json),
+    "any": ((object, bool), "a value that JSON can hold", _is_json),
     "environment": (
         (dict,),
         "names of headers, each with the name of an environment variable",
