@@ -49,7 +49,7 @@ def test_codes_are_of_one_meaning():
 ORDER = [0, 75, 1, 2]
 
 
-@pytest.mark.parametrize(("one", "other"), permutations([*ORDER, 130, 143], 2))
+@pytest.mark.parametrize(("one", "other"), [*permutations([*ORDER, 130, 143], 2)])
 def test_the_worst_status_wins(one, other):
     rank = {status: n for n, status in enumerate(ORDER)} | {130: 9, 143: 9}
     found = worse(one, other)

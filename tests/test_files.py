@@ -16,6 +16,14 @@ from hypothesis import strategies as st
 from imagen import files
 from imagen.errors import ImagenError, OutputTaken
 
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder."""
+    (tmp_path / "pictures").mkdir()
+    return tmp_path / "pictures"
+
+
 # -- slugs and dates -------------------------------------------------------------------------------
 
 
@@ -115,10 +123,10 @@ def reserve(folder: Path, owner: str = "me", locks: Locks | None = None) -> file
     return files.reserve(folder, "cat-1", owner, locks or Locks("other"))
 
 
-def test_a_reservation_is_a_dot_file_with_its_owners_id(tmp_path):
-    place = reserve(tmp_path / "new" / "folder")
-    assert place.image == tmp_path / "new" / "folder" / "cat-1.png"
-    assert place.sidecar == tmp_path / "new" / "folder" / "cat-1.json"
+def test_a_reservation_is_a_dot_file_with_its_owners_id(folder):
+    place = reserve(folder / "new" / "folder")
+    assert place.image == folder / "new" / "folder" / "cat-1.png"
+    assert place.sidecar == folder / "new" / "folder" / "cat-1.json"
     assert (place.folder / ".cat-1.reserved").read_text() == "me"
     assert [path.name for path in place.folder.iterdir()] == [".cat-1.reserved"]
     place.release()
@@ -126,44 +134,44 @@ def test_a_reservation_is_a_dot_file_with_its_owners_id(tmp_path):
     place.release()
 
 
-def test_a_living_owner_keeps_its_name_and_the_next_gets_a_number(tmp_path):
-    theirs = reserve(tmp_path, "other")
-    mine = reserve(tmp_path)
+def test_a_living_owner_keeps_its_name_and_the_next_gets_a_number(folder):
+    theirs = reserve(folder, "other")
+    mine = reserve(folder)
     assert (theirs.stem, mine.stem) == ("cat-1", "cat-1-2")
-    assert (tmp_path / ".cat-1.reserved").read_text() == "other"
+    assert (folder / ".cat-1.reserved").read_text() == "other"
 
 
-def test_a_dead_owners_name_is_taken_over(tmp_path):
-    reserve(tmp_path, "dead")
+def test_a_dead_owners_name_is_taken_over(folder):
+    reserve(folder, "dead")
     locks = Locks()
-    assert reserve(tmp_path, "me", locks).stem == "cat-1"
-    assert (tmp_path / ".cat-1.reserved").read_text() == "me"
+    assert reserve(folder, "me", locks).stem == "cat-1"
+    assert (folder / ".cat-1.reserved").read_text() == "me"
     assert locks.asked == ["dead"]
 
 
-def test_an_owner_finds_its_own_reservation_again(tmp_path):
-    reserve(tmp_path)
+def test_an_owner_finds_its_own_reservation_again(folder):
+    reserve(folder)
     locks = Locks()
-    assert reserve(tmp_path, "me", locks).stem == "cat-1"
+    assert reserve(folder, "me", locks).stem == "cat-1"
     assert locks.asked == []
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".json"])
-def test_a_file_of_any_of_our_kinds_takes_the_name(tmp_path, suffix):
-    (tmp_path / f"cat-1{suffix}").touch()
-    assert reserve(tmp_path).stem == "cat-1-2"
-    assert not (tmp_path / ".cat-1.reserved").exists()
+def test_a_file_of_any_of_our_kinds_takes_the_name(folder, suffix):
+    (folder / f"cat-1{suffix}").touch()
+    assert reserve(folder).stem == "cat-1-2"
+    assert not (folder / ".cat-1.reserved").exists()
 
 
-def test_many_taken_names_are_passed_over_in_order(tmp_path):
+def test_many_taken_names_are_passed_over_in_order(folder):
     for name in ("cat-1.png", "cat-1-2.json", "cat-1-3.webp"):
-        (tmp_path / name).touch()
-    assert reserve(tmp_path).stem == "cat-1-4"
+        (folder / name).touch()
+    assert reserve(folder).stem == "cat-1-4"
 
 
-def test_a_reservation_that_is_garbage_is_a_dead_ones(tmp_path):
-    (tmp_path / ".cat-1.reserved").write_bytes(b"\xff\0" * 500)
-    assert reserve(tmp_path).stem == "cat-1"
+def test_a_reservation_that_is_garbage_is_a_dead_ones(folder):
+    (folder / ".cat-1.reserved").write_bytes(b"\xff\0" * 500)
+    assert reserve(folder).stem == "cat-1"
 
 
 # -- a name that was asked for ---------------------------------------------------------------------
@@ -173,39 +181,39 @@ def exactly(path: Path, *, force: bool = False, locks: Locks | None = None) -> f
     return files.reserve_exactly(path, "me", force, locks or Locks("other"))
 
 
-def test_the_very_name_is_reserved(tmp_path):
-    place = exactly(tmp_path / "cover.v2.png")
-    assert place.image == tmp_path / "cover.v2.png"
-    assert place.sidecar == tmp_path / "cover.v2.json"
+def test_the_very_name_is_reserved(folder):
+    place = exactly(folder / "cover.v2.png")
+    assert place.image == folder / "cover.v2.png"
+    assert place.sidecar == folder / "cover.v2.json"
     assert place.asked_for
 
 
 @pytest.mark.parametrize("existing", ["cover.png", "cover.json"])
-def test_an_existing_file_is_refused_unless_forced(tmp_path, existing):
-    (tmp_path / existing).touch()
+def test_an_existing_file_is_refused_unless_forced(folder, existing):
+    (folder / existing).touch()
     with pytest.raises(OutputTaken, match="exists"):
-        exactly(tmp_path / "cover.png")
-    assert exactly(tmp_path / "cover.png", force=True).replace
+        exactly(folder / "cover.png")
+    assert exactly(folder / "cover.png", force=True).replace
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_folder_is_refused_even_if_forced(tmp_path, force):
-    (tmp_path / "cover.png").mkdir()
+def test_a_folder_is_refused_even_if_forced(folder, force):
+    (folder / "cover.png").mkdir()
     with pytest.raises(OutputTaken, match="folder"):
-        exactly(tmp_path / "cover.png", force=force)
+        exactly(folder / "cover.png", force=force)
 
 
-def test_a_name_that_another_render_writes_is_refused(tmp_path):
-    (tmp_path / ".cover.reserved").write_text("other")
+def test_a_name_that_another_render_writes_is_refused(folder):
+    (folder / ".cover.reserved").write_text("other")
     with pytest.raises(OutputTaken, match="another render"):
-        exactly(tmp_path / "cover.png")
-    assert exactly(tmp_path / "cover.png", locks=Locks()).stem == "cover"
+        exactly(folder / "cover.png")
+    assert exactly(folder / "cover.png", locks=Locks()).stem == "cover"
 
 
 @pytest.mark.parametrize("name", ["cover.json", "..", "."])
-def test_a_name_that_cannot_be_an_images_is_refused(tmp_path, name):
+def test_a_name_that_cannot_be_an_images_is_refused(folder, name):
     with pytest.raises(ImagenError) as caught:
-        exactly(tmp_path / name, force=True)
+        exactly(folder / name, force=True)
     assert caught.value.exit_status == 2
 
 
@@ -216,58 +224,58 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_published_file_is_whole_and_alone(tmp_path):
-    files.publish(tmp_path / "a.png", b"data")
-    assert (tmp_path / "a.png").read_bytes() == b"data"
-    assert names(tmp_path) == ["a.png"]
+def test_a_published_file_is_whole_and_alone(folder):
+    files.publish(folder / "a.png", b"data")
+    assert (folder / "a.png").read_bytes() == b"data"
+    assert names(folder) == ["a.png"]
 
 
-def test_publishing_never_replaces_unless_told(tmp_path):
-    files.publish(tmp_path / "a.png", b"old")
+def test_publishing_never_replaces_unless_told(folder):
+    files.publish(folder / "a.png", b"old")
     with pytest.raises(FileExistsError):
-        files.publish(tmp_path / "a.png", b"new")
-    assert (tmp_path / "a.png").read_bytes() == b"old"
-    files.publish(tmp_path / "a.png", b"new", replace=True)
-    assert (tmp_path / "a.png").read_bytes() == b"new"
-    assert names(tmp_path) == ["a.png"]
+        files.publish(folder / "a.png", b"new")
+    assert (folder / "a.png").read_bytes() == b"old"
+    files.publish(folder / "a.png", b"new", replace=True)
+    assert (folder / "a.png").read_bytes() == b"new"
+    assert names(folder) == ["a.png"]
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_nothing(folder, monkeypatch):
     def full(_descriptor: int) -> None:
-        assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
-        assert all(path.name.startswith(".") for path in tmp_path.iterdir())
+        assert [path.suffix for path in folder.iterdir()] == [".tmp"]
+        assert all(path.name.startswith(".") for path in folder.iterdir())
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        files.publish(tmp_path / "a.png", b"data")
-    assert names(tmp_path) == []
+        files.publish(folder / "a.png", b"data")
+    assert names(folder) == []
 
 
 @pytest.mark.parametrize("error", [PermissionError(1, "no links here"), OSError(95, "not here")])
-def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch, error):
+def test_a_file_system_without_hard_links_will_do(folder, monkeypatch, error):
     def no_link(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(os, "link", no_link)
-    files.publish(tmp_path / "a.png", b"data")
+    files.publish(folder / "a.png", b"data")
     with pytest.raises(FileExistsError):
-        files.publish(tmp_path / "a.png", b"new")
-    assert (tmp_path / "a.png").read_bytes() == b"data"
-    assert names(tmp_path) == ["a.png"]
+        files.publish(folder / "a.png", b"new")
+    assert (folder / "a.png").read_bytes() == b"data"
+    assert names(folder) == ["a.png"]
 
 
-def test_a_long_name_fits_with_its_temporary(tmp_path):
+def test_a_long_name_fits_with_its_temporary(folder):
     name = "x" * 240 + ".png"
-    files.publish(tmp_path / name, b"data")
-    assert names(tmp_path) == [name]
+    files.publish(folder / name, b"data")
+    assert names(folder) == [name]
 
 
 RECORD = {"id": "k", "format": "png", "prompt": "a 🐈"}
 
 
-def test_an_image_is_stored_with_its_record_beside_it(tmp_path):
-    place = reserve(tmp_path)
+def test_an_image_is_stored_with_its_record_beside_it(folder):
+    place = reserve(folder)
     made = files.store(place, RECORD, b"data")
     assert made == {**RECORD, "file": str(place.image), "sidecar": str(place.sidecar)}
     assert json.loads(place.sidecar.read_bytes()) == made
@@ -275,8 +283,8 @@ def test_an_image_is_stored_with_its_record_beside_it(tmp_path):
 
 
 @pytest.mark.parametrize(("form", "suffix"), [("png", ".png"), ("jpeg", ".jpg"), ("webp", ".webp")])
-def test_an_image_gets_the_suffix_of_its_format(tmp_path, form, suffix):
-    made = files.store(reserve(tmp_path), {**RECORD, "format": form}, b"data")
+def test_an_image_gets_the_suffix_of_its_format(folder, form, suffix):
+    made = files.store(reserve(folder), {**RECORD, "format": form}, b"data")
     assert Path(made["file"]).name == f"cat-1{suffix}"
 
 
@@ -291,23 +299,23 @@ def test_an_image_gets_the_suffix_of_its_format(tmp_path, form, suffix):
         ("a", "png", True),
     ],
 )
-def test_a_name_that_says_another_format_is_kept_with_a_warning(tmp_path, name, form, warns):
-    made = files.store(exactly(tmp_path / name), {**RECORD, "format": form}, b"data")
+def test_a_name_that_says_another_format_is_kept_with_a_warning(folder, name, form, warns):
+    made = files.store(exactly(folder / name), {**RECORD, "format": form}, b"data")
     assert Path(made["file"]).name == name
     assert ("extension" in made.get("warnings", [])) == warns
 
 
 @pytest.mark.parametrize("taken", ["cat-1.png", "cat-1.json"])
-def test_a_strangers_file_that_came_meanwhile_is_left_alone(tmp_path, taken):
-    place = reserve(tmp_path)
-    (tmp_path / taken).write_text("theirs")
+def test_a_strangers_file_that_came_meanwhile_is_left_alone(folder, taken):
+    place = reserve(folder)
+    (folder / taken).write_text("theirs")
     with pytest.raises(FileExistsError):
         files.store(place, RECORD, b"data")
-    assert (tmp_path / taken).read_text() == "theirs"
-    assert names(tmp_path) == sorted([".cat-1.reserved", taken])
+    assert (folder / taken).read_text() == "theirs"
+    assert names(folder) == sorted([".cat-1.reserved", taken])
 
 
-def test_the_sidecar_stands_before_the_image_does(tmp_path, monkeypatch):
+def test_the_sidecar_stands_before_the_image_does(folder, monkeypatch):
     order: list[str] = []
     link = os.link
 
@@ -315,7 +323,7 @@ def test_the_sidecar_stands_before_the_image_does(tmp_path, monkeypatch):
         order.append(Path(target).suffix)
         link(source, target)
 
-    place = reserve(tmp_path)
+    place = reserve(folder)
     monkeypatch.setattr(os, "link", watched)
     files.store(place, RECORD, b"data")
     assert order == [".json", ".png"]

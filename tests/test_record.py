@@ -16,9 +16,13 @@ from imagen.errors import BadLine, ImagenError, Refused
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
     # what a careless writer or a hostile one might put there
-    | texts | st.sampled_from(["../../x", "\0", "", 1e308, -1, 2**64, 10**4000]),
+    | texts
+    | st.sampled_from(["../../x", "\0", "", 1e308, -1, 2**64, 10**4000]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
@@ -206,7 +210,7 @@ def test_overrides_go_over_what_a_line_says_and_only_over_request_fields():
 
 
 def test_a_record_made_anew_keeps_what_was_asked_and_nothing_tools_wrote():
-    finished = {name: 1 for name in record.FIELDS} | {"id": "old", "mine": 1}
+    finished = dict.fromkeys(record.FIELDS, 1) | {"id": "old", "mine": 1}
     fresh = record.asked(finished)
     assert fresh["request"] == "old"
     assert fresh["mine"] == 1

@@ -35,9 +35,10 @@ def test_a_placeholder_becomes_the_value_typed_as_it_is(value):
     assert type(filled["1"]["inputs"]["a"]) is type(value)
 
 
-@pytest.mark.parametrize(
-    "text", ["a ${x}", "${x} ", "${x}${x}", "$x", "${}", "${x-y}", "$ {x}", "${x}\n", "x", "", "{x}"]
-)
+TEXTS = ["a ${x}", "${x} ", "${x}${x}", "$x", "${}", "${x-y}", "$ {x}", "${x}\n", "x", "", "{x}"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_a_placeholder_inside_a_longer_string_is_left_alone(text):
     assert fill(read(graph(a=text)), {"x": 1})["1"]["inputs"]["a"] == text
 
@@ -47,8 +48,12 @@ def test_a_prompt_that_looks_like_a_placeholder_is_just_a_prompt():
     assert filled["1"]["inputs"] == {"a": "${seed}", "b": 5}
 
 
-def test_placeholders_inside_lists_are_filled():
-    assert fill(read(graph(a=["${x}", [0, "${x}"]])), {"x": 5})["1"]["inputs"]["a"] == [5, [0, 5]]
+@pytest.mark.parametrize(
+    ("value", "filled"),
+    [(["${x}", [0, "${x}"]], [5, [0, 5]]), ({"__value__": ["${x}"]}, {"__value__": [5]})],
+)
+def test_placeholders_inside_lists_and_objects_are_filled(value, filled):
+    assert fill(read(graph(a=value)), {"x": 5})["1"]["inputs"]["a"] == filled
 
 
 def test_given_values_go_over_the_workflows_own_defaults():
@@ -204,7 +209,6 @@ def test_a_ui_format_export_is_recognised_and_said_so():
         ({"_imagen": {"models": ["x"]}, **graph()}, "_imagen.models"),
         ({"_imagen": [], **graph()}, "_imagen"),
         ({"_imagen": None, **graph()}, "_imagen"),
-        ({"_imagen": {"size_multiple": True}, **graph()}, "_imagen.size_multiple"),
     ],
 )
 def test_a_file_that_is_no_api_format_graph_is_refused_with_the_reason(tree, says):

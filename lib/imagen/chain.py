@@ -25,9 +25,15 @@ def run(stages: list[list[str]], on_line: Callable[[bytes], None], reads_stdin: 
     children = _start(stages, reads_stdin)
     last = children[-1].stdout
     assert last is not None
-    _attend(children[0], last, on_line)
-    last.close()
-    return [_status(child.wait()) for child in children]
+    try:
+        _attend(children[0], last, on_line)
+    except BaseException:
+        children[0].terminate()  # a paid render goes on at its provider; the others see its end
+        raise
+    finally:
+        last.close()
+        statuses = [_status(child.wait()) for child in children]
+    return statuses
 
 
 def feed(stage: list[str], data: bytes, on_line: Callable[[bytes], None]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import UsageFault
+from .errors import RenderFailed, UsageFault
 from .record import Record
 
 PAGE = Path(__file__).parent / "data" / "compare.html"
@@ -36,6 +36,13 @@ def words(text: str, option: str) -> list[str]:
     if not found or len(set(found)) != len(found):
         raise UsageFault(f"{option} takes names, each once: a,b,c, not {text[:60]!r}")
     return found
+
+
+def unanswered(turn: Turn, request: Record, status: int) -> Record:
+    """Give the record of a turn whose render ended without one: killed, or refused to start."""
+    fault = RenderFailed(f"imagen-render ended with {status} and gave no record", billed="unknown")
+    asked = {**request, "id": turn.id, "backend": turn.backend, "seed": turn.seed}
+    return {**asked, "error": fault.as_record("imagen-compare")}
 
 
 def summary(
@@ -70,11 +77,15 @@ def prices(made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def page(found: Mapping[str, Any]) -> bytes:
-    """Give compare.html: the template with the summary as data, which no text in it can leave."""
-    members = [
-        {**one, "file": Path(one["file"]).name} if "file" in one else one
-        for one in found["members"]
-    ]
-    data = json.dumps({**found, "members": members}, ensure_ascii=True)
+    """Give compare.html: the template with the summary as data, which no text in it can leave.
+
+    Seeds are text there: JavaScript rounds numbers from 2^53.
+    """
+    members = [{**one, "seed": str(one.get("seed"))} for one in found["members"]]
+    for one in members:
+        if "file" in one:
+            one["file"] = Path(one["file"]).name
+    shown = {**found, "seeds": [str(seed) for seed in found["seeds"]], "members": members}
+    data = json.dumps(shown, ensure_ascii=True)
     safe = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return PAGE.read_bytes().replace(b'"DATA"', safe.encode())

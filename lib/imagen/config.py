@@ -108,7 +108,7 @@ def parse(path: Path) -> Parsed:
             node = loader.get_single_node()
             lines: dict[Place, int] = {(): 1}
             twice: list[Place] = []
-            _mark(node, (), lines, twice)
+            _mark(node, (), lines, twice, set())
             tree = loader.construct_document(node) if node else {}
         finally:
             loader.dispose()
@@ -130,10 +130,13 @@ def parse(path: Path) -> Parsed:
     return Parsed(tree, lines, twice)
 
 
-def _mark(node: Any, place: Place, lines: dict[Place, int], twice: list[Place]) -> None:
+def _mark(
+    node: Any, place: Place, lines: dict[Place, int], twice: list[Place], seen: set[int]
+) -> None:
     import yaml
 
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode) and id(node) not in seen:
+        seen.add(id(node))  # an alias is the same node again: once is enough
         for key, value in node.value:
             inner = (*place, str(key.value))
             if inner in lines and key.value != "<<":
@@ -141,7 +144,7 @@ def _mark(node: Any, place: Place, lines: dict[Place, int], twice: list[Place]) 
                 for old in [place for place in lines if place[: len(inner)] == inner]:
                     del lines[old]
             lines[inner] = key.start_mark.line + 1
-            _mark(value, inner, lines, twice)
+            _mark(value, inner, lines, twice, seen)
 
 
 def _effective(tree: Tree) -> Iterator[tuple[str, Key, Any, str]]:

@@ -38,7 +38,7 @@ def make(
     members: Sequence[Record], wanted: Wanted, ledger: Ledger
 ) -> tuple[Record, dict[int, str]]:
     """Draw the members and write the sheet; gives its record and why some could not be shown."""
-    fields = wanted.label.split(",") if wanted.label else None
+    fields = [name.strip() for name in wanted.label.split(",")] if wanted.label else None
     labels = sheet.labels(members, fields, wanted.differences)
     most = max(map(len, labels))
     grid = sheet.grid(len(members), wanted.columns, wanted.cell, most, bool(wanted.title))

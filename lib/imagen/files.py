@@ -104,8 +104,10 @@ def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver
     if path.suffix == ".json" or not path.stem.strip("."):
         raise Refused(f"no name for an image: {path.name!r}", hint="like cat.png")
     for final in (place.image, place.sidecar):
-        if final.is_dir():
-            raise OutputTaken(f"the output file is a folder: {final}", hint="name a file in it")
+        if final.exists() and not final.is_file():
+            raise OutputTaken(
+                f"the output file is no file: {final}", hint="name a file in a folder"
+            )
         if not force and os.path.lexists(final):
             raise OutputTaken(f"the output file exists: {final}")
     reservation = path.parent / f".{path.stem}.reserved"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -63,7 +64,10 @@ class Server:
         import requests
         from requests.utils import get_auth_from_url, urldefragauth
 
-        self.url = urldefragauth(url).rstrip("/")
+        try:
+            self.url = urldefragauth(url).rstrip("/")
+        except ValueError:
+            raise ConfigFault(f"the {who}'s address cannot be used: {url[:100]!r}") from None
         self.who = who
         self.read_s = read_s
         self._session = requests.Session()
@@ -160,9 +164,10 @@ def _unchanged(request: Any) -> Any:
 
 def _seconds(text: str | None) -> float | None:
     try:
-        return max(float(text or ""), 0)
+        seconds = float(text or "")
     except ValueError:
         return None
+    return max(seconds, 0) if math.isfinite(seconds) else None
 
 
 _REASONS = {

@@ -7,6 +7,7 @@ import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import IO, NamedTuple
 
 from . import record as records
@@ -56,7 +57,7 @@ def read(stream: IO[bytes]) -> Iterator[Line]:
 
 def read_prompts(stream: IO[bytes]) -> Iterator[Line]:
     """Read plain text, one prompt a line."""
-    for number, raw in enumerate(stream, 1):
+    for number, raw in enumerate(iter(partial(stream.readline, records.MAX_LINE), b""), 1):
         if not raw.isspace():
             text = raw.decode(errors="surrogateescape").rstrip("\r\n")
             yield line_of(f"line {number}", text)
@@ -109,7 +110,7 @@ class Report:
     def progress(self, elapsed: float, text: str) -> None:
         """Show what a wait of more than a second waits for, over the last such line."""
         if self._shows and elapsed >= 1:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             self._shown = _visible(f"{elapsed:.0f} s  {text}")[: max(width - 1, 10)]
             start, end = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[2m", "\x1b[0m")
             sys.stderr.write(f"\r{start}{self._shown}{end}\x1b[K")

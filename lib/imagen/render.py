@@ -37,6 +37,9 @@ from .record import Record
 from .request import GIVEN, Told, check_names
 
 
+_MOST_OF_ID = 190  # the images of one submit are id, id.2, id.3, …, and still ids
+
+
 @dataclass(slots=True)
 class Job:
     """A render under way: what was asked, and what is known so far."""
@@ -111,15 +114,13 @@ class Renderer:
         check_names(asked)
         if "seed" not in asked or "id" not in asked:
             raise Refused("a pending line needs its id and its seed")
-        job = self._job(asked)
+        job = self._job(asked, _prompts_sent(line))
         job.handle, job.attempts = pending["handle"], _attempts(line)
         job.record |= {"render_id": job.render_id, "pending": pending}
         try:
             self._plan(job, max(job.attempts, 1))
         except Refused:
-            job.plan = (
-                None  # the workflow has changed since: what was submitted can still be fetched
-            )
+            job.plan = None  # the workflow has changed: what was submitted can still be fetched
         with ExitStack() as stack, _naming(job):
             stack.enter_context(self._ledger.lock(job.render_id))
             self._reserve(job)
@@ -128,11 +129,11 @@ class Renderer:
 
     # -- the steps, in order ---------------------------------------------------------------------
 
-    def _job(self, asked: Record) -> Job:
+    def _job(self, asked: Record, sent: prompt.Prompts | None = None) -> Job:
         name = asked["backend"]
         if name not in self._backends:
             self._backends[name] = backends.open_backend(name, self._config, self._state)
-        prompts = prompt.styled(asked, self._config.styles)
+        prompts = sent or prompt.styled(asked, self._config.styles)
         render_id = self._ledger.render_id(asked["id"])
         return Job(asked, dict(asked), self._backends[name], render_id, prompts)
 
@@ -149,6 +150,10 @@ class Renderer:
             plan = _known(job.plan)
             if self._told.strict and plan.fidelity:
                 raise NotFaithful(_says(plan))
+            if plan.images > 1 and len(job.asked["id"]) > _MOST_OF_ID:
+                raise Refused(
+                    f"an id for {plan.images} images has at most {_MOST_OF_ID} characters"
+                )
             if self._told.output and plan.images > 1:
                 raise Refused(f"--output takes one image; this request makes {plan.images}")
         return job
@@ -200,7 +205,9 @@ class Renderer:
                 yield _pending(job, handle)
                 raise
             self._cancel(job, handle)
-            raise Interrupted(record=job.record, stopped=stopped) from None
+            sent = job.backend.paid and job.attempts > 0  # and what became of it nobody knows
+            money = {"billed": "unknown", "retry": "reconcile"} if sent else {}
+            raise Interrupted(record=job.record, stopped=stopped, **money) from None
 
     def _cancel(self, job: Job, handle: str | None) -> None:
         if handle is not None and not job.backend.paid:
@@ -234,6 +241,9 @@ class Renderer:
         job.may_have_arrived = True
         try:
             return job.backend.submit(_known(job.plan))
+        except AnswerLost as fault:
+            fault.billed = "unknown" if job.backend.paid else "no"
+            raise
         except Unreachable:  # it never left, so it was no attempt
             job.may_have_arrived = False
             job.attempts -= 1
@@ -334,6 +344,15 @@ def _checked_pending(pending: Any) -> Record:
     if not isinstance(pending, dict) or not all(isinstance(pending.get(n), str) for n in names):
         raise Refused("pending must hold the strings backend, handle and since")
     return pending
+
+
+def _prompts_sent(line: Mapping[str, Any]) -> prompt.Prompts:
+    """Give the prompts as they were sent: the style may have changed, or gone, since."""
+    sent, negative = line.get("sent_prompt"), line.get("sent_negative_prompt")
+    return prompt.Prompts(
+        sent if isinstance(sent, str) else line["prompt"],
+        negative if isinstance(negative, str) else line.get("negative_prompt"),
+    )
 
 
 def _known(plan: Plan | None) -> Plan:

@@ -36,13 +36,14 @@ class Told:
 
 def fate(line: Mapping[str, Any], told: Told) -> Fate:
     """Judge what happens to a line: pass it on, collect it, try it again, or make it new."""
+    if "members" in line:
+        return "pass"
     if told.again:
         return "new"
     if "pending" in line and "file" not in line:
         return "collect"
-    if "file" in line or "members" in line:
-        multiplied = told.count is not None or told.seed is not None
-        return "new" if multiplied and "members" not in line else "pass"
+    if "file" in line:
+        return "new" if told.count is not None or told.seed is not None else "pass"
     error = line.get("error")
     if error is None:
         return "new"
@@ -74,6 +75,9 @@ def requests_of(line: Record, told: Told) -> list[Record]:
     first = _seed(asked, told.count)
     if not made:
         asked["request"] = base
+    longest = record.FIELDS["id"].schema["maxLength"] - len(f"-{told.count}")
+    if len(base) > longest:
+        raise Refused(f"id has {len(base)} characters; with --count at most {longest} fit")
     names = (str(uuid.uuid4()) if made else f"{base}-{n + 1}" for n in range(told.count))
     return [{**asked, "id": name, "seed": first + n} for n, name in enumerate(names)]
 

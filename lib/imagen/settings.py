@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from .errors import ConfigFault, suggest
 from .record import canonical_uuid
@@ -147,7 +148,11 @@ def _always(_value: Any) -> bool:
 
 
 def _is_url(value: str) -> bool:
-    return re.match(r"https?://[^/\s]+", value) is not None
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and " " not in value
+    except ValueError:
+        return False
 
 
 def _is_json(value: Any) -> bool:

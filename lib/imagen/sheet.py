@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import BadImage, Refused
+from . import record as records
+from .errors import BadImage, BadLine, Refused
 from .record import Record
 
 PRIVATE = ("owner_user_id", "caller")
@@ -79,12 +81,14 @@ class Grid(NamedTuple):
 
 
 def grid(count: int, columns: int | None, cell: int, lines: int, titled: bool) -> Grid:
-    """Lay out `count` cells of `cell` pixels with `lines` lines of label; about square."""
+    """Lay out `count` cells of `cell` pixels with `lines` lines of label; about square.
+
+    There is always one line, for the address.
+    """
     text = text_size(cell)
     columns = min(columns or math.ceil(math.sqrt(count)), count)
-    return Grid(
-        count, columns, cell, lines * line_height(text), titled * text * 3, max(cell // 32, 2)
-    )
+    label = max(lines, 1) * line_height(text)
+    return Grid(count, columns, cell, label, titled * text * 3, max(cell // 32, 2))
 
 
 def text_size(cell: int) -> int:
@@ -100,12 +104,21 @@ def line_height(text: int) -> int:
 def labels(
     members: Sequence[Record], fields: Sequence[str] | None, differing: bool
 ) -> list[list[str]]:
-    """Give the lines of each label: the fields asked for, or those in which members differ."""
+    """Give the lines of each label: the fields asked for, or those in which members differ.
+
+    Without either it is prompt and seed, and the file's name where there are none of these.
+    """
     if differing:
         fields = [name for name in (*_DIFFER, *_ALSO) if _differs(name, members)]
     elif fields is None:
-        fields = ("prompt", "seed")
-    return [[_shown(name, member) for name in fields if name in member] for member in members]
+        return [
+            _lines(member, ("prompt", "seed")) or _lines(member, ["file"]) for member in members
+        ]
+    return [_lines(member, fields) for member in members]
+
+
+def _lines(member: Record, fields: Sequence[str]) -> list[str]:
+    return [_shown(name, member) for name in fields if name in member]
 
 
 def _differs(name: str, members: Sequence[Record]) -> bool:
@@ -123,7 +136,7 @@ def _shown(name: str, member: Record) -> str:
     if name == "fidelity" and isinstance(value, dict):
         return "; ".join(_changes(value))
     if name in ("prompt", "backend", "model", "file"):
-        return str(Path(value).name if name == "file" else value)
+        return Path(value).name if name == "file" and isinstance(value, str) else str(value)
     text = value if isinstance(value, (str, int, float)) else json.dumps(value, ensure_ascii=False)
     return f"{name} {text}"
 
@@ -135,9 +148,13 @@ def _seconds(value: Any) -> str:
 def _changes(fidelity: Mapping[str, Any]) -> list[str]:
     met = [
         f"{one.get('field')} {one.get('got')} for {one.get('asked')}"
-        for one in fidelity.get("approximated", [])
+        for one in _objects(fidelity.get("approximated"))
     ]
-    return met + [f"no {one.get('field')}" for one in fidelity.get("dropped", [])]
+    return met + [f"no {one.get('field')}" for one in _objects(fidelity.get("dropped"))]
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def shown(member: Record) -> tuple[Path | None, str]:
@@ -181,14 +198,8 @@ def embedded(member: Record, folder: Path) -> str:
         }
     for name in ("file", "sidecar"):
         if isinstance(kept.get(name), str):
-            kept[name] = _relative(Path(kept[name]), folder)
+            kept[name] = os.path.relpath(kept[name], folder)
     return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
-
-
-def _relative(path: Path, folder: Path) -> str:
-    import os.path
-
-    return os.path.relpath(path, folder)
 
 
 def members_of(text: Mapping[str, str], sheet: Path) -> dict[str, Record]:
@@ -204,12 +215,12 @@ def members_of(text: Mapping[str, str], sheet: Path) -> dict[str, Record]:
 
 def _member(key: str, value: str, sheet: Path) -> dict[str, Any]:
     try:
-        member = json.loads(value)
-    except (ValueError, RecursionError):
-        member = None
-    if not isinstance(member, dict):
-        raise BadImage(f"{sheet}: the record of {key.removeprefix(KEY)} is broken", retry="never")
+        member = records.parse(value.encode())
+    except BadLine as fault:
+        where = key.removeprefix(KEY)
+        why = f"{sheet}: the record of {where} is broken: {fault.message}"
+        raise BadImage(why, retry="never") from None
     for name in ("file", "sidecar"):
-        if isinstance(member.get(name), str):
-            member[name] = str((sheet.parent / member[name]).resolve())
+        if isinstance(member.get(name), str):  # links are not followed: they were not when written
+            member[name] = os.path.normpath(sheet.parent / member[name])
     return member

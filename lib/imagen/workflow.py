@@ -145,8 +145,8 @@ def _holes(graph: Graph) -> Iterator[tuple[str, str, str]]:
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list):
-        for one in value:
+    elif isinstance(value, (list, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
             yield from _texts(one)
 
 
@@ -176,4 +176,6 @@ def _filled(value: Any, known: Mapping[str, Any]) -> Any:
         return known[hole[1]]
     if isinstance(value, list):
         return [_filled(one, known) for one in value]
+    if isinstance(value, dict):
+        return {key: _filled(one, known) for key, one in value.items()}
     return value

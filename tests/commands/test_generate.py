@@ -54,7 +54,10 @@ def test_every_option_of_render_reaches_render(tool):
     assert len(ran.err.splitlines()) == 4
 
 
-@pytest.mark.parametrize("prompt", ["--seed", "-x", "it's \"here\"", "$(id) `id` ; *", "a\nb", "🐈"])
+PROMPTS = ["--seed", "-x", 'it\'s "here"', "$(id) `id` ; *", "a\nb", "🐈"]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_reaches_render_as_it_is(tool, prompt):
     assert tool("generate", *SMALL, "--", prompt).record["prompt"] == prompt
 

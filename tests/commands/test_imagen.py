@@ -63,7 +63,7 @@ def test_a_reader_that_is_gone_is_no_fault(tool):
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A checkout with bin/ as it is, and an environment whose imagen-render says what it is told."""
+    """A checkout with bin/ as it is, and an imagen-render that says what it is told."""
     folder = tmp_path / "a check out"
     shutil.copytree(BIN, folder / "bin", symlinks=True)
     program = folder / ".venv" / "bin" / "imagen-render"

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from imagen import record
 
 SMALL = ("--size", "64x64")
 UP = "../../x"
@@ -220,6 +224,35 @@ def test_deep_nesting_is_passed_on_or_refused(render, name, depth):
         assert json.loads(Path(made["sidecar"]).read_bytes()) == made
 
 
+values = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+    | st.sampled_from([UP, "mock", "", [], {}, ["flat"], {"faults": "flat"}, {"faults": 5}])
+    | st.sampled_from([{"tool": "imagen-render", "retry": "safe"}, {"images": 2}, 64, 2**64])
+    | st.just({"backend": "mock", "handle": "h", "since": "2026-01-02T03:04:05Z"})
+)  # fmt: skip
+names = [*record.FIELDS, "mine"]
+lines = st.dictionaries(st.sampled_from(names), values, max_size=6)
+
+
+@given(st.lists(lines, min_size=20, max_size=20))
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_the_lines_are_the_last_one_is_done(tool, found):
+    small = ("--set", "width=64", "--set", "height=64", "--wait", 0)
+    stdin = [*({"prompt": "a", **one} for one in found), {"prompt": "last"}]
+    ran = tool("render", *small, stdin=stdin, check_records=False)
+    assert "Traceback" not in ran.err
+    assert "fault in imagen-render itself" not in ran.err
+    assert ran.status in (0, 1, 2, 75)
+    assert ran.records[-1]["prompt"] == "last"
+    assert Path(ran.records[-1]["file"]).is_file()
+    inside = (tool.folder / "home" / "Pictures", tool.folder / "state")
+    strays = [path for path in everything(tool.folder) if not path.is_relative_to(inside[0])]
+    assert all(path.is_relative_to(inside[1]) for path in strays)
+
+
 @pytest.mark.parametrize("prompt", ["", "  ", "x" * 100_001])
 def test_a_bad_prompt_argument_is_refused(render, out_dir, prompt):
     ran = render("", prompt)
@@ -306,7 +339,14 @@ def test_a_read_only_folder(render, tool, needs, where):
 
 def on_a_small_disk(tool, size: str, *args: object) -> list[str]:
     """Give a command line that runs render with a tmpfs of its own for its output."""
-    script = 'mount -t tmpfs -o size="$1" tmpfs disk || exit 99; shift; "$@"; s=$?; ls -A disk/* >left; exit $s'
+    script = """
+        mount -t tmpfs -o size="$1" tmpfs disk || exit 99
+        shift
+        "$@"
+        status=$?
+        ls -A disk/* >left
+        exit $status
+    """
     (tool.folder / "disk").mkdir()
     render = tool.argv("render", *args, "--out-dir", "disk")
     return ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", size, *render]
@@ -410,8 +450,9 @@ def test_without_a_ledger_an_id_is_global_for_one_run_only(tool, homeless):
 
 @pytest.mark.parametrize("env", [{"HOME": ""}, {"HOME": "relative"}, {"HOME": None}])
 def test_a_home_that_is_none_is_no_traceback(tool, env):
-    xdg = dict.fromkeys(["XDG_CONFIG_HOME"])
-    ran = tool("render", "a", *SMALL, "--out-dir", "here", env={**xdg, **env})
+    if env["HOME"] is not None:  # else it is the home of whoever runs the tests
+        env = {**env, "XDG_CONFIG_HOME": None}
+    ran = tool("render", "a", *SMALL, "--out-dir", "here", env=env)
     assert "itself" not in ran.err
     assert "Traceback" not in ran.err
     assert ran.status == 0

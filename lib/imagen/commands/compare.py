@@ -38,7 +38,10 @@ def main(context: click.Context, /, common: Common, prompt: str, **said: Any) ->
     sheet's record last. A backend that fails leaves its error in its cell.
     """
     from .. import backends, compare, config
+    from ..record import is_unicode
 
+    if prompt == "-" or not is_unicode(prompt):
+        raise UsageFault("the prompt is not UTF-8, or -, which compare does not read")
     for name in sorted(_NOT):
         if options.was_given(context, name):
             raise UsageFault(f"--{name.removesuffix('s')} does not go with a comparison")
@@ -113,6 +116,9 @@ def _run(
         ended = _render(
             turn, [*passed, "--output", str(folder / turn.file)], request["prompt"], on_line
         )
+        if turn.id not in [one.get("id") for one in made]:
+            made.append(compare.unanswered(turn, request, ended))
+            common.pipe.write(made[-1])
         found = compare.summary(request["id"], request, turns, made)
         text = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
         files.publish(folder / "compare.json", text.encode(), replace=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..command import Common, tool
-from ..errors import RenderFailed, UsageFault
+from ..errors import BadLine, RenderFailed, UsageFault
 
 if TYPE_CHECKING:
     from ..record import Record
@@ -82,15 +82,23 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
 
 def _members(common: Common, named: tuple[str, ...], null: bool) -> Iterator[Record]:
     """Give the members' records: of images named, with their sidecars, or of the lines on stdin."""
-    from .. import files, pipe
+    from .. import files, pipe, record
 
-    if null and pipe.stdin_waits():
-        names = sys.stdin.buffer.read().split(b"\0")
-        yield from (files.record_of(Path(os.fsdecode(name))) for name in names if name)
-    elif named:
-        for path in map(Path, named):
-            yield from map(files.record_of, files.images_in(path) if path.is_dir() else [path])
-    elif pipe.stdin_waits():
+    if null and (named or not pipe.stdin_waits()):
+        raise UsageFault("-0 takes the images from stdin", hint="find -print0 | imagen-sheet -0")
+    if null:
+        named = tuple(map(os.fsdecode, filter(None, sys.stdin.buffer.read().split(b"\0"))))
+    for path in map(Path, named):
+        if not record.is_unicode(str(path)):  # no record can hold it
+            common.pipe.failed(ascii(path.name), BadLine("the file's name is not UTF-8"))
+        elif path.is_dir():
+            found = map(files.record_of, files.images_in(path))
+            yield from (one for one in found if "members" not in one)  # the sheets made there
+        else:
+            yield files.record_of(path)
+    if named or null:
+        return
+    if pipe.stdin_waits():
         for line in pipe.read(sys.stdin.buffer):
             if line.record is not None:
                 yield line.record

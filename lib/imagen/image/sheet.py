@@ -126,12 +126,12 @@ def fitted(path: Path, cell: int, max_pixels: int) -> Image.Image:
 
 def _plain(opened: Image.Image) -> Image.Image:
     """Give any mode as 8-bit RGB, or RGBA where something is transparent."""
-    if opened.mode in ("RGB", "RGBA"):
+    clear = opened.mode in ("LA", "PA", "La", "RGBa") or "transparency" in opened.info
+    if opened.mode == "RGBA" or (opened.mode == "RGB" and not clear):
         opened.load()
         return opened
     if opened.mode.startswith(("I", "F")):
         return opened.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
-    clear = opened.mode in ("LA", "PA", "La", "RGBa") or "transparency" in opened.info
     return opened.convert("RGBA" if clear else "RGB")
 
 

@@ -1,0 +1,155 @@
+"""Pictures: what bytes are, what is wrong with them, and those the mock draws."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagen import image
+from imagen.errors import BadImage
+from imagen.image import scene
+
+
+def noisy(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    return Image.effect_noise(size, 90).convert(mode)
+
+
+def encoded(picture: Image.Image, form: str) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, form)
+    return out.getvalue()
+
+
+FORMATS = ["png", "jpeg", "webp"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_good_image_is_told_by_its_bytes(form):
+    assert image.probe(encoded(noisy(), form)) == image.Picture(form, 40, 30, False)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
+def test_an_image_that_was_cut_off_is_none(form, share):
+    data = encoded(noisy(size=(200, 200)), form)
+    with pytest.raises(BadImage):
+        image.probe(data[: int(len(data) * share)])
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """Make a PNG by hand: 8-bit grey, whatever its pixels."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(pixels))
+    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "no PNG"),
+        (b"<html>504 Gateway Time-out</html>", "no PNG"),
+        (b"GIF89a" + b"\0" * 50, "no PNG"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "no PNG"),
+        (b"\x89PNG\r\n\x1a\n", "without its end"),
+        (b"\xff\xd8\xff\xe0 and no more", "broken jpeg"),
+        (b"RIFF\x20\0\0\0WEBPVP8 nonsense", "broken webp"),
+        (png(40, 30).replace(b"IDAT", b"IDAX"), "broken png"),
+        (png(30000, 30000), "too many"),
+        (png(0, 30), "broken png"),
+    ],
+)
+def test_bytes_that_are_no_image_are_refused_with_the_reason(data, says):
+    with pytest.raises(BadImage, match=says) as caught:
+        image.probe(data)
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+@given(st.sampled_from(FORMATS), st.integers(0, 400), st.binary(min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_spoiled_bytes_are_an_image_or_a_bad_one(form, at, spoil):
+    data = bytearray(encoded(noisy(), form))
+    data[at : at + len(spoil)] = spoil
+    try:
+        found = image.probe(bytes(data))
+    except BadImage:
+        return
+    assert found.format == form
+
+
+@pytest.mark.parametrize(
+    ("picture", "flat"),
+    [
+        (Image.new("RGB", (30, 30), (9, 8, 7)), True),
+        (Image.new("L", (30, 30)), True),
+        (Image.new("RGBA", (30, 30), (1, 2, 3, 0)), True),
+        (Image.new("P", (30, 30)), True),
+        (Image.new("1", (30, 30)), True),
+        (Image.new("I;16", (30, 30), 60000), True),
+        (noisy("L"), False),
+        (noisy("1"), False),
+        (noisy("P"), False),
+        (noisy("RGBA"), False),
+    ],
+)
+def test_one_colour_is_flat(picture, flat):
+    assert image.probe(encoded(picture, "png")).flat == flat
+
+
+def test_one_other_pixel_is_not_flat():
+    for mode, value in (("RGB", (0, 0, 1)), ("I;16", 1)):
+        picture = Image.new(mode, (300, 300))
+        picture.putpixel((299, 299), value)
+        assert not image.probe(encoded(picture, "png")).flat
+
+
+# -- text chunks -----------------------------------------------------------------------------------
+
+
+TEXTS = ["a cat", "ünï 🐈", "x" * 100_000, "猫" * 50_000, "a\nb", "${seed}"]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_text_chunks_are_written_and_read_back(text):
+    data = image.encode_png(noisy(), {"prompt": text, "seed": "5"})
+    assert image.text_of_png(data) == {"prompt": text, "seed": "5"}
+    assert image.probe(data) == image.Picture("png", 40, 30, False)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", encoded(noisy(), "jpeg")])
+def test_what_is_no_png_has_no_text(data):
+    assert image.text_of_png(data) == {}
+
+
+# -- the mock's pictures ---------------------------------------------------------------------------
+
+
+def drawn(prompt: str = "a cat", seed: int = 1, size: tuple[int, int] = (96, 64)) -> bytes:
+    return scene.draw(prompt, seed, *size, "seed 1").tobytes()
+
+
+def test_prompt_and_seed_decide_the_picture():
+    assert drawn() == drawn()
+    assert drawn() != drawn(seed=2)
+    assert drawn() != drawn("a dog")
+
+
+PROMPTS = ["a", "x" * 5000, "word " * 5000, "猫 🐈 ﷽", "\0", "\u202e", "a\n\n\nb", "  "]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+@pytest.mark.parametrize("size", [(16, 16), (16, 512), (512, 16), (301, 77)])
+def test_any_prompt_is_drawn_at_any_size(prompt, size):
+    picture = scene.draw(prompt, 2**64 - 1, *size, "a caption")
+    assert picture.size == size
+    assert picture.getcolors(1) is None, "it is not flat"

@@ -1,0 +1,105 @@
+"""The one set of retry policies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from imagen import retry
+from imagen.errors import (
+    AnswerLost,
+    BadImage,
+    ImagenError,
+    OutOfCredit,
+    Refused,
+    Rejected,
+    ServerFault,
+    Throttled,
+    Unreachable,
+)
+
+TRANSIENT = [Unreachable, AnswerLost, ServerFault]
+LASTING = [Rejected, Throttled, OutOfCredit, Refused, BadImage, ValueError, KeyboardInterrupt]
+
+
+class Calls:
+    """Something that fails in turn as told, then works."""
+
+    def __init__(self, *faults: type[BaseException]) -> None:
+        self.faults = [*faults]
+        self.count = 0
+
+    def __call__(self) -> str:
+        self.count += 1
+        if self.faults:
+            raise self.faults.pop(0)()
+        return "done"
+
+
+POLICIES: list[Callable[[Calls], str]] = [
+    lambda call: retry.once_more(call, wait_s=0),
+    lambda call: retry.for_a_while(call, patience_s=5, wait_s=0),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_works_is_called_once(policy):
+    call = Calls()
+    assert (policy(call), call.count) == ("done", 1)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("fault", TRANSIENT)
+def test_a_transient_fault_is_tried_again(policy, fault):
+    call = Calls(fault)
+    assert (policy(call), call.count) == ("done", 2)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("fault", LASTING)
+def test_what_will_not_change_is_not_tried_again(policy, fault):
+    call = Calls(fault)
+    with pytest.raises(fault):
+        policy(call)
+    assert call.count == 1
+
+
+@pytest.mark.parametrize("second", [*TRANSIENT, Rejected])
+def test_once_more_is_once_and_the_last_fault_is_the_one_told(second):
+    call = Calls(ServerFault, second, ServerFault)
+    with pytest.raises(second):
+        retry.once_more(call, wait_s=0)
+    assert call.count == 2
+
+
+def test_for_a_while_tries_many_times_and_then_tells_the_last_fault():
+    call = Calls(*[ServerFault] * 4)
+    assert retry.for_a_while(call, patience_s=5, wait_s=0) == "done"
+    assert call.count == 5
+
+    def never() -> None:
+        raise Unreachable("still not")
+
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="still not"):
+        retry.for_a_while(never, patience_s=0.05, wait_s=0.01)
+    assert 0.03 < time.monotonic() - began < 2
+
+
+def test_it_waits_between_tries():
+    began = time.monotonic()
+    retry.once_more(Calls(ServerFault), wait_s=0.05)
+    assert time.monotonic() - began >= 0.05
+
+
+def test_the_faults_are_told_as_they_are_and_not_wrapped():
+    fault = ServerFault("500", hint="h", record={"id": "k"})
+
+    def call() -> None:
+        raise fault
+
+    with pytest.raises(ImagenError) as caught:
+        retry.once_more(call, wait_s=0)
+    assert caught.value is fault
