@@ -36,7 +36,6 @@ from .ledger import Ledger
 from .record import Record
 from .request import GIVEN, Told, check_names
 
-
 _MOST_OF_ID = 190  # the images of one submit are id, id.2, id.3, …, and still ids
 
 
