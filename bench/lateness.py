@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from imagen import config, ledger, render
+from imagen import config, ledger, render, request, workflow
 from measure import show
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
 def main(state: str, rounds: int = 40) -> None:
-    from servers.comfyui import ComfyUIServer
+    from servers.comfyui import ComfyUI
 
-    with ComfyUIServer() as server:
+    with ComfyUI() as server:
         ours = statistics.median(_ours(server, state) for _ in range(rounds))
         script = statistics.median(_script(server, state, n) for n in range(10))
     show(
@@ -30,34 +30,28 @@ def main(state: str, rounds: int = 40) -> None:
     )
 
 
-def _ours(server: object, state: str) -> float:
+def _ours(server: Any, state: str) -> float:
     values = config.Config(None, backends={"comfy": {"type": "comfyui", "url": server.url}})
     values.values["default_backend"] = "comfy"
-    told = render.Told(
+    told = request.Told(
         defaults={"backend": "comfy", "width": 1024, "height": 1024}, out_dir=Path(state) / "late"
     )
     renderer = render.Renderer(
         values, ledger.Ledger(Path(state) / "ledger.sqlite3"), told, state=Path(state)
     )
-    [request] = render.requests_of({"prompt": "a cat"}, told)
-    list(renderer.render(request))  # the connection and the imports are there
-    [request] = render.requests_of({"prompt": "a cat"}, told)
+    [line] = request.requests_of({"prompt": "a cat"}, told)
+    list(renderer.render(line))  # the connection and the imports are there
+    [line] = request.requests_of({"prompt": "a cat"}, told)
     began = time.perf_counter()
-    [made] = renderer.render(request)
+    [made] = renderer.render(line)
     assert Path(made["file"]).exists()
     return 1000 * (time.perf_counter() - began)
 
 
-def _script(server: object, state: str, number: int) -> float:
+def _script(server: Any, state: str, number: int) -> float:
     import requests
 
-    workflow = json.loads(
-        (Path(__file__).parents[1] / "workflows" / "flux1-schnell.json").read_text()
-    )
-    from imagen import workflow as workflows
-
-    graph = workflows.fill(workflows.load("flux1-schnell"), {"prompt": "a cat", "seed": number})
-    assert workflow
+    graph = workflow.fill(workflow.load("flux1-schnell"), {"prompt": "a cat", "seed": number})
     session = requests.Session()
     began = time.perf_counter()
     handle = session.post(f"{server.url}/prompt", json={"prompt": graph}).json()["prompt_id"]

@@ -7,8 +7,9 @@ import tempfile
 
 import lateness
 import memory
+import sheets
 import startup
 
 with tempfile.TemporaryDirectory() as state:
-    for part in (startup, pipes, memory, lateness):
+    for part in (startup, pipes, memory, lateness, sheets):
         part.main(state)

@@ -25,7 +25,8 @@ from pathlib import Path
 import pyvips
 names = sorted(map(str, Path(sys.argv[1]).glob("*.png")))
 cells = [pyvips.Image.thumbnail(name, 256, height=256).copy_memory() for name in names]
-pyvips.Image.arrayjoin(cells, across=math.ceil(math.sqrt(len(cells))), shim=8).write_to_file(sys.argv[2])
+across = math.ceil(math.sqrt(len(cells)))
+pyvips.Image.arrayjoin(cells, across=across, shim=8).write_to_file(sys.argv[2])
 """
 
 
@@ -74,7 +75,7 @@ def main(state: str, rounds: int = 3) -> None:
     found = interleaved(commands, rounds, IMAGEN_LEDGER=f"{state}/ledger.sqlite3")
     own = found["imagen-sheet"]
     show(
-        "A sheet of 100 (asked: ≤ 0.3 × the CPU and ≤ 0.1 × the memory of montage, ≤ 1.5 × decoding)",
+        "A sheet of 100 (asked: ≤ 0.3 × CPU and ≤ 0.1 × memory of montage, ≤ 1.5 × decoding)",
         ["command", "CPU s", "peak MiB", "ours / its CPU", "ours / its memory"],
         [
             [

@@ -15,6 +15,9 @@ run 'imagen-backends --check'
 run 'imagen-render < docs/demo.jsonl | imagen-preview > demo-output/records.jsonl'
 run 'imagen-render --dry-run --id demo-1 "a cat in a fishbowl, studio light" --seed 7'
 run 'wc -l < demo-output/records.jsonl'
+run 'imagen-sheet --output demo-output/sheet.png --force --cell 160 < demo-output/records.jsonl > demo-output/sheet.jsonl'
+run 'imagen-sheet --pick B2 demo-output/sheet.png'
 echo
+echo "All six on one picture: $out/sheet.png"
 echo "Six images with their sidecars are in $out:"
 ls "$out"/*-*-*/*.png

@@ -92,17 +92,20 @@ ALLOWED: dict[str, set[str]] = {
     "record": {"errors"},
     "settings": {"errors", "record"},
     "prompt": {"errors"},
-    "workflow": {"errors", "settings"},
+    "workflow": {"errors", "record", "settings"},
     "retry": {"errors"},
     "request": {"errors", "record", "files"},  # files: is_slug and is_date, both pure
     "comfy_api": {"errors", "image"},  # image: the text chunks of a returned PNG
-    "files": {"errors", "signals"},  # signals are put off while a file is made
+    "files": {"errors", "record", "signals"},  # signals are put off while a file is made
     "image": {"errors"},
     "ledger": {"errors", "record"},
     "http": {"errors", "retry"},
     "db": {"errors", "retry"},
     "config": {"errors", "record", "settings"},
     "preview": {"errors"},
+    "sheet": {"errors", "record"},
+    "contact": {"errors", "record", "files", "image", "ledger", "sheet"},
+    "compare": {"errors", "record"},
     "chain": {"errors"},
     "pipe": {"errors", "record", "signals"},
     "options": {"errors", "record", "request", "settings"},

@@ -117,6 +117,6 @@ def test_a_reader_that_is_gone_leaves_no_stage_running(monkeypatch):
 
 def test_a_tool_of_ours_is_run_by_our_own_python_and_named_without_its_prefix():
     assert chain.argv("imagen-render", "--", "-x") == [
-        *(sys.executable, "-m", "imagen", "render", "--", "-x")
+        *(sys.executable, "-P", "-m", "imagen", "render", "--", "-x")
     ]
     assert chain.run([chain.argv("imagen-render", "--version")], lambda _: None, False) == [0]

@@ -119,7 +119,7 @@ def test_keys_that_stand_twice_are_found(tmp_path):
         ("backends.x.password", "hunter2", "***"),
         ("supabase.service_key", "hunter2", "***"),
         ("backends.x.options", {"token": "hunter2", "n": 1}, {"token": "***", "n": 1}),
-        ("backends.x.url", "http://me:hunter2@h:1/p", "http://me:***@h:1/p"),
+        ("backends.x.url", "http://me:hunter2@h:1/p", "http://***@h:1/p"),
         ("backends.x.api_token_env", "THE_NAME", "THE_NAME"),
         ("backends.x.headers_env", {"X-Token": "THE_NAME"}, {"X-Token": "THE_NAME"}),
         ("output.dir", "/x", "/x"),

@@ -190,10 +190,25 @@ def test_the_very_name_is_reserved(folder):
 
 @pytest.mark.parametrize("existing", ["cover.png", "cover.json"])
 def test_an_existing_file_is_refused_unless_forced(folder, existing):
-    (folder / existing).touch()
+    (folder / existing).write_text(json.dumps({"sidecar": str(folder / existing)}))
     with pytest.raises(OutputTaken, match="exists"):
         exactly(folder / "cover.png")
     assert exactly(folder / "cover.png", force=True).replace
+
+
+def test_what_is_no_sidecar_of_ours_is_not_replaced_even_if_forced(folder):
+    (folder / "package.json").write_text('{"name": "somebody else\'s"}')
+    with pytest.raises(OutputTaken, match="not a sidecar"):
+        exactly(folder / "package.png", force=True)
+
+
+def test_a_sidecar_whose_writer_died_before_its_image_did_is_written_over(folder):
+    place = reserve(folder, "dead")
+    place.sidecar.write_text("{}")
+    (folder / ".cat-1.0123456789ab.tmp").write_text("half")
+    again = reserve(folder, "dead")
+    assert (again.stem, again.orphaned) == ("cat-1", True)
+    assert not (folder / ".cat-1.0123456789ab.tmp").exists()
 
 
 @pytest.mark.parametrize("force", [False, True])

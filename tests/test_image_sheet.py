@@ -106,7 +106,9 @@ def test_sixteen_bits_of_gray(tmp_path, value, shade):
     assert near(drawn(path).getpixel((32, 32)), (shade,) * 3, by=2)
 
 
-@pytest.mark.parametrize(("mode", "value", "shade"), [("1", 1, 255), ("L", 90, 90), ("LA", (90, 255), 90)])
+@pytest.mark.parametrize(
+    ("mode", "value", "shade"), [("1", 1, 255), ("L", 90, 90), ("LA", (90, 255), 90)]
+)
 def test_other_kinds_of_gray(tmp_path, mode, value, shade):
     path = saved(tmp_path, Image.new(mode, (200, 200), value), "x.png")
     assert near(drawn(path).getpixel((32, 32)), (shade,) * 3, by=2)
@@ -135,12 +137,12 @@ def test_exif_orientation_is_obeyed(tmp_path, name, orientation):
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (3, 9000), (1, 1)])
 def test_strips_are_letterboxed(tmp_path, name, size):
     cell = drawn(saved(tmp_path, Image.new("RGB", size, (255, 255, 255)), name))
-    assert cell.getpixel((32, 32)) == pytest.approx((255, 255, 255), abs=12)
+    assert near(cell.getpixel((31, 31)), (255, 255, 255))
     assert near(cell.getpixel((4, 4)), BACK)
     assert near(cell.getpixel((60, 60)), BACK)
     if size[1] >= 5000:
-        assert min(cell.getpixel((32, 0))) > 200
-        assert min(cell.getpixel((32, 63))) > 200
+        assert min(cell.getpixel((31, 0))) > 200
+        assert min(cell.getpixel((31, 63))) > 200
 
 
 def test_a_small_image_is_not_made_larger(tmp_path):
@@ -150,7 +152,9 @@ def test_a_small_image_is_not_made_larger(tmp_path):
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(16, 300))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_an_image_fits_and_keeps_its_shape(tmp_path, width, height, cell):
     small = drawing.fitted(saved(tmp_path, Image.new("RGB", (width, height)), "x.png"), cell, LIMIT)
     longest = max(width, height)
@@ -167,7 +171,9 @@ def bomb(path: Path, width: int = 60_000, height: int = 60_000) -> Path:
     """Write a few bytes that say they are a picture of 3.6 thousand million pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
@@ -192,7 +198,9 @@ def test_a_missing_file_is_gone(tmp_path):
         drawing.fitted(tmp_path / "x.png", 64, LIMIT)
 
 
-@pytest.mark.parametrize("spoil", [lambda data: b"", lambda data: b"no image", lambda data: data[:300]])
+@pytest.mark.parametrize(
+    "spoil", [lambda data: b"", lambda data: b"no image", lambda data: data[:300]]
+)
 def test_what_is_no_image_says_so_without_its_path(tmp_path, spoil):
     path = saved(tmp_path, Image.effect_noise((200, 200), 90), "x.png")
     path.write_bytes(spoil(path.read_bytes()))
@@ -278,10 +286,11 @@ def test_a_cut_line_does_not_leave_its_cell():
     assert gap.getextrema() == ((0x20, 0x20), (0x21, 0x21), (0x24, 0x24))
 
 
-def test_another_font_draws_other_letters(tmp_path):
+def test_a_font_is_read_from_its_file(tmp_path):
     path = tmp_path / "font.ttf"
     path.write_bytes(ImageFont.load_default(12).font_bytes)
-    assert lettering.font(12, str(path)).getlength("abc") == lettering.font(12).getlength("abc")
+    found = lettering.font(13, str(path))
+    assert (found.size, found.getname()) == (13, lettering.font(12).getname())
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no font at all"])

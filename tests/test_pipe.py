@@ -229,10 +229,20 @@ def test_the_signal_that_interrupted_goes_on_once_the_record_is_out():
     assert record["error"]["code"] == "interrupted"
 
 
-def test_a_fault_of_our_own_making_is_not_hidden():
+def test_a_fault_of_our_own_making_costs_one_record_and_is_named(monkeypatch):
     def step(line: dict[str, Any]) -> Iterable[dict[str, Any]]:
-        raise TypeError("a bug")
+        if line["n"] == 1:
+            raise TypeError("a bug")
+        return [line]
 
+    status, out, err = run(b'{"n":1}\n{"n":2}\n', step)
+    assert status == 1
+    assert "TypeError: a bug" in err
+    assert [one.get("error", {}).get("code") for one in map(json.loads, out.splitlines())] == [
+        "internal",
+        None,
+    ]
+    monkeypatch.setenv("IMAGEN_TRACEBACK", "1")
     with pytest.raises(TypeError):
         run(b'{"n":1}\n', step)
 

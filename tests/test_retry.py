@@ -21,7 +21,7 @@ from imagen.errors import (
 )
 
 TRANSIENT = [Unreachable, AnswerLost, ServerFault]
-LASTING = [Rejected, Throttled, OutOfCredit, Refused, BadImage, ValueError, KeyboardInterrupt]
+LASTING = [Rejected, OutOfCredit, Refused, BadImage, ValueError, KeyboardInterrupt]
 
 
 class Calls:
@@ -64,6 +64,11 @@ def test_what_will_not_change_is_not_tried_again(policy, fault):
     with pytest.raises(fault):
         policy(call)
     assert call.count == 1
+
+
+def test_a_read_waits_out_a_server_that_asks_to_wait():
+    call = Calls(Throttled)
+    assert (retry.for_a_while(call, 5, 0), call.count) == ("done", 2)
 
 
 @pytest.mark.parametrize("second", [*TRANSIENT, Rejected])

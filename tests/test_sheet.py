@@ -28,7 +28,14 @@ def column_of(letters: str) -> int:
 
 @pytest.mark.parametrize(
     ("column", "row", "expected"),
-    [(0, 0, "A1"), (1, 2, "B3"), (25, 0, "Z1"), (26, 11, "AA12"), (701, 0, "ZZ1"), (702, 0, "AAA1")],
+    [
+        (0, 0, "A1"),
+        (1, 2, "B3"),
+        (25, 0, "Z1"),
+        (26, 11, "AA12"),
+        (701, 0, "ZZ1"),
+        (702, 0, "AAA1"),
+    ],
 )
 def test_an_address_is_a_spreadsheets(column, row, expected):
     assert sheet.address(column, row) == expected
@@ -47,7 +54,9 @@ def test_an_address_may_be_said_carelessly(said, meant):
     assert sheet.known_address(said) == meant
 
 
-@pytest.mark.parametrize("said", ["", "3B", "B", "3", "B0", "B03", "B-3", "B3 C4", "É1", "B٣", "../x"])
+@pytest.mark.parametrize(
+    "said", ["", "3B", "B", "3", "B0", "B03", "B-3", "B3 C4", "É1", "B٣", "../x"]
+)
 def test_what_is_no_address_is_refused(said):
     with pytest.raises(Refused, match="no address of a cell"):
         sheet.known_address(said)
@@ -128,7 +137,11 @@ def test_a_value_is_shown_as_a_person_would_write_it(member, expected):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
@@ -145,7 +158,9 @@ def test_no_value_of_a_field_breaks_a_label(member, differing):
 
 @pytest.mark.parametrize("value", [3, [3], [{}], {"x": 1}, None])
 def test_a_fidelity_that_is_none_does_no_harm(value):
-    found = sheet.labels([{"fidelity": {"approximated": value, "dropped": value}}], ["fidelity"], False)
+    found = sheet.labels(
+        [{"fidelity": {"approximated": value, "dropped": value}}], ["fidelity"], False
+    )
     assert len(found[0]) == 1
 
 

@@ -8,7 +8,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM
 "$python" -m build --outdir "$work/dist" "$root" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 for package in "$work"/dist/*.whl "$work"/dist/*.tar.gz; do
-    rm -rf "$work/venv" "$work/home"
+    rm -rf "${work:?}/venv" "${work:?}/home"
     mkdir "$work/home"
     "$python" -m venv "$work/venv"
     PIP_ROOT_USER_ACTION=ignore "$work/venv/bin/python" -m pip --disable-pip-version-check install --quiet "$package"
@@ -19,7 +19,7 @@ for package in "$work"/dist/*.whl "$work"/dist/*.tar.gz; do
         export HOME XDG_STATE_HOME
         unset IMAGEN_CONFIG IMAGEN_LEDGER
         "$work/venv/bin/imagen-render" 'a paper boat' --seed 1 --out-dir "$work/home/out" >record.jsonl
-        [ -s "$work"/home/out/*/a-paper-boat-1.png ]
+        find "$work/home/out" -name a-paper-boat-1.png -size +0 | grep -q .
         "$work/venv/bin/imagen-config" sample >config.yaml
         "$work/venv/bin/imagen-config" validate config.yaml >/dev/null
         "$work/venv/bin/python" - <<'END'

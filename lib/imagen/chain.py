@@ -12,8 +12,11 @@ from .errors import Stopped
 
 
 def argv(tool: str, *arguments: str) -> list[str]:
-    """Give the command line of one of our tools, run by the Python that runs us."""
-    return [sys.executable, "-m", "imagen", tool.removeprefix("imagen-"), *arguments]
+    """Give the command line of one of our tools, run by the Python that runs us.
+
+    -P: no file in the working directory is taken for a module.
+    """
+    return [sys.executable, "-P", "-m", "imagen", tool.removeprefix("imagen-"), *arguments]
 
 
 def run(stages: list[list[str]], on_line: Callable[[bytes], None], reads_stdin: bool) -> list[int]:

@@ -125,6 +125,20 @@ def entry_of(found: Mapping[str, Any]) -> Entry:
     return Entry(status.get("status_str", "success"), found.get("outputs") or {}, last, said, ran)
 
 
+def is_same_graph(found: Mapping[str, Any], graph: Mapping[str, Any]) -> bool:
+    """Whether a history entry is of this graph: history holds the values as they were coerced."""
+    known = found["prompt"][2]
+    return known.keys() == graph.keys() and all(
+        known[key]["class_type"] == node["class_type"]
+        and all(_is_same(known[key]["inputs"].get(n), v) for n, v in node["inputs"].items())
+        for key, node in graph.items()
+    )
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return bool(one == other) or str(one) == str(other)
+
+
 def failure(entry: Entry) -> ImagenError:
     """Give the error of an entry that did not end well."""
     if entry.last.startswith("execution_interrupted"):

@@ -12,7 +12,7 @@ import click
 
 from . import __version__, signals
 from .commands import TOOLS
-from .errors import FAILED, ImagenError, ReaderGone, Stopped, from_os
+from .errors import FAILED, Fault, ImagenError, ReaderGone, Stopped, from_os
 
 if TYPE_CHECKING:
     from .pipe import Pipe, Report
@@ -66,10 +66,7 @@ def _status_of(fault: BaseException, tool: str) -> int:
             return FAILED
     if not isinstance(fault, Exception) or os.environ.get("IMAGEN_TRACEBACK"):
         raise fault
-    report.say(
-        f"a fault in {tool} itself: {type(fault).__name__}: {fault}"
-        " (hint: set IMAGEN_TRACEBACK=1 to see where, and report it)"
-    )
+    report.fault("", Fault.of(fault))
     return FAILED
 
 

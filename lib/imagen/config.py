@@ -23,6 +23,8 @@ from .settings import (
     resolved,
 )
 
+SAMPLE = Path(__file__).parent / "data" / "sample.yaml"
+
 
 @dataclass(slots=True)
 class Config:

@@ -33,7 +33,8 @@ class ImagenError(Exception):
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         """Take a message for the person at the terminal, and any of the class's own attributes."""
-        self.message = message or (type(self).__doc__ or "").partition("\n")[0]
+        message = message or (type(self).__doc__ or "").partition("\n")[0]
+        self.message = message.encode(errors="replace").decode()  # a server may say anything
         for name, value in facts.items():
             setattr(self, name, value)
         super().__init__(self.message)
@@ -209,6 +210,18 @@ class Interrupted(ImagenError):
     code = "interrupted"
     retry = "safe"
     stopped: BaseException | None = None  # the signal, raised again once the record is out
+
+
+class Fault(ImagenError):
+    """A fault in imagen itself"""
+
+    code = "internal"
+    hint = "set IMAGEN_TRACEBACK=1 to see where, and report it"
+
+    @classmethod
+    def of(cls, fault: BaseException) -> Fault:
+        """Name what went wrong in one line."""
+        return cls(f"a fault in imagen itself: {type(fault).__name__}: {fault}"[:500])
 
 
 class PreviewFault(ImagenError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 from . import signals
 from .errors import OutputTaken, Refused
+from .record import parse
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _MAX_SLUG = 60  # with a seed of 20 digits and a counter it stays far below the 255 of a file name
@@ -55,7 +57,8 @@ def is_date(text: str) -> bool:
 class Place:
     """Where an image and its sidecar go.
 
-    `asked_for` when a person gave the name, `replace` when files of that name may be replaced.
+    `asked_for` when a person gave the name, `replace` when files of that name may be replaced,
+    `orphaned` when a sidecar stands there whose writer died before its image did.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class Place:
     suffix: str = ".png"
     replace: bool = False
     asked_for: bool = False
+    orphaned: bool = False
     reservation: Path | None = None
 
     @property
@@ -91,9 +95,12 @@ def reserve(folder: Path, stem: str, render_id: str, take_over: TakeOver) -> Pla
     folder.mkdir(parents=True, exist_ok=True)
     for name in _names(stem):
         reservation = folder / f".{name}.reserved"
-        if _claimed(reservation, render_id, take_over):
-            if not _taken(folder, name):
-                return Place(folder, name, reservation=reservation)
+        claim = _claimed(reservation, render_id, take_over)
+        if claim is not None:
+            ends = _taken(folder, name)
+            orphaned = claim == "dead" and ends == [".json"]
+            if not ends or orphaned:
+                return Place(folder, name, orphaned=orphaned, reservation=reservation)
             reservation.unlink(missing_ok=True)
     raise AssertionError("names never end")
 
@@ -110,8 +117,10 @@ def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver
             )
         if not force and os.path.lexists(final):
             raise OutputTaken(f"the output file exists: {final}")
+    if place.sidecar.exists() and not _is_sidecar(place.sidecar):
+        raise OutputTaken(f"not a sidecar, so not replaced: {place.sidecar}", hint="another name")
     reservation = path.parent / f".{path.stem}.reserved"
-    if not _claimed(reservation, render_id, take_over):
+    if _claimed(reservation, render_id, take_over) is None:
         raise OutputTaken(f"another render is writing {place.image}", hint="give another name")
     place.reservation = reservation
     return place
@@ -127,6 +136,13 @@ def new_folder(folder: Path, date: str, name: str) -> Path:
     raise AssertionError("names never end")
 
 
+def _is_sidecar(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_bytes())
+        return isinstance(found, dict) and found.get("sidecar") == str(path)
+    return False
+
+
 def _names(stem: str) -> Iterator[str]:
     yield stem
     number = 2
@@ -135,25 +151,29 @@ def _names(stem: str) -> Iterator[str]:
         number += 1
 
 
-def _taken(folder: Path, stem: str) -> bool:
-    return any(os.path.lexists(folder / f"{stem}{end}") for end in [".json", *SUFFIXES.values()])
+def _taken(folder: Path, stem: str) -> list[str]:
+    """Give the suffixes under which something stands there."""
+    ends = [".json", *SUFFIXES.values()]
+    return [end for end in ends if os.path.lexists(folder / f"{stem}{end}")]
 
 
-def _claimed(reservation: Path, render_id: str, take_over: TakeOver) -> bool:
+def _claimed(reservation: Path, render_id: str, take_over: TakeOver) -> str | None:
+    """Reserve a name: "new", or "dead" when a dead render held it (an earlier try of ours too)."""
     try:
         publish(reservation, render_id.encode(), durable=False)
-        return True
+        return "new"
     except FileExistsError:
         owner = _owner(reservation)
-    if owner == render_id:
-        return True
     if owner is None:
-        return False
-    with take_over(owner) as ours:
-        if ours and _owner(reservation) == owner:
+        return None
+    if owner != render_id:
+        with take_over(owner) as ours:
+            if not ours or _owner(reservation) != owner:
+                return None
             publish(reservation, render_id.encode(), replace=True, durable=False)
-            return True
-    return False
+    for left in reservation.parent.glob(f".{glob.escape(reservation.stem[1:])}.*.tmp"):
+        left.unlink(missing_ok=True)
+    return "dead"
 
 
 def _owner(reservation: Path) -> str | None:
@@ -176,11 +196,11 @@ def store(place: Place, record: Mapping[str, Any], image: Content) -> dict[str, 
     elif place.suffix.lower().replace(".jpeg", ".jpg") != suffix:
         made["warnings"] = [*made.get("warnings", []), "extension"]
     made |= {"file": str(place.image), "sidecar": str(place.sidecar)}
-    sidecar = json.dumps(made, ensure_ascii=False, indent=1) + "\n"
-    with signals.held():
-        publish(place.sidecar, sidecar.encode(), replace=place.replace)
+    sidecar = json.dumps(made, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    with signals.held(), _temporary(place.image, image) as whole:
+        publish(place.sidecar, sidecar.encode(), replace=place.replace or place.orphaned)
         try:
-            publish(place.image, image, replace=place.replace)
+            _move(whole, place.image, place.replace)
         except BaseException:
             place.sidecar.unlink(missing_ok=True)
             raise
@@ -200,23 +220,33 @@ def publish(
     The bytes, given or written by a function, stand in a dot-file without the final suffix first;
     `durable` syncs them to disk.
     """
-    temporary = path.with_name(f".{path.stem.lstrip('.')[:100]}.{os.urandom(6).hex()}.tmp")
-    with signals.held():
-        try:
-            with temporary.open("xb") as stream:
-                if callable(data):
-                    data(stream)
-                else:
-                    stream.write(data)
-                if durable:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            if replace:
-                temporary.replace(path)
+    with signals.held(), _temporary(path, data, durable) as whole:
+        _move(whole, path, replace)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, data: Content, durable: bool = True) -> Iterator[Path]:
+    """Write the bytes beside their final place; what is not moved there by the end is gone."""
+    whole = path.with_name(f".{path.stem.lstrip('.')[:100]}.{os.urandom(6).hex()}.tmp")
+    try:
+        with whole.open("xb") as stream:
+            if callable(data):
+                data(stream)
             else:
-                _move_new(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+                stream.write(data)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        yield whole
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _move(whole: Path, path: Path, replace: bool) -> None:
+    if replace:
+        whole.replace(path)
+    else:
+        _move_new(whole, path)
 
 
 def _move_new(temporary: Path, path: Path) -> None:
@@ -242,8 +272,8 @@ def record_of(image: Path) -> dict[str, Any]:
     """Give an image's record from its sidecar; one of its own when it has none that can be read."""
     path = image.absolute()
     record: Any = None
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        record = json.loads(path.with_suffix(".json").read_bytes())
+    with contextlib.suppress(OSError, ValueError, RecursionError, Refused):
+        record = parse(path.with_suffix(".json").read_bytes())
     known = record if isinstance(record, dict) and "error" not in record else {"id": path.stem}
     return {**known, "file": str(path)}
 

@@ -21,6 +21,7 @@ from .errors import (
 
 CONNECT_S = 5
 MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
+_PART = 2**14  # bytes: a part is waited for whole, and only then is the clock looked at
 MAX_IMAGE = 512 * 2**20  # bytes
 
 
@@ -42,7 +43,7 @@ class Answer(NamedTuple):
     def json_object(self) -> dict[str, Any]:
         """Read the body as a JSON object; ServerFault when it is none."""
         try:
-            found = json.loads(self.body)
+            found = json.loads(self.body, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
@@ -65,11 +66,12 @@ class Server:
         from requests.utils import get_auth_from_url, urldefragauth
 
         try:
-            self.url = urldefragauth(url).rstrip("/")
+            self.url = urldefragauth(url).partition("?")[0].rstrip("/")
         except ValueError:
             raise ConfigFault(f"the {who}'s address cannot be used: {url[:100]!r}") from None
         self.who = who
         self.read_s = read_s
+        self.until = math.inf  # of time.monotonic(): no body is waited for any longer
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": "imagen", **(headers or {})})
         self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
@@ -91,6 +93,7 @@ class Server:
 
     def _ask(self, method: str, path: str, limit: int, **more: Any) -> Answer:
         import requests
+        from urllib3.exceptions import HTTPError
 
         try:
             with self._session.request(
@@ -103,16 +106,16 @@ class Server:
             ) as response:
                 body = self._body(response, limit)
                 answer = Answer(response.status_code, response.headers, body, self._secrets)
-        except requests.RequestException as fault:
+        except (requests.RequestException, HTTPError, ValueError) as fault:
             raise self._lost(fault) from None
         self._check(answer)
         return answer
 
     def _body(self, response: Any, limit: int) -> bytes:
         """Read the body whole; a slow one ends at the time-out too, not only a silent one."""
-        until = time.monotonic() + max(self.read_s, 60)
+        until = min(time.monotonic() + max(self.read_s, 60), self.until)
         parts, size = [], 0
-        for part in response.iter_content(2**18):
+        for part in response.iter_content(_PART):
             parts.append(part)
             size += len(part)
             if size > limit:
@@ -158,6 +161,10 @@ def _secrets(headers: Mapping[str, str]) -> set[str]:
     return {value for value in values if len(value) > 5 and value != "Bearer"}
 
 
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
 def _unchanged(request: Any) -> Any:
     return request
 
@@ -170,6 +177,7 @@ def _seconds(text: str | None) -> float | None:
     return max(seconds, 0) if math.isfinite(seconds) else None
 
 
+_HANDSHAKE = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "HANDSHAKE_FAILURE")
 _REASONS = {
     "refused": "connection refused",
     "timed out": "timed out",

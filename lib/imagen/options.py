@@ -96,7 +96,8 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
         timeout_s=_seconds("--timeout", said["timeout"]),
         wait_s=_seconds("--wait", said["wait"]),
     )
-    record.checked(record.overridden({"prompt": "sound?", **found.defaults}, found.overrides))
+    sound = {"prompt": "sound?", "id": said["id"], **found.defaults}
+    record.checked(record.overridden(sound, found.overrides))
     found.seed = found.defaults.get("seed")
     if found.output and (found.count or 1) > 1:
         raise UsageFault("--output takes one image, --count makes more", hint="use --out-dir")

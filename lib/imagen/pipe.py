@@ -16,6 +16,7 @@ from .errors import (
     DONE,
     TEMPORARY,
     BadLine,
+    Fault,
     ImagenError,
     Interrupted,
     OutputFault,
@@ -84,7 +85,7 @@ class Report:
     def say(self, text: str) -> None:
         """Print one line for people; control characters of hostile text are shown, not obeyed."""
         self.clear()
-        line = f"{self.tool}: {_visible(text)}\n"
+        line = f"{self.tool}: {visible(text)}\n"
         if sys.stderr is None:
             return
         try:
@@ -111,7 +112,7 @@ class Report:
         """Show what a wait of more than a second waits for, over the last such line."""
         if self._shows and elapsed >= 1:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-            self._shown = _visible(f"{elapsed:.0f} s  {text}")[: max(width - 1, 10)]
+            self._shown = visible(f"{elapsed:.0f} s  {text}")[: max(width - 1, 10)]
             start, end = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[2m", "\x1b[0m")
             sys.stderr.write(f"\r{start}{self._shown}{end}\x1b[K")
             sys.stderr.flush()
@@ -124,7 +125,8 @@ class Report:
             sys.stderr.flush()
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """Give text with its control characters shown, not obeyed by a terminal."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
@@ -178,6 +180,10 @@ class Pipe:
             yield from self._failed(line, fault)
         except OSError as fault:
             yield from self._failed(line, from_os(fault, "a file failed"))
+        except Exception as fault:
+            if os.environ.get("IMAGEN_TRACEBACK"):
+                raise
+            yield from self._failed(line, Fault.of(fault))
 
     def _failed(self, line: Line, fault: ImagenError) -> Iterator[Record]:
         base = fault.record or line.record
@@ -194,7 +200,7 @@ class Pipe:
 
     def write(self, made: Record | bytes) -> None:
         """Write one line and flush it; ReaderGone when nobody reads."""
-        line = made if isinstance(made, bytes) else records.line(made)
+        line = made if isinstance(made, bytes) else self._line(made)
         self.report.clear()
         with signals.held():
             if self.to_stderr:
@@ -202,6 +208,15 @@ class Pipe:
                 sys.stderr.flush()
             else:
                 write_out(line)
+
+    def _line(self, made: Record) -> bytes:
+        try:
+            return records.line(made)
+        except (ValueError, RecursionError) as fault:  # what cannot be written must not be lost
+            broken = Fault.of(fault)
+            self.failed(name_of(made, ""), broken)
+            kept = {name: made[name] for name in ("id", "file") if isinstance(made.get(name), str)}
+            return records.line({**kept, "error": broken.as_record(self.report.tool)})
 
 
 def write_out(data: bytes) -> None:
@@ -225,7 +240,7 @@ def _whole(raw: bytes) -> bytes:
 def check_reader() -> None:
     """Raise ReaderGone when the reader of our stdout has gone; asked before each submit."""
     if sys.stdout is None:
-        return
+        raise ReaderGone
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if any(events & (select.POLLERR | select.POLLHUP) for _fd, events in poll.poll(0)):

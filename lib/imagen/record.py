@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -213,7 +214,14 @@ _NAMES: dict[type, str] = {
 
 def line(record: Mapping[str, Any]) -> bytes:
     """Give the record as one line of UTF-8, newline included."""
-    return (_encode(record) + "\n").encode()
+    return (_CONTROL.sub(_escaped, _encode(record)) + "\n").encode()
+
+
+_CONTROL = re.compile("[\x7f-\x9f]")  # JSON lets them stand, a terminal would obey them
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def checked(record: Mapping[str, Any]) -> Record:
@@ -284,6 +292,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _check_text(name: str, text: str) -> None:
+    if not is_unicode(text):
+        raise Refused(f"{name} is not valid UTF-8")
     if "\0" in text:
         raise Refused(f"{name} has a NUL character in it", hint="Postgres has no place for one")
 

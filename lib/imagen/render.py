@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import backends, files, image, prompt, record, retry
+from . import backends, files, image, prompt, record, retry, signals
 from .backends import Ask, Backend, Collected, Plan, Sought, Wait
 from .config import Config
 from .errors import (
@@ -53,6 +53,7 @@ class Job:
     handle: str | None = None
     place: files.Place | None = None
     may_have_arrived: bool = False
+    finished: bool = False
     began: float = field(default_factory=time.monotonic)
 
 
@@ -108,7 +109,7 @@ class Renderer:
     def collect(self, line: Record) -> Iterator[Record]:
         """Collect what a pending line names; yields its records, or the line if not done."""
         pending = _checked_pending(line.get("pending"))
-        kept = (*GIVEN, "attempts", "started_at", "model", "workflow")
+        kept = (*GIVEN, "attempts", "started_at", "render_id", "fidelity", "model", "workflow")
         asked = record.checked({**record.asked(line, kept), "backend": pending["backend"]})
         check_names(asked)
         if "seed" not in asked or "id" not in asked:
@@ -133,7 +134,8 @@ class Renderer:
         if name not in self._backends:
             self._backends[name] = backends.open_backend(name, self._config, self._state)
         prompts = sent or prompt.styled(asked, self._config.styles)
-        render_id = self._ledger.render_id(asked["id"])
+        said = str(asked.get("render_id") or "")  # of a line that another ledger began
+        render_id = record.canonical_uuid(said) or self._ledger.render_id(asked["id"])
         return Job(asked, dict(asked), self._backends[name], render_id, prompts)
 
     def _planned(self, asked: Record) -> Job:
@@ -160,14 +162,14 @@ class Renderer:
     def _plan(self, job: Job, number: int) -> None:
         submit_id = str(uuid.uuid5(uuid.UUID(job.render_id), str(number)))
         job.plan = job.backend.plan(Ask(job.asked, *job.prompts, submit_id))
-        for stale in ("sent_prompt", "sent_negative_prompt", "fidelity"):
+        for stale in ("sent_prompt", "sent_negative_prompt"):
             job.record.pop(stale, None)
-        job.record |= {"render_id": job.render_id, **job.plan.resolved}
+        job.record |= {"render_id": job.render_id, **job.plan.resolved, **_told_before(job.asked)}
         if job.prompts.prompt != job.asked["prompt"]:
             job.record["sent_prompt"] = job.prompts.prompt
         if job.prompts.negative != job.asked.get("negative_prompt"):
             job.record["sent_negative_prompt"] = job.prompts.negative
-        if job.plan.fidelity:
+        if job.plan.fidelity and "fidelity" not in job.asked:
             job.record["fidelity"] = job.plan.fidelity
 
     def _reserve(self, job: Job) -> None:
@@ -177,13 +179,13 @@ class Renderer:
         if self._image_out is None:
             job.place = self._place(job)
 
-    def _place(self, job: Job) -> files.Place:
+    def _place(self, job: Job, named: bool = True) -> files.Place:
         def take_over(owner: str) -> Any:
             return self._ledger.lock(owner, wait=False)
 
         told = self._told
         try:
-            if told.output:
+            if told.output and named:
                 path = Path(told.output).absolute()
                 return files.reserve_exactly(path, job.render_id, told.force, take_over)
             folder = told.out_dir / job.record["date"]
@@ -198,22 +200,27 @@ class Renderer:
             job.handle = submit()
             yield from self._finish(job)
         except Stopped as stopped:
+            if job.finished:
+                raise
             chosen = job.plan.handle if job.plan and job.attempts else None
             handle = job.handle or chosen
             if handle is not None and (stopped.status == 143 or job.backend.paid):
                 yield _pending(job, handle)
                 raise
-            self._cancel(job, handle)
+            became = f"interrupted; {self._cancel(job, handle)}"
             sent = job.backend.paid and job.attempts > 0  # and what became of it nobody knows
             money = {"billed": "unknown", "retry": "reconcile"} if sent else {}
-            raise Interrupted(record=job.record, stopped=stopped, **money) from None
+            raise Interrupted(became, record=job.record, stopped=stopped, **money) from None
 
-    def _cancel(self, job: Job, handle: str | None) -> None:
-        if handle is not None and not job.backend.paid:
-            try:
-                job.backend.cancel(handle)
-            except ImagenError as fault:
-                self._tell(0, f"could not cancel: {fault.message}")
+    def _cancel(self, job: Job, handle: str | None) -> str:
+        """Cancel what is free; gives what became of that, for people."""
+        if handle is None or job.backend.paid:
+            return "nothing was cancelled"
+        try:
+            job.backend.cancel(handle)
+            return "the render was cancelled"
+        except ImagenError as fault:
+            return f"the render goes on, it could not be cancelled ({fault.message})"
 
     def _submit(self, job: Job) -> str:
         """Send it; after a fault, look for it before sending it once more."""
@@ -261,8 +268,10 @@ class Renderer:
             collected = self._collected(job)
         if collected is None:
             yield _pending(job, str(job.handle))
-        else:
+            return
+        with signals.held():  # until the records are out: what is made and written is not lost
             yield from self._written(job, collected)
+            job.finished = True
 
     def _collected(self, job: Job) -> Collected | None:
         """Wait until the time-out, or `--wait`; a free render that times out is cancelled."""
@@ -272,8 +281,7 @@ class Renderer:
         wait = Wait(began + patience, lambda text: self._tell(time.monotonic() - job.began, text))
         collected = job.backend.collect(str(job.handle), wait, job.plan)
         if collected is None and patience == limit and not job.backend.paid:
-            self._cancel(job, job.handle)
-            raise TimedOut(f"no image after {limit:g} s; the render was cancelled")
+            raise TimedOut(f"no image after {limit:g} s; {self._cancel(job, job.handle)}")
         return collected
 
     def _written(self, job: Job, collected: Collected) -> Iterator[Record]:
@@ -282,18 +290,18 @@ class Renderer:
         for number, data in enumerate(collected.images, 1):
             made = _made(job, collected, number, total)
             made["render_id"] = job.render_id if number == 1 else self._ledger.render_id(made["id"])
-            picture = image.probe(data)
+            picture = image.probe(data, _most_pixels(job.plan))
             _compare(made, picture, job.plan)
             made |= {
                 "sha256": hashlib.sha256(data).hexdigest(),
                 "bytes": len(data),
                 "format": picture.format,
             }
-            if self._image_out is not None:
+            if self._image_out is not None and number == 1:
                 self._image_out(data)
                 yield made
             else:
-                yield self._stored(job, made, data)
+                yield self._stored(job, made, data, named=number == 1)
         expected = job.plan.images if job.plan else 1
         if len(collected.images) < expected:
             came = len(collected.images)
@@ -303,10 +311,11 @@ class Renderer:
                 f"the backend returned {came} of {expected} images", record=rest, billed=billed
             )
 
-    def _stored(self, job: Job, made: Record, data: bytes) -> Record:
+    def _stored(self, job: Job, made: Record, data: bytes, named: bool) -> Record:
+        """Write one image; those that nobody asked for get a dated name, whatever --output says."""
         try:
             while True:
-                place = job.place or self._place(job)
+                place = job.place or self._place(job, named)
                 try:
                     return files.store(place, made, data)
                 except FileExistsError:  # a stranger has taken the name meanwhile: the next one
@@ -338,11 +347,23 @@ def _release(job: Job) -> None:
         job.place.release()
 
 
+def _most_pixels(plan: Plan | None) -> int:
+    """An image may be upscaled, but not without end: it is decoded in memory."""
+    planned = plan.resolved if plan else {}
+    return max(16 * int(planned.get("width", 0)) * int(planned.get("height", 0)), 2**26)
+
+
 def _checked_pending(pending: Any) -> Record:
     names = ("backend", "handle", "since")
     if not isinstance(pending, dict) or not all(isinstance(pending.get(n), str) for n in names):
         raise Refused("pending must hold the strings backend, handle and since")
     return pending
+
+
+def _told_before(asked: Mapping[str, Any]) -> Record:
+    """Give what a line that comes back says of its own plan; the configuration may have changed."""
+    kinds = {"fidelity": dict, "model": str, "workflow": str}
+    return {name: asked[name] for name, kind in kinds.items() if isinstance(asked.get(name), kind)}
 
 
 def _prompts_sent(line: Mapping[str, Any]) -> prompt.Prompts:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from . import files, record
 from .errors import Refused
-from .record import DRAWN_SEEDS, MAX_SEED, Record
+from .record import DRAWN_SEEDS, MAX_SEED, REQUEST, Record
 
 TOOL = "imagen-render"
 Fate = Literal["pass", "collect", "retry", "new"]
@@ -36,13 +36,13 @@ class Told:
 
 def fate(line: Mapping[str, Any], told: Told) -> Fate:
     """Judge what happens to a line: pass it on, collect it, try it again, or make it new."""
-    if "members" in line:
+    if line.get("members") is not None:
         return "pass"
     if told.again:
         return "new"
-    if "pending" in line and "file" not in line:
+    if line.get("pending") is not None and line.get("file") is None:
         return "collect"
-    if "file" in line:
+    if line.get("file") is not None:
         return "new" if told.count is not None or told.seed is not None else "pass"
     error = line.get("error")
     if error is None:
@@ -61,12 +61,13 @@ def requests_of(line: Record, told: Told) -> list[Record]:
     nobody gave are drawn. A line to be tried again stays the one request that it is.
     """
     what = fate(line, told)
+    line = {name: value for name, value in line.items() if value is not None or name in REQUEST}
     made = told.again or (what == "new" and ("file" in line or "error" in line))
-    line = {name: value for name, value in line.items() if value is not None or name not in GIVEN}
     asked = record.asked(line, () if made else (*GIVEN, *(_OF_TRIES if what == "retry" else ())))
     if made:
         asked = _anew(asked, told)
-    asked = record.with_defaults(asked, told.defaults)
+    if what != "retry":  # what was tried before is tried again, whatever the options say now
+        asked = record.with_defaults(asked, told.defaults)
     asked = record.checked(record.overridden(asked, told.overrides))
     check_names(asked)
     base = asked.pop("id", None) or str(uuid.uuid4())
@@ -83,7 +84,7 @@ def requests_of(line: Record, told: Told) -> list[Record]:
 
 
 GIVEN = ("id", "job", "date", "slug", "request")
-_OF_TRIES = ("attempts", "error")
+_OF_TRIES = ("attempts", "error", "render_id", "fidelity")
 
 
 def _anew(asked: Record, told: Told) -> Record:

@@ -7,27 +7,34 @@ from functools import partial
 from itertools import chain, repeat
 from typing import NoReturn, TypeVar
 
-from .errors import AnswerLost, ImagenError, ServerFault, Unreachable
+from .errors import AnswerLost, ImagenError, ServerFault, Throttled, Unreachable
 
 T = TypeVar("T")
 
 TRANSIENT: tuple[type[ImagenError], ...] = (Unreachable, AnswerLost, ServerFault)
+_OF_READS = (*TRANSIENT, Throttled)
 
 
 def once_more(call: Callable[[], T], wait_s: float = 0.3) -> T:
     """Call, and after a transient fault (5xx, network) once more; for what may be sent twice."""
-    return _trying(call, wait_s, attempts=2)
+    return _trying(call, wait_s, TRANSIENT, attempts=2)
 
 
 def for_a_while(call: Callable[[], T], patience_s: float, wait_s: float = 0.3) -> T:
     """Call until it works or transient faults have lasted for `patience_s`; for reads."""
-    return _trying(call, wait_s, patience_s=patience_s)
+    return _trying(call, wait_s, _OF_READS, patience_s=patience_s)
 
 
-def _trying(call: Callable[[], T], wait_s: float, attempts: int = 0, patience_s: float = 0) -> T:
+def _trying(
+    call: Callable[[], T],
+    wait_s: float,
+    when: tuple[type[ImagenError], ...],
+    attempts: int = 0,
+    patience_s: float = 0,
+) -> T:
     try:
         return call()
-    except TRANSIENT as fault:
+    except when as fault:
         first = fault
     import tenacity  # only now: most calls work at once, and it costs as much as click to import
 
@@ -38,7 +45,7 @@ def _trying(call: Callable[[], T], wait_s: float, attempts: int = 0, patience_s:
         return next(tries)()
 
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(TRANSIENT),
+        retry=tenacity.retry_if_exception_type(when),
         stop=tenacity.stop_after_attempt(attempts) if attempts else stop,
         wait=tenacity.wait_fixed(wait_s),
         reraise=True,

@@ -35,7 +35,7 @@ KEYS: dict[str, dict[str, Key]] = {
     },
     "supabase": {
         "url": Key("url", None, "SUPABASE_URL"),
-        "service_key_env": Key("string", "SUPABASE_SERVICE_ROLE_KEY"),
+        "service_key_env": Key("variable", "SUPABASE_SERVICE_ROLE_KEY"),
         "bucket": Key("string", "imagen-generated"),
         "schema": Key("string", "imagen"),
         "owner_user_id": Key("uuid", None, "IMAGEN_OWNER_USER_ID"),
@@ -137,10 +137,10 @@ def check(place: Place, kind: str, value: Any) -> Iterator[Fault]:
             yield Fault(place, f"must be {kind.replace('|', ', ')}, not {value!r}")
         return
     types, says, good = _KINDS[kind]
-    if (isinstance(value, bool) and bool not in types) or not isinstance(value, types):
-        yield Fault(place, f"must be {says}, not {value!r}")
-    elif not good(value):
-        yield Fault(place, f"must be {says}, not {hide_password(str(value))!r}")
+    wrong = (isinstance(value, bool) and bool not in types) or not isinstance(value, types)
+    if wrong or not good(value):
+        said = "" if kind in _SECRETIVE else f", not {hide_password(str(value))[:80]!r}"
+        yield Fault(place, f"must be {says}{said}")
 
 
 def _always(_value: Any) -> bool:
@@ -164,10 +164,15 @@ def _is_json(value: Any) -> bool:
     return True
 
 
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) is not None
+
+
 def _positive(value: float) -> bool:
     return 0 < value < float("inf")
 
 
+_SECRETIVE = ("variable", "environment")  # a secret may stand where its variable's name belongs
 _KINDS: dict[str, tuple[tuple[type, ...], str, Any]] = {
     "string": ((str,), "text", len),
     "path": ((str,), "a path", len),
@@ -180,10 +185,11 @@ _KINDS: dict[str, tuple[tuple[type, ...], str, Any]] = {
     "strings": ((list,), "a list of words", lambda value: all(isinstance(x, str) for x in value)),
     "mapping": ((dict,), "keys and values that JSON can hold", _is_json),
     "any": ((object, bool), "a value that JSON can hold", _is_json),
+    "variable": ((str,), "the name of an environment variable", _is_variable),
     "environment": (
         (dict,),
         "names of headers, each with the name of an environment variable",
-        lambda value: all(isinstance(x, str) for pair in value.items() for x in pair),
+        lambda value: all(isinstance(k, str) and _is_variable(v) for k, v in value.items()),
     ),
     "faults": ((list, str), "a list of faults or the path of a YAML file with one", _always),
 }
@@ -210,5 +216,6 @@ def resolved(kind: str, value: Any) -> Any:
 
 
 def hide_password(url: str) -> str:
-    """Give a URL with the password in it, if any, replaced."""
-    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", rf"\1:{SECRET}@", url)
+    """Give a URL with whoever stands before its @ and what follows its ? replaced."""
+    without = re.sub(r"(://)[^/\s]*@", rf"\1{SECRET}@", url)
+    return re.sub(r"(://[^?\s]*\?).*", rf"\1{SECRET}", without)

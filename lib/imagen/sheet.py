@@ -197,7 +197,7 @@ def embedded(member: Record, folder: Path) -> str:
             name: value for name, value in kept["cloud"].items() if name != "signed_url"
         }
     for name in ("file", "sidecar"):
-        if isinstance(kept.get(name), str):
+        if kept.get(name) and isinstance(kept[name], str):
             kept[name] = os.path.relpath(kept[name], folder)
     return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
@@ -221,6 +221,7 @@ def _member(key: str, value: str, sheet: Path) -> dict[str, Any]:
         why = f"{sheet}: the record of {where} is broken: {fault.message}"
         raise BadImage(why, retry="never") from None
     for name in ("file", "sidecar"):
-        if isinstance(member.get(name), str):  # links are not followed: they were not when written
+        if member.get(name) and isinstance(member[name], str):
+            # links are not followed: they were not when it was written
             member[name] = os.path.normpath(sheet.parent / member[name])
     return member

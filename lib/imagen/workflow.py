@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import WorkflowFault, suggest
+from .errors import Refused, WorkflowFault, suggest
+from .record import REQUEST, checked
 from .settings import expanded
 
 BUNDLED = Path(__file__).parent / "data" / "workflows"
@@ -88,7 +89,7 @@ def parse(name: str, data: bytes) -> Workflow:
     if len(data) > MAX_BYTES:
         raise WorkflowFault(f"workflow {name}: larger than {MAX_BYTES // 2**20} MiB")
     try:
-        tree = json.loads(data)
+        tree = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as fault:
         raise WorkflowFault(f"workflow {name}: not JSON: {fault}") from None
     if isinstance(tree, dict) and isinstance(tree.get("nodes"), list):
@@ -101,6 +102,10 @@ def parse(name: str, data: bytes) -> Workflow:
     about = tree.pop("_imagen", {})
     _check_graph(name, tree)
     return Workflow(name, tree, **_checked_about(name, about))
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def _check_graph(name: str, graph: Any) -> None:
@@ -125,11 +130,16 @@ def _checked_about(name: str, about: Any) -> dict[str, Any]:
             raise WorkflowFault(
                 f"workflow {name}: _imagen.{key} is unknown", hint=suggest(key, kinds)
             )
-        if not isinstance(value, kinds[key]) or (isinstance(value, int) and value < 1):
+        if not isinstance(value, kinds[key]) or (isinstance(value, int) and not 1 <= value <= 1024):
             raise WorkflowFault(f"workflow {name}: _imagen.{key} must be a {kinds[key].__name__}")
     for model in about.get("models", []):
         if not isinstance(model, dict) or not isinstance(model.get("file"), str):
             raise WorkflowFault(f"workflow {name}: each of _imagen.models needs a file")
+    defaults = {n: v for n, v in about.get("defaults", {}).items() if n in REQUEST}
+    try:
+        checked({"prompt": "sound?", **defaults})
+    except Refused as fault:
+        raise WorkflowFault(f"workflow {name}: _imagen.defaults: {fault.message}") from None
     return about  # type: ignore[no-any-return]
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from imagen import config, workflow
 from imagen.backends import Ask, Sought, Wait, open_backend
 from imagen.backends.comfyui import ComfyUI as Backend
-from imagen.errors import ImagenError, Interrupted, Refused, Stopped
+from imagen.errors import ImagenError, Interrupted, Refused, ServerFault, Stopped
 from imagen.ledger import Ledger
 from imagen.record import Record, checked
 from imagen.render import Renderer
@@ -264,7 +264,7 @@ def test_the_instances_steps_go_over_the_workflows_and_the_requests_over_both(
     server: ComfyUI, make: Make
 ) -> None:
     assert rendered(make(default_steps=6))[0]["steps"] == 6
-    assert rendered(make(default_steps=6), steps=9)[0]["steps"] == 9
+    assert rendered(make(default_steps=6), steps=9, id="other")[0]["steps"] == 9
     assert [body["prompt"]["31"]["inputs"]["steps"] for body in server.submits] == [6, 9]
 
 
@@ -584,8 +584,74 @@ def test_a_cached_prompt_whose_file_is_gone_is_made_again(server: ComfyUI, make:
     rendered(make())
     server.files.clear()
     (made,) = rendered(make())
-    assert submitted(server) == [handle(1), handle(1), handle(2)]
+    assert submitted(server) == [handle(1), handle(2)]
     assert made["submit"] == handle(2)
+
+
+def test_a_prompt_that_the_server_has_made_already_is_not_submitted_again(
+    server: ComfyUI, make: Make
+) -> None:
+    (first,) = rendered(make())
+    (again,) = rendered(make())
+    assert submitted(server) == [handle()]
+    assert again["sha256"] == first["sha256"]
+
+
+def test_an_id_that_made_another_picture_is_refused_before_anything_is_sent(
+    server: ComfyUI, make: Make
+) -> None:
+    rendered(make())
+    fault = failure(make(), prompt="a dog", seed=8)
+    assert (fault.code, fault.exit_status) == ("id_taken", 2)
+    assert submitted(server) == [handle()]
+
+
+def test_an_id_that_failed_on_the_server_may_be_tried_again(server: ComfyUI, make: Make) -> None:
+    server.error = "out of memory"
+    failure(make())
+    server.error = ""
+    (made,) = rendered(make())
+    assert made["submit"] == handle()
+    assert len(submitted(server)) == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt_id": 5, "node_errors": ["x"]}',
+        b'{"node_errors": {"1": {"errors": 5}}}',
+        b'{"prompt_id": NaN}',
+        b"[]",
+    ],
+)
+def test_an_answer_of_a_strange_shape_is_a_fault_of_the_server(
+    server: ComfyUI, make: Make, body: bytes
+) -> None:
+    server.fail("POST /prompt", Answer(200, body, "application/json"), times=2)
+    assert failure(make()).code in ("server_fault", "render_failed", "workflow_refused")
+
+
+@pytest.mark.parametrize(
+    "queue", [b'{"queue_running": 5}', b'{"queue_pending": [[1, "a"], ["x", "b"]]}', b'{"a": NaN}']
+)
+def test_a_queue_of_a_strange_shape_is_a_fault_of_the_server(
+    server: ComfyUI, backend: Open, queue: bytes
+) -> None:
+    server.fail("GET /queue", Answer(200, queue, "application/json"), times=99)
+    opened = backend()
+    plan = opened.plan(Ask(asked(), "a cat", None, handle()))
+    with pytest.raises(ServerFault):
+        opened.find(plan)
+
+
+def test_a_workflow_without_a_place_for_seed_and_prompt_says_so(
+    server: ComfyUI, make: Make, tmp_path: Path
+) -> None:
+    graph = json.loads((workflow.BUNDLED / "flux1-schnell.json").read_text())
+    graph["6"]["inputs"]["text"], graph["31"]["inputs"]["seed"] = "always this", 42
+    (tmp_path / "fixed.json").write_text(json.dumps(graph))
+    (made,) = rendered(make(workflow="./fixed.json"))
+    assert {one["field"] for one in made["fidelity"]["dropped"]} == {"prompt", "seed"}
 
 
 @pytest.mark.parametrize(

@@ -557,8 +557,7 @@ def test_output_refuses_an_existing_file_and_sends_nothing(tool, existing):
 
 
 def test_force_lets_output_replace_a_file(tool):
-    for name in ("cover.png", "cover.json"):
-        (tool.folder / name).write_text("old")
+    tool("render", "a dog", *SMALL, "--output", "cover.png")
     made = tool("render", "a cat", *SMALL, "--output", "cover.png", "--force").record
     assert hashlib.sha256((tool.folder / "cover.png").read_bytes()).hexdigest() == made["sha256"]
     assert json.loads((tool.folder / "cover.json").read_bytes()) == made

@@ -245,7 +245,7 @@ def test_again_makes_a_pending_line_anew(tool):
 
 @pytest.mark.parametrize(
     "pending",
-    [None, 5, {}, {"handle": 5}, {"backend": "mock", "handle": [], "since": "x"}],
+    [5, {}, {"handle": 5}, {"backend": "mock", "handle": [], "since": "x"}],
 )
 def test_a_pending_line_without_its_handle_is_refused(tool, pending):
     ran = tool("render", stdin=[{"prompt": "a", "id": "k", "seed": 1, "pending": pending}])

@@ -181,6 +181,7 @@ class ComfyUI:
         routes: dict[str, Callable[[], Answer]] = {
             "POST prompt": lambda: self._prompt(raw),
             "GET history": lambda: _json(_one(self._history, unquote(name))),
+            "POST history": lambda: self._forget(json.loads(raw)["delete"]),
             "GET queue": self._queue,
             "POST queue": lambda: self._delete(json.loads(raw)["delete"]),
             "POST interrupt": lambda: self._interrupt(json.loads(raw or b"{}").get("prompt_id")),
@@ -220,6 +221,10 @@ class ComfyUI:
 
     def _delete(self, gone: list[str]) -> Answer:
         self._pending = [item for item in self._pending if item.id not in gone]
+        return Answer()
+
+    def _forget(self, gone: list[str]) -> Answer:
+        self._history = {key: entry for key, entry in self._history.items() if key not in gone}
         return Answer()
 
     def _interrupt(self, meant: str | None) -> Answer:

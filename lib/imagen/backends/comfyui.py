@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from .. import comfy_api, http, retry, workflow
 from ..config import secret
@@ -21,6 +22,7 @@ from ..errors import (
     Rejected,
     RenderFailed,
     RenderLost,
+    ServerFault,
     Unreachable,
 )
 from ..record import canonical_uuid
@@ -42,6 +44,7 @@ _MIN_SIZE, _MAX_SIZE = 16, 16384  # of EmptySD3LatentImage in /object_info
 _FIELDS = ("width", "height", "steps", "cfg", "sampler", "scheduler")
 _REQUESTED = {"prompt", "negative_prompt", "seed", *_FIELDS}  # never filled by options
 _SHARE = 0.04  # of the time waited: the poll is never far behind and never a burden
+_AT_LEAST_S = 10  # for the requests that even a wait of no time needs
 _LOOK_S = 1.0  # how often /queue, which carries whole graphs, is asked beside /history
 
 
@@ -57,6 +60,24 @@ def extra_keys(instance: Instance) -> dict[str, Key]:
 
 def _workflow(instance: Instance) -> Workflow:
     return workflow.load(str(instance.get("workflow", "flux1-schnell")), instance.config_folder)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _reading(function: Callable[P, T]) -> Callable[P, T]:
+    """Turn an answer of a shape that no ComfyUI has into a fault of the server."""
+
+    @wraps(function)
+    def guarded(*args: P.args, **more: P.kwargs) -> T:
+        try:
+            return function(*args, **more)
+        except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as fault:
+            what = f"{type(fault).__name__}: {fault}"[:200]
+            raise ServerFault(f"the server's answer is not ComfyUI's ({what})") from fault
+
+    return guarded
 
 
 class ComfyUI:
@@ -112,6 +133,7 @@ class ComfyUI:
         self, ask: Ask, options: Mapping[str, Any], plan: Plan, holes: set[str]
     ) -> None:
         asked = {name: ask.request[name] for name in _FIELDS if name in ask.request}
+        asked |= {"prompt": ask.prompt, "seed": ask.request["seed"]}
         if ask.negative:
             asked["negative_prompt"] = ask.negative
         for name, value in asked.items():
@@ -141,15 +163,18 @@ class ComfyUI:
         needs = self.workflow.needs(values)
         return {"model": needs[0].file} if needs else {}
 
+    @_reading
     def submit(self, plan: Plan) -> str:
         """POST /prompt; nothing runs when the server finds fault with any part of it."""
+        handle = str(plan.handle)
+        if self._is_known(handle, plan.payload["prompt"]):
+            return handle
         try:
             said = self._server.post("/prompt", plan.payload).json_object()
         except Rejected as fault:
             raise comfy_api.refusal(fault) from None
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
-        handle = str(plan.handle)
         if said.get("node_errors"):
             with suppress(ImagenError):
                 self.cancel(handle)  # the nodes without fault were queued all the same
@@ -163,6 +188,23 @@ class ComfyUI:
             )
         return handle
 
+    def _is_known(self, handle: str, graph: workflow.Graph) -> bool:
+        """Whether this very prompt has been made already; Refused when its id made another.
+
+        The server would run it again and overwrite the entry, which until then is the old one's.
+        """
+        found = self._look(f"/history/{handle}").get(handle)
+        if not found:
+            return False
+        if not comfy_api.is_same_graph(found, graph):
+            says = "this id has made another picture on the server"
+            raise Refused(says, code="id_taken", hint="give another id, or --again for a new one")
+        if comfy_api.entry_of(found).status == "success":
+            return True
+        self._server.post("/history", {"delete": [handle]})
+        return False
+
+    @_reading
     def find(self, plan: Plan) -> str | Sought:
         """Look for our prompt_id in /queue and /history, twice: it may be between the two."""
         handle = str(plan.handle)
@@ -174,12 +216,14 @@ class ComfyUI:
                 return handle if entry.status == "success" else Sought.ABSENT
         return Sought.ABSENT
 
+    @_reading
     def collect(self, handle: str, wait: Wait, plan: Plan | None) -> Collected | None:
         """Poll /history, and /queue for what /history cannot tell, then fetch the images."""
         if canonical_uuid(handle) is None:
             raise Refused(f"no prompt_id of ours: {handle[:60]!r}")
         began = time.monotonic()
         looked, missing = began, 0
+        self._server.until = max(wait.until, began + _AT_LEAST_S)
         while True:
             if entry := self._entry(handle):
                 return self._fetched(handle, entry)
@@ -198,6 +242,7 @@ class ComfyUI:
             pause = min(max((now - began) * _SHARE, self._poll[0]), self._poll[1])
             time.sleep(max(min(pause, wait.until - now), 0))
 
+    @_reading
     def cancel(self, handle: str) -> None:
         """Take our prompt out of the queue, or interrupt it by its id while it is the one running.
 
@@ -218,7 +263,7 @@ class ComfyUI:
             return Status("ok")
         try:
             self._server.get("/system_stats")
-            lacks = list(self._lacks())
+            lacks = _reading(lambda: list(self._lacks()))()
         except Unreachable as fault:
             return Status("unreachable", self._with_boot_hint(fault).as_line())
         except ImagenError as fault:
@@ -265,6 +310,9 @@ class ComfyUI:
             )
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
+        except Rejected as fault:
+            fault.retry = "safe"  # the prompt goes on; whoever asks again may be let in
+            raise
 
     def _place_in_queue(self, handle: str) -> int | None:
         return comfy_api.place_in(self._read("/queue"), handle)
@@ -300,8 +348,8 @@ class ComfyUI:
         """Memory in use on the first device, in MiB; best effort."""
         try:
             device = self._server.get("/system_stats").json_object()["devices"][0]
-            return {"vram_used_mib": (device["vram_total"] - device["vram_free"]) // 2**20}
-        except (ImagenError, LookupError, TypeError):
+            return {"vram_used_mib": int(device["vram_total"] - device["vram_free"]) // 2**20}
+        except (ImagenError, LookupError, TypeError, ValueError):
             return {}
 
     def _lacks(self) -> Iterator[str]:

@@ -9,7 +9,7 @@ from . import Ask, Collected, Instance, Plan, Sought, Status, Wait
 
 KEYS = {
     "model": Key("string"),
-    "api_token_env": Key("string", "REPLICATE_API_TOKEN"),
+    "api_token_env": Key("variable", "REPLICATE_API_TOKEN"),
     "base_url": Key("url"),
     "cancel_after_s": Key("seconds"),
 }

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import backends, config
-from ..backends import Status
 from ..command import Common, tool
 from ..errors import DONE, FAILED, ConfigFault, Refused
-from ..pipe import write_out
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 EXAMPLES = """
 Examples:
@@ -27,6 +27,9 @@ Examples:
 @click.option("--check", is_flag=True, help="Ask the servers; exit 1 when one is not ok.")
 def main(common: Common, names: tuple[str, ...], check: bool) -> int:
     """One line for each instance: a table on a terminal, JSON lines in a pipe."""
+    from .. import config
+    from ..pipe import write_out
+
     values = config.load(common.config_file)
     as_table = sys.stdout is not None and sys.stdout.isatty()
     rows = []
@@ -39,7 +42,9 @@ def main(common: Common, names: tuple[str, ...], check: bool) -> int:
     return FAILED if check and any(row["status"] != "ok" for row in rows) else DONE
 
 
-def _rows(values: config.Config, names: list[str], check: bool) -> Iterator[dict[str, Any]]:
+def _rows(values: Config, names: list[str], check: bool) -> Iterator[dict[str, Any]]:
+    from .. import backends, config
+
     for name in names:
         if name not in values.backends:
             backends.open_backend(name, values, config.ledger_path().parent)
@@ -50,15 +55,17 @@ def _rows(values: config.Config, names: list[str], check: bool) -> Iterator[dict
         except (ConfigFault, Refused) as fault:
             yield {
                 **row,
-                "status": str(Status("not configured", fault.as_line())),
+                "status": str(backends.Status("not configured", fault.as_line())),
                 "checked": check,
             }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """Lay the rows out in columns; the status is green or red where colour is welcome."""
+    from ..pipe import visible
+
     names = ["name", "type", "model", "workflow", "status"]
-    cells = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
+    cells = [names, *([visible(str(row.get(name, ""))) for name in names] for row in rows)]
     widths = [max(len(line[n]) for line in cells) for n in range(len(names))]
     coloured = not os.environ.get("NO_COLOR")
     lines = []

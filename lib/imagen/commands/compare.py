@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +11,8 @@ from ..command import Common, tool
 from ..errors import FAILED, INTERRUPTED, UsageFault, from_os, worse
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..compare import Turn
     from ..record import Record
 
@@ -61,7 +60,10 @@ def main(context: click.Context, /, common: Common, prompt: str, **said: Any) ->
 
 def _request(prompt: str, said: dict[str, Any], values: Any) -> tuple[Record, list[int], Path]:
     """Give the request as every backend gets it, and the seeds; drawn once when none is given."""
+    import uuid
+
     from .. import compare, request
+    from ..prompt import styled
 
     told = options.told({**said, "sets": (), "backend": None}, values)
     told.defaults.pop("backend", None)
@@ -69,6 +71,7 @@ def _request(prompt: str, said: dict[str, Any], values: Any) -> tuple[Record, li
     lines: list[Record] = [{"prompt": prompt, "seed": options.typed(one)} for one in numbers]
     found = [request.requests_of(one, told)[0] for one in lines or [{"prompt": prompt}]]
     asked = found[0] | {"id": said["id"] or str(uuid.uuid4())}
+    styled(asked, values.styles)  # a style that is none is refused before anything is sent
     return asked, [one["seed"] for one in found], told.out_dir
 
 
@@ -103,6 +106,8 @@ def _dry(common: Common, turns: list[Turn], passed: list[str], prompt: str) -> i
 def _run(
     common: Common, turns: list[Turn], passed: list[str], request: Record, folder: Path
 ) -> int:
+    import json
+
     from .. import chain, compare, files, record
 
     made: list[Record] = []

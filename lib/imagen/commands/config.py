@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import backends, config, record, settings
 from ..command import Common, tool
 from ..errors import DONE, REFUSED, ConfigFault, UsageFault
-from ..pipe import Report, write_out
 
-SAMPLE = Path(config.__file__).parent / "data" / "sample.yaml"
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..pipe import Report
+
 EXAMPLES = """
 Examples:
   imagen-config sample > ~/.config/imagen/config.yaml
@@ -31,10 +30,15 @@ def main(common: Common, what: str, which: str | None) -> int:
     the values in force and where each came from; path prints where the file is or would be; schema
     [request|record] prints the JSON Schema.
     """
+    import json
+
+    from .. import config
+    from ..pipe import write_out
+
     if which and what not in ("validate", "schema"):
         raise UsageFault(f"{what} takes nothing more")
     if what == "sample":
-        write_out(SAMPLE.read_bytes())
+        write_out(config.SAMPLE.read_bytes())
     elif what == "path":
         write_out(f"{config.find(common.config_file) or config.default_path()}\n".encode())
     elif what == "schema":
@@ -47,6 +51,8 @@ def main(common: Common, what: str, which: str | None) -> int:
 
 
 def _schema(which: str | None) -> dict[str, Any]:
+    from .. import record
+
     if which in ("request", "record"):
         return record.schema(which)
     if which:
@@ -61,6 +67,9 @@ def _schema(which: str | None) -> dict[str, Any]:
 
 
 def _validate(report: Report, named: str | None) -> int:
+    from .. import backends, config, settings
+    from ..pipe import write_out
+
     path = config.find(named)
     parsed = config.parse(path) if path else config.Parsed({}, {}, [])
     faults = [settings.Fault(place, "stands twice") for place in parsed.twice]
@@ -92,7 +101,9 @@ def _instances(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(name), said
 
 
-def _show(values: config.Config, common: Common) -> None:
+def _show(values: Config, common: Common) -> None:
+    from .. import config, settings
+
     for key, value, source in config.all_values(values):
         line = {"key": key, "value": config.shown(key, value), "source": source}
         if key.endswith("_env") and isinstance(value, str):

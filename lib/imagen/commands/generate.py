@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .. import chain, config, options, pipe, preview, record
+from .. import options
 from ..command import Common, tool
 from ..errors import BadLine, UsageFault
 
@@ -30,6 +30,8 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     """Renders like imagen-render, then does what is set up behind it, and says on stderr where each
     image is. The exit status is render's: what fails later is a warning, the image is safe.
     """
+    from .. import chain, config, pipe, preview
+
     values = config.load(common.config_file)
     options.told(said, values)
     reads_stdin = not prompts or prompts == ("-",)
@@ -67,6 +69,8 @@ def _flags(common: Common, lines: bool) -> list[str]:
 
 def _tell(line: bytes, common: Common) -> None:
     """One line for people about each image: the file, and where it is in the cloud."""
+    from .. import pipe, record
+
     try:
         made = record.parse(line)
     except BadLine:

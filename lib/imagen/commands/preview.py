@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .. import config, pipe, preview
 from ..command import Common, tool
 from ..errors import FileFault, PreviewFault, UsageFault
-from ..pipe import Line
-from ..record import Record
+
+if TYPE_CHECKING:
+    from ..pipe import Line
+    from ..record import Record
 
 EXAMPLES = """
 Examples:
@@ -31,6 +32,10 @@ def main(common: Common, files: tuple[str, ...], best_effort: bool, **said: bool
     a new window. The mode is auto, on or off: --preview or --no-preview, else $IMAGEN_PREVIEW, else
     output.preview of the configuration. auto shows when stdout is a terminal inside tmux.
     """
+    from pathlib import Path
+
+    from .. import config, pipe, preview
+
     values = config.load(common.config_file)
     mode = preview.mode(said["preview"], values["output.preview"])
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -55,6 +60,11 @@ def main(common: Common, files: tuple[str, ...], best_effort: bool, **said: bool
 
 
 def _source(files: tuple[str, ...]) -> Iterable[Line]:
+    from pathlib import Path
+
+    from .. import pipe
+    from ..pipe import Line
+
     if files:
         return [Line(name, record={"file": str(Path(name).absolute())}) for name in files]
     if not pipe.stdin_waits():

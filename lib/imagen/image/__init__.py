@@ -33,8 +33,8 @@ def kind(data: bytes) -> str | None:
     return None
 
 
-def probe(data: bytes) -> Picture:
-    """Decode an image fully; BadImage when it is none, cut off, or larger than MAX_PIXELS."""
+def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decode an image fully; BadImage when it is none, cut off, or has more than max_pixels."""
     form = kind(data)
     if form is None:
         start = data[:12].decode("latin-1")
@@ -44,7 +44,7 @@ def probe(data: bytes) -> Picture:
     try:
         opened = _open(data, form)
         width, height = opened.size
-        if width * height > MAX_PIXELS:
+        if width * height > max_pixels:
             raise BadImage(f"the backend returned {width}×{height} pixels: too many to check")
         opened.load()
         return Picture(form, width, height, _is_flat(opened))

@@ -121,7 +121,8 @@ def fitted(path: Path, cell: int, max_pixels: int) -> Image.Image:
     except FileNotFoundError:
         raise BadImage("the file is gone") from None
     except Exception as fault:  # noqa: BLE001 - hostile bytes make decoders raise anything at all
-        raise BadImage(f"no image that can be read: {fault}".split(str(path))[0]) from None
+        why = str(fault).split(str(path))[0].rstrip(" '")
+        raise BadImage(f"no image that can be read: {why}") from None
 
 
 def _plain(opened: Image.Image) -> Image.Image:

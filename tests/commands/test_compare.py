@@ -1,0 +1,501 @@
+"""imagen-compare: one request to several backends, one after the other, side by side."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from PIL import Image
+
+from imagen import record
+from servers.comfyui import ComfyUI
+
+FAST = "poll_min_s: 0.001, poll_max_s: 0.02, retry_s: 0.01, patience_s: 0.2"
+SMALL = ("--size", "64x64")
+schema = Draft202012Validator(record.schema("record"))
+
+
+@pytest.fixture
+def server() -> Iterator[ComfyUI]:
+    with ComfyUI() as running:
+        yield running
+    assert None not in running.interrupts, "a global interrupt stops other people's renders"
+
+
+@pytest.fixture
+def backends(configure, server) -> None:
+    """Mocks, a look-alike of ComfyUI, one that is down, and one that cannot render yet."""
+    with socket.socket() as bound:  # a port that nobody has: connections are refused
+        bound.bind(("127.0.0.1", 0))
+        down = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    configure(
+        f"""
+backends:
+  other: {{type: mock}}
+  poor: {{type: mock, faults: [out_of_credit]}}
+  stuck: {{type: mock, faults: [hang]}}
+  comfy: {{type: comfyui, url: "{server.url}", workflow: flux1-schnell, {FAST}}}
+  down: {{type: comfyui, url: "{down}", workflow: flux1-schnell, {FAST}}}
+  paid: {{type: replicate, model: black-forest-labs/flux-schnell}}
+"""
+    )
+
+
+pytestmark = pytest.mark.usefixtures("backends")
+
+
+def only_folder(out_dir: Path) -> Path:
+    (folder,) = out_dir.glob("*/*-compare")
+    return folder
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "compare.json").read_bytes())
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# -- what comes of it ------------------------------------------------------------------------------
+
+
+def test_mock_and_comfyui_side_by_side(tool, out_dir, server):
+    ran = tool("compare", "a cat", "--backends", "mock,comfy", "--size", "768x768", "--seed", 7)
+    assert (ran.status, ran.err) == (0, "")
+    mock, comfy, sheet = ran.records
+    folder = only_folder(out_dir)
+    assert folder.name == "a-cat-7-compare"
+    images = {"mock-7.png", "comfy-7.png", "sheet.png"}
+    sidecars = {name.replace("png", "json") for name in images}
+    assert names(folder) == {*images, *sidecars, "compare.json", "compare.html"}
+    for one in (mock, comfy):
+        assert one["file"] == str(folder / f"{one['backend']}-7.png")
+        assert (one["seed"], one["width"], one["height"]) == (7, 768, 768)
+        with Image.open(one["file"]) as picture:
+            assert (picture.format, picture.size) == ("PNG", (768, 768))
+    found = report(folder)
+    assert found["members"] == [mock, comfy]
+    assert comfy["workflow"] == "flux1-schnell"
+    needed = {"model", "steps", "cfg", "sampler", "scheduler", "latency_ms", "queue_ms", "sha256"}
+    assert needed | {"cost_usd", "submit", "started_at", "backend_meta", "attempts"} <= {*comfy}
+    assert comfy["backend_meta"]["prompt_id"] == server.submits[0]["prompt_id"]
+    base = found["id"]
+    assert [mock["id"], comfy["id"]] == [f"{base}-mock-7", f"{base}-comfy-7"]
+    assert found["request"] == {
+        "prompt": "a cat",
+        "width": 768,
+        "height": 768,
+        "seed": 7,
+        "id": base,
+    }
+    assert sheet["file"] == str(folder / "sheet.png")
+    assert sheet["members"] == [mock["id"], comfy["id"]]
+    assert sheet["title"] == "a cat"
+    picked = tool("sheet", "--pick", "A2", sheet["file"]).record
+    assert picked == comfy
+
+
+def test_totals_add_up(tool, out_dir):
+    ran = tool("compare", "a cat", "--backends", "mock,other,comfy", *SMALL)
+    *made, _sheet = ran.records
+    totals = report(only_folder(out_dir))["totals"]
+    assert totals["latency_ms"] == sum(one["latency_ms"] for one in made)
+    assert totals["queue_ms"] == sum(one.get("queue_ms", 0) for one in made)
+    known = (totals["asked"], totals["done"], totals["failed"], totals["cost_usd"])
+    assert (*known, totals["unpriced"]) == (3, 3, 0, 0, 0)
+
+
+def test_backends_are_asked_one_after_the_other_with_one_seed(tool, out_dir, server, until):
+    server.held = True
+    child = tool.start("compare", "a cat", "--backends", "comfy,other", *SMALL)
+    until(lambda: server.queue()[0])
+    assert not [*out_dir.rglob("other-*")]
+    assert len(server.submits) == 1
+    server.release()
+    first, second, _sheet = map(json.loads, child.stdout.read().splitlines())
+    assert child.wait(20) == 0
+    assert [first["backend"], second["backend"]] == ["comfy", "other"]
+    assert first["seed"] == second["seed"]
+    assert first["started_at"] < second["started_at"]
+
+
+def test_a_record_comes_out_as_soon_as_it_is_done(tool, server, until):
+    server.held = True
+    child = tool.start("compare", "a cat", "--backends", "mock,comfy", *SMALL)
+    assert json.loads(child.stdout.readline())["backend"] == "mock"
+    until(lambda: server.queue()[0])
+    server.release()
+    assert len(child.stdout.read().splitlines()) == 2
+
+
+def test_rows_are_backends_and_columns_are_seeds(tool):
+    args = ("--backends", "mock,other", "--seeds", "3,1,2", *SMALL, "--id", "x")
+    *made, sheet = tool("compare", "a cat", *args).records
+    ids = ["x-mock-3", "x-mock-1", "x-mock-2", "x-other-3", "x-other-1", "x-other-2"]
+    assert [one["id"] for one in made] == sheet["members"] == ids
+    assert [cell["address"] for cell in sheet["cells"]] == ["A1", "B1", "C1", "A2", "B2", "C2"]
+    assert [cell["id"] for cell in sheet["cells"]] == ids
+    for one in made:
+        assert one["id"] == f"x-{one['backend']}-{one['seed']}"
+    lefts, tops = ([cell["box"][n] for cell in sheet["cells"]] for n in (0, 1))
+    assert lefts[:3] == lefts[3:] == sorted(set(lefts))
+    assert tops == [tops[0]] * 3 + [tops[3]] * 3
+
+
+def test_one_seed_gives_one_column(tool):
+    *_, sheet = tool("compare", "a", "--backends", "mock,other,poor", *SMALL).records
+    assert [cell["address"] for cell in sheet["cells"]] == ["A1", "A2", "A3"]
+
+
+def test_a_failed_member_keeps_the_others_in_their_cells(tool, server):
+    server.error = "out of memory"
+    args = ("--backends", "comfy,mock", "--seeds", "1,2", *SMALL, "--id", "x")
+    sheet = tool("compare", "a", *args).records[-1]
+    at = {cell["address"]: cell["id"] for cell in sheet["cells"]}
+    assert at == {"A1": "x-comfy-1", "B1": "x-comfy-2", "A2": "x-mock-1", "B2": "x-mock-2"}
+
+
+def test_a_taken_folder_is_not_used_again(tool, out_dir):
+    for _ in range(3):
+        assert tool("compare", "a cat", "--backends", "mock", "--seed", 7, *SMALL).status == 0
+    found = {path.name for path in out_dir.glob("*/*")}
+    assert found == {"a-cat-7-compare", "a-cat-7-compare-2", "a-cat-7-compare-3"}
+
+
+def test_renders_options_reach_every_backend(tool, configure):
+    path = tool.folder / "own.yaml"
+    path.write_text('backends: {one: {type: mock}}\nstyles: {ink: {template: "ink {prompt}"}}\n')
+    options = ("--config", path, "--style", "ink", "--negative=a, b", "--steps=3", "--cfg=2.5")
+    more = ("--option", "x=1", "--out-dir", "some where", *SMALL)
+    ran = tool("compare", "-v", "a cat", "--backends", "mock,one", *options, *more)
+    assert ran.status == 0
+    for one in ran.records[:-1]:
+        assert (one["sent_prompt"], one["negative_prompt"]) == ("ink a cat", "a, b")
+        assert (one["steps"], one["cfg"], one["options"]) == (3, 2.5, {"x": 1})
+        assert Path(one["file"]).is_relative_to(tool.folder / "some where")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["--seed", "-x", 'it\'s "here"', "$(id) ; *", "a\nb", "🐈", "é" * 9999]
+)
+def test_a_prompt_reaches_every_backend_as_it_is(tool, prompt):
+    ran = tool("compare", "--backends", "mock,other", *SMALL, "--", prompt)
+    assert (ran.status, ran.err) == (0, "")
+    assert [one["prompt"] for one in ran.records[:-1]] == [prompt] * 2
+    assert ran.records[-1]["title"] == prompt
+
+
+# -- backends that fail ----------------------------------------------------------------------------
+
+
+def test_one_that_is_down_does_not_stop_the_others(tool, out_dir):
+    ran = tool("compare", "a cat", "--backends", "down,mock", *SMALL)
+    assert ran.status == 1
+    down, mock, sheet = ran.records
+    assert (down["backend"], down["error"]["code"]) == ("down", "unreachable")
+    assert "file" in mock
+    assert "connection refused" in ran.err
+    folder = only_folder(out_dir)
+    found = report(folder)
+    assert found["members"] == [down, mock]
+    assert (found["totals"]["done"], found["totals"]["failed"]) == (1, 1)
+    assert "file" not in sheet["cells"][0]
+    assert tool("sheet", "--pick", "A1", sheet["file"]).record == down
+    with Image.open(sheet["file"]) as picture:
+        left, top, width, height = sheet["cells"][0]["box"]
+        cell = picture.crop((left, top, left + width, top + height))
+    assert cell.getpixel((1, 1)) == (0x5C, 0x2B, 0x29)
+    assert cell.getextrema()[1][1] > 200, "its error is written there"
+
+
+def test_all_of_them_down(tool, out_dir):
+    ran = tool("compare", "a cat", "--backends", "down,poor", *SMALL)
+    assert ran.status == 1
+    *made, sheet = ran.records
+    codes = [one["error"]["code"] for one in made]
+    assert codes == ["unreachable", "out_of_credit"]
+    assert len(sheet["cells"]) == 2
+    folder = only_folder(out_dir)
+    assert names(folder) == {"sheet.png", "sheet.json", "compare.json", "compare.html"}
+    assert report(folder)["totals"]["failed"] == 2
+
+
+def test_one_that_must_be_changed_gives_2_and_does_not_stop_the_others(tool):
+    ran = tool("compare", "a cat", "--backends", "paid,mock", *SMALL)
+    assert ran.status == 2
+    assert ran.records[0]["error"]["code"] == "not_built"
+    assert "file" in ran.records[1]
+
+
+def test_a_request_that_one_refuses_is_a_failure_of_that_one(tool):
+    ran = tool("compare", "a", "--backends", "mock,comfy", "--negative", "x", "--strict", *SMALL)
+    assert ran.status == 2
+    assert [one["error"]["code"] for one in ran.records[:-1]] == ["not_faithful"] * 2
+
+
+def test_a_render_that_is_killed_leaves_its_cell(tool, out_dir, until):
+    child = tool.start("compare", "a", "--backends", "stuck,mock", *SMALL, "--id", "x")
+    until(lambda: [*tool.folder.glob("state/imagen/mock/*.json")])
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    stuck, mock, sheet = map(json.loads, child.stdout.read().splitlines())
+    assert child.wait(20) == 1
+    assert stuck["id"] == "x-stuck-" + str(stuck["seed"])
+    assert "137" in stuck["error"]["message"]
+    assert (mock["backend"], sheet["members"]) == ("mock", [stuck["id"], mock["id"]])
+    assert report(only_folder(out_dir))["members"] == [stuck, mock]
+
+
+# -- interrupted -----------------------------------------------------------------------------------
+
+
+def test_an_interrupt_keeps_what_was_made_and_cancels_the_rest(tool, out_dir, server, until):
+    server.held = True
+    args = ("--backends", "mock,comfy,other", *SMALL)
+    child = tool.start("compare", "a cat", *args)
+    until(lambda: server.queue()[0])
+    child.send_signal(signal.SIGINT)
+    mock, comfy = map(json.loads, child.stdout.read().splitlines())
+    assert child.wait(20) == 130
+    assert b"Traceback" not in child.stderr.read()
+    assert (mock["backend"], comfy["error"]["code"]) == ("mock", "interrupted")
+    prompt_id = server.submits[0]["prompt_id"]
+    assert server.queue() == (None, [])
+    assert server.interrupts == [prompt_id]
+    assert server.ending(prompt_id) == "execution_interrupted"
+    folder = only_folder(out_dir)
+    found = report(folder)
+    assert found["members"] == [mock, comfy]
+    totals = found["totals"]
+    assert (totals["asked"], totals["done"], totals["failed"]) == (3, 1, 1)
+    assert Path(mock["file"]).is_file()
+    assert "sheet.png" not in names(folder)
+    assert not [name for name in names(folder) if name.startswith(".")]
+
+
+# -- a dry run -------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_every_plan_and_sends_nothing(tool, out_dir, server):
+    ran = tool("compare", "a cat", "--backends", "mock,comfy", "--seeds", "1,2", "--dry-run")
+    assert (ran.status, ran.err) == (0, "")
+    *plans, total = ran.records
+    assert [(one["backend"], one["id"][-2:]) for one in plans] == [
+        ("mock", "-1"),
+        ("mock", "-2"),
+        ("comfy", "-1"),
+        ("comfy", "-2"),
+    ]
+    assert plans[2]["payload"]["prompt"]["31"]["inputs"]["seed"] == 1
+    assert total == {"plans": 4, "cost_usd": 0, "unpriced": 0}
+    assert server.requests == []
+    assert not out_dir.exists()
+
+
+# -- what is refused before anything is sent -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--backends", "comfy,mok"), "did you mean mock?"),
+        (("--backends", "comfy,comfy"), "each once"),
+        (("--backends", ","), "each once"),
+        ((), "--backends"),
+        (("--backends", "comfy", "--seeds", "1,x"), "seed must be a whole number"),
+        (("--backends", "comfy", "--seeds", "1,1"), "each once"),
+        (("--backends", "comfy", "--seeds", "-1"), "seed must be from 0"),
+        (("--backends", "comfy", "--size", "big"), "--size takes WxH"),
+        (("--backends", "comfy", "--style", "nonesuch"), "nonesuch"),
+        (("--backends", "comfy", "--config", "/no/such"), "/no/such"),
+        (("--backends", "comfy", "--count", "2"), "--count does not go with a comparison"),
+        (("--backends", "comfy", "--again"), "--again does not go"),
+        (("--backends", "comfy", "--output", "x.png"), "--output does not go"),
+        (("--backends", "comfy", "--force"), "--force does not go"),
+        (("--backends", "comfy", "--wait", "3"), "--wait does not go"),
+        (("--backends", "comfy", "--backend", "mock"), "--backend does not go"),
+        (("--backends", "comfy", "--set", "seed=3"), "--set does not go"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_sent(tool, out_dir, server, args, says):
+    ran = tool("compare", "a cat", *SMALL[: 0 if "--size" in args else 2], *args)
+    assert (ran.status, ran.out) == (2, b"")
+    assert says in ran.err
+    assert "itself" not in ran.err
+    assert server.requests == []
+    assert not out_dir.exists()
+
+
+@pytest.mark.parametrize("prompt", ["-", "", "  ", b"a\xff"])
+def test_a_prompt_that_is_none_is_refused(tool, out_dir, prompt):
+    ran = tool("compare", "--backends", "mock", *SMALL, "--", prompt)
+    assert (ran.status, ran.out) == (2, b"")
+    assert "itself" not in ran.err
+    assert not out_dir.exists()
+
+
+def test_no_prompt_is_a_usage_fault(tool):
+    assert tool("compare", "--backends", "mock").status == 2
+
+
+def test_a_place_that_cannot_be_written_is_said(tool):
+    (tool.folder / "file").write_text("")
+    ran = tool("compare", "a", "--backends", "mock", *SMALL, "--out-dir", "file/x")
+    assert ran.status == 2
+    assert "cannot write the comparison" in ran.err
+
+
+def test_stdin_is_not_read(tool):
+    child = tool.start("compare", "a", "--backends", "mock", *SMALL)  # its stdin never ends
+    assert child.wait(20) == 0
+
+
+def test_every_line_is_valid_against_the_schema(tool):
+    ran = tool("compare", "a", "--backends", "mock,down,comfy", "--seeds", "1,2", *SMALL)
+    for one in ran.records:
+        schema.validate(one)
+    assert "cells" in ran.records[-1]
+
+
+# -- the page, in a real browser -------------------------------------------------------------------
+
+HOSTILE = (
+    '</script><script>alert(1)</script> <img src=x onerror=alert(2)> "it\'s" &amp; & <!-- \u2028'
+)
+QUIET = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync --disable-default-apps --virtual-time-budget=30000"
+)
+WATCH = """<script>
+  window.alarms = [];
+  for (const name of ["alert", "confirm", "prompt"]) window[name] = (text) => alarms.push(text);
+</script>
+"""
+LOOK = """<script>
+  addEventListener("load", async () => {
+    const seen = [];
+    const look = async () => {
+      const images = [...document.images];
+      const loaded = (one) => new Promise((done) => {
+        if (one.complete) done();
+        else one.onload = one.onerror = done;
+      });
+      await Promise.all(images.map(loaded));
+      seen.push({
+        prompt: document.getElementById("prompt").textContent,
+        about: document.getElementById("about").textContent,
+        files: images.map((one) => decodeURIComponent(one.getAttribute("src"))),
+        widths: images.map((one) => one.naturalWidth),
+        chosen: [...main.children].findIndex((one) => one.ariaCurrent === "true"),
+        faults: [...document.querySelectorAll(".fault")].map((one) => one.textContent),
+        text: document.getElementById("members").textContent,
+        full: document.body.className,
+      });
+    };
+    await look();
+    for (const key of KEYS) {
+      document.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+      await look();
+    }
+    const scripts = document.scripts.length;
+    const found = document.createElement("pre");
+    found.id = "found";
+    found.textContent = JSON.stringify({seen, alarms, scripts, title: document.title});
+    document.body.append(found);
+  });
+</script>
+"""
+
+
+@pytest.fixture
+def browse(needs, tmp_path) -> Callable[..., dict]:
+    """Open a page in Chromium, press keys, and give what was shown after each."""
+    chromium = needs("chromium", "chromium")
+
+    def shown(page: Path, *keys: str) -> dict:
+        copy = page.with_name("watched.html")  # beside the page, so that its images are found
+        text = page.read_text().replace("<header>", WATCH + "<header>", 1)
+        copy.write_text(text.replace("</html>", LOOK.replace("KEYS", json.dumps(keys)) + "</html>"))
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        done = subprocess.run(
+            [chromium, *QUIET.split(), profile, "--dump-dom", copy.as_uri()],
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+        found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout.decode(), re.DOTALL)
+        assert found, done.stderr.decode()[-2000:]
+        return json.loads(html.unescape(found[1]))
+
+    return shown
+
+
+def test_a_hostile_prompt_is_text_and_every_image_loads(tool, out_dir, browse):
+    ran = tool("compare", HOSTILE, "--backends", "mock,other,down", "--size", "80x64")
+    assert ran.status == 1
+    found = browse(only_folder(out_dir) / "compare.html")
+    (first,) = found["seen"]
+    assert first["prompt"] == HOSTILE
+    assert found["title"].endswith(HOSTILE[:80].strip())
+    assert found["alarms"] == []
+    assert found["scripts"] == 4, "the page's two and the test's two"
+    assert first["widths"] == [80, 80]
+    seed = ran.records[0]["seed"]
+    assert first["files"] == [f"mock-{seed}.png", f"other-{seed}.png"]
+    assert "unreachable: " in first["faults"][0]
+    assert "2 of 3 made" in first["about"]
+    assert "80 × 64" in first["text"]
+
+
+def test_arrows_choose_the_backend_and_change_the_seed(tool, out_dir, browse):
+    args = ("--backends", "mock,other", "--seeds", "5,18446744073709551615", *SMALL)
+    tool("compare", "a cat", *args)
+    keys = [
+        "ArrowRight",
+        "ArrowRight",
+        "ArrowLeft",
+        "ArrowDown",
+        "ArrowDown",
+        "ArrowUp",
+        "Enter",
+        "x",
+    ]
+    seen = browse(only_folder(out_dir) / "compare.html", *keys)["seen"]
+    large = "18446744073709551615"
+    assert [one["chosen"] for one in seen] == [0, 1, 0, 1, 1, 1, 1, 1, 1]
+    seeds = [re.match(r"seed (\d+)", one["about"])[1] for one in seen]
+    assert seeds == ["5", "5", "5", "5", large, "5", large, large, large]
+    for one, seed in zip(seen, seeds, strict=True):
+        assert one["files"] == [f"mock-{seed}.png", f"other-{seed}.png"]
+        assert one["widths"] == [64, 64]
+    assert [one["full"] for one in seen[-3:]] == ["", "full", "full"]
+
+
+def test_the_page_of_an_interrupted_comparison_works(tool, out_dir, server, until, browse):
+    server.held = True
+    child = tool.start("compare", "a", "--backends", "mock,comfy", "--seeds", "1,2,3", *SMALL)
+    until(lambda: server.queue()[0])
+    child.send_signal(signal.SIGINT)
+    assert child.wait(20) == 130
+    seen = browse(only_folder(out_dir) / "compare.html", "ArrowDown", "ArrowRight", "ArrowUp")[
+        "seen"
+    ]
+    assert [len(one["files"]) for one in seen] == [1, 1, 1, 1]
+    assert [len(one["faults"]) for one in seen] == [1, 0, 0, 1]
+
+
+def test_the_page_refers_to_no_network(tool, out_dir):
+    tool("compare", "a cat", "--backends", "mock,comfy", *SMALL)
+    page = (only_folder(out_dir) / "compare.html").read_text()
+    assert not re.search(r"(?:https?|wss?|ftp):|\bsrc=|\bhref=|@import|url\(|fetch\(", page)
+    assert "default-src 'none'" in page
