@@ -609,7 +609,7 @@ def test_an_id_that_made_another_picture_is_refused_before_anything_is_sent(
 def test_an_id_that_failed_on_the_server_may_be_tried_again(server: ComfyUI, make: Make) -> None:
     server.error = "out of memory"
     failure(make())
-    server.error = ""
+    server.error = None
     (made,) = rendered(make())
     assert made["submit"] == handle()
     assert len(submitted(server)) == 2
