@@ -1,27 +1,38 @@
-"""Lateness: from submit to the file written, beside a script that polls each 500 ms."""
+"""Lateness: from the server's finish to our file, beside a script that polls each 500 ms."""
 
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+import requests
 
 from imagen import config, ledger, render, request, workflow
 from measure import show
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+TESTS = Path(__file__).parents[1] / "tests"
 
 
 def main(state: str, rounds: int = 40) -> None:
-    from servers.comfyui import ComfyUI
-
-    with ComfyUI() as server:
-        ours = statistics.median(_ours(server, state) for _ in range(rounds))
-        script = statistics.median(_script(server, state, n) for n in range(10))
+    server = subprocess.Popen(
+        [sys.executable, "-m", "servers.comfyui", "--port", "0"],
+        cwd=TESTS,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    url = server.stdout.readline().strip()
+    try:
+        ours = statistics.median(_ours(url, state) for _ in range(rounds))
+        script = statistics.median(_script(url, state, n) for n in range(10))
+    finally:
+        server.kill()
+        server.wait()
     show(
-        "A ComfyUI that answers at once: submit to file written (asked: ≤ 60 ms median)",
+        "ComfyUI: from the server's own finish to the file written (asked: ≤ 60 ms median)",
         ["client", "ms"],
         [
             ["imagen-render, verified, with sidecar, synced", f"{ours:.0f}"],
@@ -30,34 +41,32 @@ def main(state: str, rounds: int = 40) -> None:
     )
 
 
-def _ours(server: Any, state: str) -> float:
-    values = config.Config(None, backends={"comfy": {"type": "comfyui", "url": server.url}})
+def _since_finish(url: str, handle: str) -> float:
+    """Milliseconds since the server says it was done with a prompt."""
+    entry = requests.get(f"{url}/history/{handle}", timeout=5).json()[handle]
+    return 1000 * time.time() - entry["status"]["messages"][-1][1]["timestamp"]
+
+
+def _ours(url: str, state: str) -> float:
+    values = config.Config(None, backends={"comfy": {"type": "comfyui", "url": url}})
     values.values["default_backend"] = "comfy"
-    told = request.Told(
-        defaults={"backend": "comfy", "width": 1024, "height": 1024}, out_dir=Path(state) / "late"
-    )
-    renderer = render.Renderer(
-        values, ledger.Ledger(Path(state) / "ledger.sqlite3"), told, state=Path(state)
-    )
-    [line] = request.requests_of({"prompt": "a cat"}, told)
-    list(renderer.render(line))  # the connection and the imports are there
-    [line] = request.requests_of({"prompt": "a cat"}, told)
-    began = time.perf_counter()
-    [made] = renderer.render(line)
-    assert Path(made["file"]).exists()
-    return 1000 * (time.perf_counter() - began)
+    defaults = {"backend": "comfy", "width": 1024, "height": 1024}
+    told = request.Told(defaults=defaults, out_dir=Path(state) / "late")
+    book = ledger.Ledger(Path(state) / "ledger.sqlite3")
+    renderer = render.Renderer(values, book, told, state=Path(state))
+    for _ in range(2):  # the second time the connection and the imports are there
+        [line] = request.requests_of({"prompt": "a cat"}, told)
+        [made] = renderer.render(line)
+    return _since_finish(url, made["submit"])
 
 
-def _script(server: Any, state: str, number: int) -> float:
-    import requests
-
+def _script(url: str, state: str, number: int) -> float:
     graph = workflow.fill(workflow.load("flux1-schnell"), {"prompt": "a cat", "seed": number})
     session = requests.Session()
-    began = time.perf_counter()
-    handle = session.post(f"{server.url}/prompt", json={"prompt": graph}).json()["prompt_id"]
-    while not (found := session.get(f"{server.url}/history/{handle}").json()):
+    handle = session.post(f"{url}/prompt", json={"prompt": graph}).json()["prompt_id"]
+    while not (found := session.get(f"{url}/history/{handle}").json()):
         time.sleep(0.5)
     [image] = next(iter(found[handle]["outputs"].values()))["images"]
-    body = session.get(f"{server.url}/view", params=image).content
+    body = session.get(f"{url}/view", params=image).content
     (Path(state) / f"script-{number}.png").write_bytes(body)
-    return 1000 * (time.perf_counter() - began)
+    return _since_finish(url, handle)

@@ -375,7 +375,7 @@ def test_a_full_disk_fails_one_record_after_the_other_and_leaves_no_half_file(to
 
 
 def test_a_limit_on_file_size_leaves_no_half_file(render, tool, out_dir):
-    line = {"prompt": "a", "seed": 1, "width": 2048, "height": 1024}
+    line = {"prompt": "a", "seed": 1, "width": 4096, "height": 4096}
     size = render([line]).record["bytes"]
     shutil.rmtree(out_dir)
     assert size > 50_000, "the ledger's own files are to stay below the limit"

@@ -184,7 +184,7 @@ class Mock:
         prompt = payload["prompt"]
         picture = scene.draw(prompt, seed + number * 2**64, width, height, caption)
         if self._struck(payload, "flat"):
-            picture.paste((128, 128, 128), (0, 0, width, height))
+            picture.paste(0, (0, 0, width, height))
         text = {"prompt": prompt, "seed": str(seed), "backend": self._name, **also}
         return image.encode_png(picture, text)
 
