@@ -41,10 +41,10 @@ def main(state: str, rounds: int = 40) -> None:
     )
 
 
-def _since_finish(url: str, handle: str) -> float:
-    """Milliseconds since the server says it was done with a prompt."""
+def _late(url: str, handle: str, file: Path) -> float:
+    """Milliseconds from the server's stamp of the end to the last change of the file."""
     entry = requests.get(f"{url}/history/{handle}", timeout=5).json()[handle]
-    return 1000 * time.time() - entry["status"]["messages"][-1][1]["timestamp"]
+    return 1000 * file.stat().st_mtime - entry["status"]["messages"][-1][1]["timestamp"]
 
 
 def _ours(url: str, state: str) -> float:
@@ -57,7 +57,7 @@ def _ours(url: str, state: str) -> float:
     for _ in range(2):  # the second time the connection and the imports are there
         [line] = request.requests_of({"prompt": "a cat"}, told)
         [made] = renderer.render(line)
-    return _since_finish(url, made["submit"])
+    return _late(url, made["submit"], Path(made["file"]))
 
 
 def _script(url: str, state: str, number: int) -> float:
@@ -68,5 +68,6 @@ def _script(url: str, state: str, number: int) -> float:
         time.sleep(0.5)
     [image] = next(iter(found[handle]["outputs"].values()))["images"]
     body = session.get(f"{url}/view", params=image).content
-    (Path(state) / f"script-{number}.png").write_bytes(body)
-    return _since_finish(url, handle)
+    file = Path(state) / f"script-{number}.png"
+    file.write_bytes(body)
+    return _late(url, handle, file)

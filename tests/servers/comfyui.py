@@ -273,7 +273,8 @@ class ComfyUI:
         if good:
             outputs = {o: self._cache.get(marks[o]) or self._saved(item, o) for o in item.outputs}
             self._cache = {marks[key]: outputs.get(key) for key in nodes}
-        at = time.time() if good else at  # a real server stamps once the pictures are saved
+        if good and not self.seconds:
+            at = time.time()  # a real server stamps once the pictures are saved
         start, end = round(self._started * 1000), round(at * 1000)
         messages: list[Any] = [
             ["execution_start", {"prompt_id": item.id, "timestamp": start}],
