@@ -105,7 +105,7 @@ ALLOWED: dict[str, set[str]] = {
     "preview": {"errors"},
     "sheet": {"errors", "record"},
     "contact": {"errors", "record", "files", "image", "ledger", "sheet"},
-    "compare": {"errors", "record"},
+    "compare": {"errors", "record", "sheet"},
     "chain": {"errors"},
     "pipe": {"errors", "record", "signals"},
     "options": {"errors", "record", "request", "settings"},
@@ -146,6 +146,17 @@ def test_pictures_know_nothing_of_lines_and_servers(name):
 @pytest.mark.parametrize("name", [one for one in modules() if one.startswith("commands.")])
 def test_a_command_imports_no_command(name):
     assert {one for one in modules()[name].ours if one.startswith("commands.")} == set()
+
+
+def test_what_the_tests_need_is_installed_where_everything_must_be_real():
+    tests = (ROOT / "tests").rglob("test_*.py")
+    wanted = {
+        one for path in tests for one in re.findall(r'needs\("[^"]+", "([^"]+)"', path.read_text())
+    }
+    listed = re.search(r"packages=\((.*)\)", (ROOT / ".ci/run").read_text())
+    assert listed is not None
+    assert wanted
+    assert wanted <= {*listed[1].split()}
 
 
 def test_nothing_below_imports_a_command():

@@ -97,3 +97,11 @@ def test_the_page_refers_to_nothing_on_a_network():
     page = compare.PAGE.read_text()
     assert not re.search(r"https?:|wss?:|//[a-z]|\bsrc=|\bhref=|@import|url\(|fetch\(", page)
     assert "default-src 'none'" in page
+
+
+def test_the_page_leaves_out_what_is_private():
+    one = {"file": "/f/a-1.png", "seed": 1, "caller": "somebody@home", "owner_user_id": "u-u-i-d"}
+    request = {**REQUEST, "caller": "somebody@home"}
+    page = compare.page(compare.summary("x", request, TURNS, [one]))
+    assert b"somebody@home" not in page
+    assert b"u-u-i-d" not in page

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from .errors import RenderFailed, UsageFault
 from .record import Record
+from .sheet import PRIVATE
 
 PAGE = Path(__file__).parent / "data" / "compare.html"
 LABEL = "backend,seed,model,latency_ms,cost_usd,fidelity"
@@ -79,13 +80,23 @@ def prices(made: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def page(found: Mapping[str, Any]) -> bytes:
     """Give compare.html: the template with the summary as data, which no text in it can leave.
 
-    Seeds are text there: JavaScript rounds numbers from 2^53.
+    Seeds are text there: JavaScript rounds numbers from 2^53. What is private is left out: a page
+    is made to be shown.
     """
-    members = [{**one, "seed": str(one.get("seed"))} for one in found["members"]]
+    members = [{**_public(one), "seed": str(one.get("seed"))} for one in found["members"]]
     for one in members:
         if "file" in one:
             one["file"] = Path(one["file"]).name
-    shown = {**found, "seeds": [str(seed) for seed in found["seeds"]], "members": members}
+    shown = {
+        **found,
+        "request": _public(found["request"]),
+        "seeds": [str(seed) for seed in found["seeds"]],
+        "members": members,
+    }
     data = json.dumps(shown, ensure_ascii=True)
     safe = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return PAGE.read_bytes().replace(b'"DATA"', safe.encode())
+
+
+def _public(one: Mapping[str, Any]) -> Record:
+    return {name: value for name, value in one.items() if name not in (*PRIVATE, "cloud")}
