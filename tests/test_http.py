@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 
 from imagen import http
 from imagen.errors import (
@@ -395,3 +396,22 @@ def test_a_secret_that_the_server_echoes_is_not_told(serve, client, status):
         client(serve(echo).url, headers=headers).get("/").json_object()
     assert "a-long-secret" not in caught.value.as_line()
     assert b"a-long-secret" not in getattr(caught.value, "body", b"")
+
+
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate", Unreachable),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", Unreachable),
+        ("[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] bad record mac", AnswerLost),
+    ],
+)
+def test_of_the_faults_of_tls_only_those_of_the_handshake_mean_that_nothing_was_sent(
+    client, monkeypatch, says, kind
+):
+    def fail(*_args: Any, **_more: Any) -> None:
+        raise requests.exceptions.SSLError(says)
+
+    monkeypatch.setattr(requests.Session, "request", fail)
+    with pytest.raises(kind):
+        client("https://127.0.0.1:1").post("/prompt", {})

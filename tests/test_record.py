@@ -277,3 +277,11 @@ def test_a_request_may_say_null_where_a_record_may_not():
     line = {"prompt": "a", "seed": None}
     assert Draft202012Validator(record.schema("request")).is_valid(line)
     assert not Draft202012Validator(record.schema("record")).is_valid(line)
+
+
+def test_what_a_terminal_would_obey_is_escaped_and_reads_back_the_same():
+    made = {"prompt": "a\x9b31mb\x7f"}
+    line = record.line(made)
+    assert b"\\u009b31m" in line
+    assert b"\x7f" not in line
+    assert record.parse(line) == made

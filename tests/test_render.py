@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 import uuid
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagen import backends, image
+from imagen import backends, files, image, signals
 from imagen.backends import Ask, Collected, Plan, Sought, Wait
 from imagen.config import Config
 from imagen.errors import (
@@ -468,3 +470,95 @@ def test_a_taken_output_name_leaves_the_line_pending(renderer, paid, pending, tm
         only(make.collect(pending))
     assert caught.value.record["pending"] == pending["pending"]
     assert paid.did("collect") == [f"collect {submit_id(1)}"]
+
+
+# -- what a line that comes back says of itself ----------------------------------------------------
+
+ELSEWHERE = "5c1f0d2e-1111-4222-8333-0123456789ab"
+FAILED = {**ASKED, "id": "k", "attempts": 1, "error": {"tool": "imagen-render", "retry": "safe"}}
+
+
+def test_a_failed_line_of_another_ledger_is_looked_for_under_the_id_it_had(renderer, backend):
+    made = only(renderer().render({**FAILED, "render_id": ELSEWHERE}))
+    looked = str(uuid.uuid5(uuid.UUID(ELSEWHERE), "1"))
+    assert backend.did("find") == [f"find {looked}"]
+    assert made["render_id"] == ELSEWHERE
+
+
+def test_a_pending_line_keeps_the_global_id_that_it_had(renderer, backend):
+    backend.on_collect = ["wait"]
+    line = only(renderer(wait_s=0.01).render({**ASKED, "id": "k"}))
+    made = only(renderer().collect({**line, "render_id": ELSEWHERE}))
+    assert made["render_id"] == ELSEWHERE
+
+
+def test_a_pending_line_keeps_what_was_approximated_when_it_was_sent(renderer, backend):
+    backend.on_collect, backend.approximates = ["wait"], True
+    line = only(renderer(wait_s=0.01).render(ASKED))
+    backend.approximates = False  # as the rounded size, asked again, is met exactly
+    made = only(renderer().collect(line))
+    assert made["fidelity"] == line["fidelity"]
+
+
+def test_a_pending_line_keeps_the_model_that_it_was_sent_to(renderer, backend):
+    backend.on_collect = ["wait"]
+    line = only(renderer(wait_s=0.01).render(ASKED))
+    made = only(renderer().collect({**line, "model": "as-it-was.safetensors"}))
+    assert made["model"] == "as-it-was.safetensors"
+
+
+# -- what must not be lost -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [130, 143])
+def test_a_signal_while_the_image_is_written_waits_until_its_record_is_out(
+    renderer, backend, monkeypatch, status
+):
+    store = files.store
+
+    def interrupted(*args: Any) -> Any:
+        os.kill(os.getpid(), status - 128)
+        return store(*args)
+
+    monkeypatch.setattr(files, "store", interrupted)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals.install()
+    try:
+        made, fault = stopped(renderer(), ASKED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert isinstance(fault, Stopped)
+    assert fault.status == status
+    (one,) = made
+    assert Path(one["file"]).is_file()
+    assert "pending" not in one
+    assert backend.did("cancel") == []
+
+
+def test_a_render_that_could_not_be_cancelled_is_not_said_to_be(renderer, backend, monkeypatch):
+    def cancel(_handle: str) -> None:
+        raise ServerFault("the server answered 500")
+
+    monkeypatch.setattr(backend, "cancel", cancel)
+    backend.on_collect = ["wait"]
+    with pytest.raises(TimedOut, match="goes on, it could not be cancelled"):
+        only(renderer(timeout_s=0.01).render(ASKED))
+
+
+def test_more_images_than_asked_do_not_replace_the_one_that_was_named(renderer, backend, tmp_path):
+    other = image.encode_png(Image.linear_gradient("L").resize((64, 48)).rotate(180), {})
+    backend.on_collect = [Collected([PNG, other], {})]
+    named = tmp_path / "cover.png"
+    one, more = renderer(output=str(named), force=True).render(ASKED)
+    assert one["file"] == str(named)
+    assert named.read_bytes() == PNG
+    assert Path(more["file"]).read_bytes() == other
+    assert Path(more["file"]).is_relative_to(tmp_path / "out")
+
+
+def test_an_image_far_larger_than_planned_is_not_decoded(renderer, backend):
+    large = image.encode_png(Image.new("L", (12_000, 8_000)), {})
+    backend.on_collect = [Collected([large], {})]
+    with pytest.raises(BadImage, match="too many to check"):
+        only(renderer().render(ASKED))

@@ -209,3 +209,23 @@ def test_any_line_is_sound_requests_or_refused(line, told):
         assert record.checked(each) == each
         assert isinstance(each["seed"], int)
         assert isinstance(each["id"], str)
+
+
+def test_a_line_tried_again_is_the_request_that_it_was_whatever_the_options_say_now():
+    line = {**failed(OURS, "safe"), "id": "k", "seed": 3}
+    (again,) = requests_of(line, Told(defaults={"style": "ink", "steps": 9}))
+    assert {"style", "steps"}.isdisjoint(again)
+
+
+def test_a_line_tried_again_with_another_request_is_a_new_one():
+    line = {**failed(OURS, "safe"), "id": "k", "seed": 3}
+    told = Told(overrides={"prompt": "b"})
+    assert fate(line, told) == "new"
+    (new,) = requests_of(line, told)
+    assert (new["request"], new["prompt"]) == ("k", "b")
+    assert new["id"] != "k"
+
+
+@pytest.mark.parametrize("name", ["file", "pending", "members", "error"])
+def test_what_is_null_is_not_said(name):
+    assert fate({**ASKED, name: None}, PLAIN) == "new"

@@ -129,15 +129,13 @@ class Server:
         import requests
         from urllib3.exceptions import NewConnectionError
 
-        if isinstance(fault, (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader)):
+        wrong = (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader)
+        if isinstance(fault, wrong) or not isinstance(fault, requests.RequestException):
             return ConfigFault(f"the {self.who}'s address or headers cannot be used: {self.url}")
         reason = getattr(fault.args[0] if fault.args else None, "reason", None)
-        never = (
-            requests.ConnectTimeout,
-            requests.exceptions.SSLError,
-            requests.exceptions.ProxyError,
-        )
-        if isinstance(fault, never) or isinstance(reason, NewConnectionError):
+        never = (requests.ConnectTimeout, requests.exceptions.ProxyError)
+        handshake = any(sign in str(fault) for sign in _HANDSHAKE)
+        if isinstance(fault, never) or isinstance(reason, NewConnectionError) or handshake:
             return Unreachable(f"cannot reach the {self.who} at {self.url}: {_why(fault)}")
         return AnswerLost(f"lost the answer of the {self.who} at {self.url}: {_why(fault)}")
 

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,11 @@ def test_a_reader_that_leaves_ends_it_quietly(tool, out_dir):
     assert child.wait(20) == 0
     assert b"Traceback" not in child.stderr.read()
     assert len([*out_dir.rglob("*.png")]) < 25, "and what is behind it too"
+
+
+def test_a_module_in_the_working_folder_is_not_run(tool):
+    for name in ("click.py", "json.py", "requests.py"):
+        (tool.folder / name).write_text("raise SystemExit('run by mistake')")
+    argv = [sys.executable, "-P", "-m", "imagen", "generate", "a cat", "--size", "64x64"]
+    ran = tool("generate", argv=argv)
+    assert (ran.status, "by mistake" in ran.err) == (0, False)

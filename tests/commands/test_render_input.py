@@ -474,3 +474,18 @@ def test_a_read_only_ledger_folder_is_said_and_gone_without(tool):
     ran = tool("render", "a", *SMALL, env={"IMAGEN_LEDGER": str(tool.folder / "taken" / "l")})
     assert ran.status == 0
     assert "no ledger" in ran.err
+
+
+@pytest.mark.parametrize("option", ["--negative", "--id", "--sampler", "--style"])
+def test_an_argument_that_is_not_utf_8_is_refused(tool, option):
+    argv = ["sh", "-c", 'exec "$@" "$(printf "\\377")"', "sh", *tool.argv("render", "a", option)]
+    ran = tool("render", argv=argv)
+    assert ran.status == 2
+    assert "not valid UTF-8" in ran.err
+
+
+def test_a_line_too_deep_to_write_again_costs_itself_alone(tool):
+    deep = b'{"prompt":"deep","x":' + b"[" * 980 + b"]" * 980 + b"}\n"
+    ran = tool("render", *SMALL, stdin=deep + GOOD, check_records=False)
+    assert [one.get("prompt") for one in ran.records][-1] == "good"
+    assert "Traceback" not in ran.err

@@ -305,8 +305,10 @@ class ComfyUI:
 
     def _read(self, path: str) -> dict[str, Any]:
         try:
+            left = max(self._server.until - time.monotonic(), 0)
+            patience = min(self._patience_s, left)
             return retry.for_a_while(
-                lambda: self._server.get(path).json_object(), self._patience_s, self.retry_s
+                lambda: self._server.get(path).json_object(), patience, self.retry_s
             )
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
