@@ -109,9 +109,10 @@ ALLOWED: dict[str, set[str]] = {
     "chain": {"errors"},
     "pipe": {"errors", "record", "signals"},
     "options": {"errors", "record", "request", "settings"},
+    "outcome": {"backends", "errors", "files", "image", "prompt", "record"},
     "render": {
         *("ledger", "files", "image", "prompt", "backends"),
-        *("errors", "record", "request", "retry", "signals", "config"),
+        *("errors", "record", "request", "retry", "signals", "config", "outcome"),
     },
     "supabase": {"http", "db", "retry", "errors", "record"},
     "jobs": {"http", "db", "retry", "errors", "record"},

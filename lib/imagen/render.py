@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import backends, files, image, prompt, record, retry, signals
+from . import backends, files, image, outcome, prompt, record, retry, signals
 from .backends import Ask, Backend, Collected, Plan, Sought, Wait
 from .config import Config
 from .errors import (
@@ -33,28 +32,11 @@ from .errors import (
     from_os,
 )
 from .ledger import Ledger
+from .outcome import Job
 from .record import Record
 from .request import GIVEN, Told, check_names
 
 _MOST_OF_ID = 190  # the images of one submit are id, id.2, id.3, …, and still ids
-
-
-@dataclass(slots=True)
-class Job:
-    """A render under way: what was asked, and what is known so far."""
-
-    asked: Record
-    record: Record
-    backend: Backend
-    render_id: str
-    prompts: prompt.Prompts
-    attempts: int = 0
-    plan: Plan | None = None
-    handle: str | None = None
-    place: files.Place | None = None
-    may_have_arrived: bool = False
-    finished: bool = False
-    began: float = field(default_factory=time.monotonic)
 
 
 class Renderer:
@@ -108,14 +90,14 @@ class Renderer:
 
     def collect(self, line: Record) -> Iterator[Record]:
         """Collect what a pending line names; yields its records, or the line if not done."""
-        pending = _checked_pending(line.get("pending"))
+        pending = outcome.checked_pending(line.get("pending"))
         kept = (*GIVEN, "attempts", "started_at", "render_id", "fidelity", "model", "workflow")
         asked = record.checked({**record.asked(line, kept), "backend": pending["backend"]})
         check_names(asked)
         if "seed" not in asked or "id" not in asked:
             raise Refused("a pending line needs its id and its seed")
-        job = self._job(asked, _prompts_sent(line))
-        job.handle, job.attempts = pending["handle"], _attempts(line)
+        job = self._job(asked, outcome.prompts_sent(line))
+        job.handle, job.attempts = pending["handle"], outcome.attempts(line)
         job.record |= {"render_id": job.render_id, "pending": pending}
         try:
             self._plan(job, max(job.attempts, 1))
@@ -145,12 +127,12 @@ class Renderer:
         asked.setdefault("backend", self._config["default_backend"])
         job = self._job(asked)
         with _naming(job):
-            job.attempts = _attempts(asked) if failed else 0
+            job.attempts = outcome.attempts(asked) if failed else 0
             job.may_have_arrived = job.attempts > 0
             self._plan(job, max(job.attempts, 1))
             plan = _known(job.plan)
             if self._told.strict and plan.fidelity:
-                raise NotFaithful(_says(plan))
+                raise NotFaithful(outcome.says(plan))
             if plan.images > 1 and len(job.asked["id"]) > _MOST_OF_ID:
                 raise Refused(
                     f"an id for {plan.images} images has at most {_MOST_OF_ID} characters"
@@ -164,7 +146,11 @@ class Renderer:
         job.plan = job.backend.plan(Ask(job.asked, *job.prompts, submit_id))
         for stale in ("sent_prompt", "sent_negative_prompt"):
             job.record.pop(stale, None)
-        job.record |= {"render_id": job.render_id, **job.plan.resolved, **_told_before(job.asked)}
+        job.record |= {
+            "render_id": job.render_id,
+            **job.plan.resolved,
+            **outcome.told_before(job.asked),
+        }
         if job.prompts.prompt != job.asked["prompt"]:
             job.record["sent_prompt"] = job.prompts.prompt
         if job.prompts.negative != job.asked.get("negative_prompt"):
@@ -205,7 +191,7 @@ class Renderer:
             chosen = job.plan.handle if job.plan and job.attempts else None
             handle = job.handle or chosen
             if handle is not None and (stopped.status == 143 or job.backend.paid):
-                yield _pending(job, handle)
+                yield outcome.pending(job, handle)
                 raise
             became = f"interrupted; {self._cancel(job, handle)}"
             sent = job.backend.paid and job.attempts > 0  # and what became of it nobody knows
@@ -267,7 +253,7 @@ class Renderer:
             job.handle = self._submit(job)
             collected = self._collected(job)
         if collected is None:
-            yield _pending(job, str(job.handle))
+            yield outcome.pending(job, str(job.handle))
             return
         with signals.held():  # until the records are out: what is made and written is not lost
             yield from self._written(job, collected)
@@ -288,10 +274,10 @@ class Renderer:
         """Verify each image, then write it: sidecar first, so that no image is without one."""
         total = round((time.monotonic() - job.began) * 1000)
         for number, data in enumerate(collected.images, 1):
-            made = _made(job, collected, number, total)
+            made = outcome.made(job, collected, number, total)
             made["render_id"] = job.render_id if number == 1 else self._ledger.render_id(made["id"])
-            picture = image.probe(data, _most_pixels(job.plan))
-            _compare(made, picture, job.plan)
+            picture = image.probe(data, outcome.most_pixels(job.plan))
+            outcome.compare(made, picture, job.plan)
             made |= {
                 "sha256": hashlib.sha256(data).hexdigest(),
                 "bytes": len(data),
@@ -305,7 +291,7 @@ class Renderer:
         expected = job.plan.images if job.plan else 1
         if len(collected.images) < expected:
             came = len(collected.images)
-            rest = {**job.record, "id": _name(job, came + 1)} if came else job.record
+            rest = {**job.record, "id": outcome.name(job, came + 1)} if came else job.record
             billed = "yes" if job.backend.paid else "no"
             raise TooFewImages(
                 f"the backend returned {came} of {expected} images", record=rest, billed=billed
@@ -328,9 +314,6 @@ class Renderer:
             raise from_os(fault, "cannot write the image") from None
 
 
-# -- what a record says ----------------------------------------------------------------------------
-
-
 @contextmanager
 def _naming(job: Job) -> Iterator[None]:
     """Let a fault inside carry the request as resolved: the line it becomes can be run again."""
@@ -347,96 +330,7 @@ def _release(job: Job) -> None:
         job.place.release()
 
 
-def _most_pixels(plan: Plan | None) -> int:
-    """An image may be upscaled, but not without end: it is decoded in memory."""
-    planned = plan.resolved if plan else {}
-    return max(16 * int(planned.get("width", 0)) * int(planned.get("height", 0)), 2**26)
-
-
-def _checked_pending(pending: Any) -> Record:
-    names = ("backend", "handle", "since")
-    if not isinstance(pending, dict) or not all(isinstance(pending.get(n), str) for n in names):
-        raise Refused("pending must hold the strings backend, handle and since")
-    return pending
-
-
-def _told_before(asked: Mapping[str, Any]) -> Record:
-    """Give what a line that comes back says of its own plan; the configuration may have changed."""
-    kinds = {"fidelity": dict, "model": str, "workflow": str}
-    return {name: asked[name] for name, kind in kinds.items() if isinstance(asked.get(name), kind)}
-
-
-def _prompts_sent(line: Mapping[str, Any]) -> prompt.Prompts:
-    """Give the prompts as they were sent: the style may have changed, or gone, since."""
-    sent, negative = line.get("sent_prompt"), line.get("sent_negative_prompt")
-    return prompt.Prompts(
-        sent if isinstance(sent, str) else line["prompt"],
-        negative if isinstance(negative, str) else line.get("negative_prompt"),
-    )
-
-
 def _known(plan: Plan | None) -> Plan:
     if plan is None:
         raise RenderLost("the render cannot be planned again")
     return plan
-
-
-def _attempts(line: Mapping[str, Any]) -> int:
-    said = line.get("attempts")
-    return said if isinstance(said, int) and 0 < said < 1000 else 0
-
-
-def _says(plan: Plan) -> str:
-    texts = [
-        f"{one['field']} {one['asked']} would be {one['got']} ({one['why']})"
-        for one in plan.approximated
-    ]
-    texts += [f"{one['field']} would be dropped ({one['why']})" for one in plan.dropped]
-    return "; ".join(texts)
-
-
-def _pending(job: Job, handle: str) -> Record:
-    before = job.record.get("pending", {})
-    since = before.get("since") or job.record["started_at"]
-    pending = {"backend": job.asked["backend"], "handle": handle, "since": since}
-    return {**job.record, "attempts": job.attempts or 1, "pending": pending}
-
-
-def _name(job: Job, number: int) -> str:
-    return str(job.asked["id"]) if number == 1 else f"{job.asked['id']}.{number}"
-
-
-def _made(job: Job, collected: Collected, number: int, total: int) -> Record:
-    """Give the record of one image, but for what its bytes say."""
-    waited = job.record.get("pending") is not None
-    made = {key: value for key, value in job.record.items() if key not in ("pending", "error")}
-    made |= {"id": _name(job, number), "submit": job.handle}
-    run_ms = collected.run_ms
-    latency = run_ms if waited else total  # how long a pending one lay about is not the backend's
-    if latency is not None:
-        made["latency_ms"] = latency
-    if run_ms is not None and not waited:
-        made["queue_ms"] = max(total - run_ms, 0)
-    cost = job.plan.cost_usd if job.plan else None
-    if cost is not None:
-        made["cost_usd"] = cost if number == 1 else 0
-    made["attempts"] = job.attempts or 1
-    made["backend_meta"] = {"seed_used": made["seed"], **collected.meta}
-    return made
-
-
-def _compare(made: Record, picture: image.Picture, plan: Plan | None) -> None:
-    """Put the real size into the record, and say where it is not the planned one."""
-    changes = []
-    for name, got in (("width", picture.width), ("height", picture.height)):
-        planned = plan.resolved.get(name) if plan else None
-        if planned not in (None, got):
-            changes.append(
-                {"field": name, "asked": planned, "got": got, "why": "the image came back so"}
-            )
-        made[name] = got
-    if changes:
-        before = made.get("fidelity", {})
-        made["fidelity"] = {**before, "approximated": [*before.get("approximated", []), *changes]}
-    if picture.flat:
-        made["warnings"] = ["flat"]

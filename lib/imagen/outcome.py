@@ -1,0 +1,128 @@
+"""What comes of a render, as its record says it: made, pending, compared with the plan. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import files, image, prompt
+from .backends import Backend, Collected, Plan
+from .errors import Refused
+from .record import Record
+
+
+@dataclass(slots=True)
+class Job:
+    """A render under way: what was asked, and what is known so far."""
+
+    asked: Record
+    record: Record
+    backend: Backend
+    render_id: str
+    prompts: prompt.Prompts
+    attempts: int = 0
+    plan: Plan | None = None
+    handle: str | None = None
+    place: files.Place | None = None
+    may_have_arrived: bool = False
+    finished: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+
+def most_pixels(plan: Plan | None) -> int:
+    """An image may be upscaled, but not without end: it is decoded in memory."""
+    planned = plan.resolved if plan else {}
+    return max(16 * int(planned.get("width", 0)) * int(planned.get("height", 0)), 2**26)
+
+
+def checked_pending(pending: Any) -> Record:
+    """Give a line's `pending` when it names what can be collected; Refused otherwise."""
+    names = ("backend", "handle", "since")
+    if not isinstance(pending, dict) or not all(isinstance(pending.get(n), str) for n in names):
+        raise Refused("pending must hold the strings backend, handle and since")
+    return pending
+
+
+def told_before(asked: Mapping[str, Any]) -> Record:
+    """Give what a line that comes back says of its own plan; the configuration may have changed."""
+    told = {n: asked[n] for n in ("model", "workflow") if isinstance(asked.get(n), str)}
+    fidelity = asked.get("fidelity")
+    if isinstance(fidelity, dict) and all(isinstance(one, list) for one in fidelity.values()):
+        told["fidelity"] = fidelity
+    return told
+
+
+def prompts_sent(line: Mapping[str, Any]) -> prompt.Prompts:
+    """Give the prompts as they were sent: the style may have changed, or gone, since."""
+    sent, negative = line.get("sent_prompt"), line.get("sent_negative_prompt")
+    return prompt.Prompts(
+        sent if isinstance(sent, str) else line["prompt"],
+        negative if isinstance(negative, str) else line.get("negative_prompt"),
+    )
+
+
+def attempts(line: Mapping[str, Any]) -> int:
+    """Give how often a line that comes back was submitted; 0 when it does not soundly say."""
+    said = line.get("attempts")
+    return said if isinstance(said, int) and 0 < said < 1000 else 0
+
+
+def says(plan: Plan) -> str:
+    """Give what a plan approximates and drops, for people."""
+    texts = [
+        f"{one['field']} {one['asked']} would be {one['got']} ({one['why']})"
+        for one in plan.approximated
+    ]
+    texts += [f"{one['field']} would be dropped ({one['why']})" for one in plan.dropped]
+    return "; ".join(texts)
+
+
+def pending(job: Job, handle: str) -> Record:
+    """Give the record of a render that we stopped waiting for."""
+    before = job.record.get("pending", {})
+    since = before.get("since") or job.record["started_at"]
+    where = {"backend": job.asked["backend"], "handle": handle, "since": since}
+    return {**job.record, "attempts": job.attempts or 1, "pending": where}
+
+
+def name(job: Job, number: int) -> str:
+    """Give the id of the nth image of a submit: id, id.2, id.3, …."""
+    return str(job.asked["id"]) if number == 1 else f"{job.asked['id']}.{number}"
+
+
+def made(job: Job, collected: Collected, number: int, total: int) -> Record:
+    """Give the record of one image, but for what its bytes say."""
+    waited = job.record.get("pending") is not None
+    found = {key: value for key, value in job.record.items() if key not in ("pending", "error")}
+    found |= {"id": name(job, number), "submit": job.handle}
+    run_ms = collected.run_ms
+    latency = run_ms if waited else total  # how long a pending one lay about is not the backend's
+    if latency is not None:
+        found["latency_ms"] = latency
+    if run_ms is not None and not waited:
+        found["queue_ms"] = max(total - run_ms, 0)
+    cost = job.plan.cost_usd if job.plan else None
+    if cost is not None:
+        found["cost_usd"] = cost if number == 1 else 0
+    found["attempts"] = job.attempts or 1
+    found["backend_meta"] = {"seed_used": found["seed"], **collected.meta}
+    return found
+
+
+def compare(made: Record, picture: image.Picture, plan: Plan | None) -> None:
+    """Put the real size into the record, and say where it is not the planned one."""
+    changes = []
+    for name, got in (("width", picture.width), ("height", picture.height)):
+        planned = plan.resolved.get(name) if plan else None
+        if planned not in (None, got):
+            changes.append(
+                {"field": name, "asked": planned, "got": got, "why": "the image came back so"}
+            )
+        made[name] = got
+    if changes:
+        before = made.get("fidelity", {})
+        made["fidelity"] = {**before, "approximated": [*before.get("approximated", []), *changes]}
+    if picture.flat:
+        made["warnings"] = ["flat"]
