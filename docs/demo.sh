@@ -20,4 +20,4 @@ run 'imagen-sheet --pick B2 demo-output/sheet.png'
 echo
 echo "All six on one picture: $out/sheet.png"
 echo "Six images with their sidecars are in $out:"
-ls "$out"/*-*-*/*.png
+sed -n 's/.*"file":"\([^"]*\)".*/\1/p' "$out/records.jsonl"

@@ -247,6 +247,13 @@ def test_a_fault_of_our_own_making_costs_one_record_and_is_named(monkeypatch):
         run(b'{"n":1}\n', step)
 
 
+@pytest.mark.parametrize(("raw", "hints"), [(b"a cat\n", True), (b'{"prompt":\n', False)])
+def test_plain_text_gets_the_tools_own_hint_and_broken_json_does_not(raw, hints):
+    (line,) = pipe.read(io.BytesIO(raw), "try --lines")
+    assert line.fault is not None
+    assert (line.fault.hint == "try --lines") == hints
+
+
 # -- words for people ------------------------------------------------------------------------------
 
 

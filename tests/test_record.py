@@ -83,13 +83,6 @@ def test_a_bad_line_says_what_is_wrong_with_it(raw, says):
     assert len(caught.value.as_line()) < 200
 
 
-def test_plain_text_hints_at_lines_and_broken_json_does_not():
-    for raw, hints in ((b"a cat", True), (b'{"prompt":', False)):
-        with pytest.raises(BadLine) as caught:
-            record.parse(raw)
-        assert ("--lines" in (caught.value.hint or "")) == hints
-
-
 def test_a_whole_pair_of_surrogates_is_an_ordinary_character():
     assert record.parse(b'{"a":"\\ud83d\\udc08"}') == {"a": "🐈"}
 

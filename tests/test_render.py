@@ -279,7 +279,7 @@ def test_nothing_is_sent_when_the_reader_is_gone(renderer, backend):
 
 def test_strict_refuses_before_anything_is_sent(renderer, backend):
     backend.approximates = True
-    with pytest.raises(NotFaithful, match="width 65 would be 64"):
+    with pytest.raises(NotFaithful, match="not met as asked: width 64 for 65"):
         only(renderer(strict=True).render(ASKED))
     assert backend.calls == []
 

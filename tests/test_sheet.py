@@ -129,7 +129,7 @@ def test_differences_label_only_what_differs():
             {"fidelity": {"approximated": [{"field": "width", "asked": 1000, "got": 992}]}},
             "width 992 for 1000",
         ),
-        ({"fidelity": {"dropped": [{"field": "negative_prompt"}]}}, "no negative_prompt"),
+        ({"fidelity": {"dropped": [{"field": "negative_prompt"}]}}, "negative_prompt dropped"),
     ],
 )
 def test_a_value_is_shown_as_a_person_would_write_it(member, expected):

@@ -55,7 +55,8 @@ def _status_of(fault: BaseException, tool: str) -> int:
         case Stopped():
             return fault.status
         case click.ClickException():
-            report.say(f"{fault.format_message()} (hint: {tool} --help)")
+            message = " ".join(fault.format_message().split())
+            report.say(f"{message} (hint: {tool} --help)")
             return fault.exit_code
         case ImagenError():
             report.fault("", fault)

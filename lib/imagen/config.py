@@ -70,8 +70,8 @@ def find(flag: str | None) -> Path | None:
     if path.exists():
         return path.absolute()
     if named:
-        who = "--config" if flag else "$IMAGEN_CONFIG"
-        raise ConfigFault(f"{who} names a file that is not there: {path}")
+        who = "" if flag else "$IMAGEN_CONFIG names "
+        raise ConfigFault(f"{who}a configuration file that is not there: {path}")
     return None
 
 

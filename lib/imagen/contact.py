@@ -97,5 +97,5 @@ def members_of(path: Path, addresses: Collection[str]) -> list[Record]:
     named = [sheet.known_address(one) for one in addresses]
     for place in named:
         if place not in members:
-            raise Refused(f"no cell {place} in {path}", hint=f"A1 to {list(members)[-1]}")
+            raise Refused(f"no cell {place} in {path}", hint=f"the last one is {list(members)[-1]}")
     return [members[place] for place in named or members]

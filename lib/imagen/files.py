@@ -105,9 +105,11 @@ def reserve(folder: Path, stem: str, render_id: str, take_over: TakeOver) -> Pla
     raise AssertionError("names never end")
 
 
-def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver) -> Place:
-    """Reserve the very name that was asked for (`--output`); OutputTaken when it is not free."""
+def check_exactly(path: Path, force: bool) -> Place:
+    """Give the place of the very name that was asked for; OutputTaken when it is not free."""
     place = Place(path.parent, path.stem, path.suffix, replace=force, asked_for=True)
+    if not path.parent.is_dir():
+        raise OutputTaken(f"no folder {path.parent}", hint="make it first")
     if path.suffix == ".json" or not path.stem.strip("."):
         raise Refused(f"no name for an image: {path.name!r}", hint="like cat.png")
     for final in (place.image, place.sidecar):
@@ -119,6 +121,12 @@ def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver
             raise OutputTaken(f"the output file exists: {final}")
     if place.sidecar.exists() and not _is_sidecar(place.sidecar):
         raise OutputTaken(f"not a sidecar, so not replaced: {place.sidecar}", hint="another name")
+    return place
+
+
+def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver) -> Place:
+    """Reserve the very name that was asked for (`--output`); OutputTaken when it is not free."""
+    place = check_exactly(path, force)
     reservation = path.parent / f".{path.stem}.reserved"
     if _claimed(reservation, render_id, take_over) is None:
         raise OutputTaken(f"another render is writing {place.image}", hint="give another name")
@@ -262,10 +270,12 @@ def _move_new(temporary: Path, path: Path) -> None:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Give the images in a folder, by name; what begins with a dot is left out."""
+    """Give the images in a folder and those in it, by name; what begins with a dot is left out."""
     ends = {*SUFFIXES.values(), ".jpeg"}
-    found = [path for path in folder.iterdir() if path.suffix.lower() in ends]
-    return sorted(path for path in found if not path.name.startswith("."))
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in ends]
+    inside = (path.relative_to(folder).parts for path in found)
+    shown = (not any(part.startswith(".") for part in parts) for parts in inside)
+    return sorted(path for path, is_shown in zip(found, shown, strict=True) if is_shown)
 
 
 def record_of(image: Path) -> dict[str, Any]:

@@ -70,11 +70,16 @@ def _parameters() -> list[click.Parameter]:
     ]
 
 
-def render_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command render's options."""
-    kept: list[click.Parameter] = getattr(function, "__click_params__", [])
-    function.__click_params__ = [*kept, *reversed(_parameters())]  # type: ignore[attr-defined]
-    return function
+def render_options(*without: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command render's options, but for those named."""
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        kept: list[click.Parameter] = getattr(function, "__click_params__", [])
+        ours = [one for one in reversed(_parameters()) if one.name not in without]
+        function.__click_params__ = [*kept, *ours]  # type: ignore[attr-defined]
+        return function
+
+    return wrap
 
 
 def told(said: Mapping[str, Any], config: Config) -> Told:
@@ -83,16 +88,17 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
     from .request import Told
     from .settings import expanded
 
+    said = {**dict.fromkeys(str(one.name) for one in _parameters()), **said}
     out_dir = said["out_dir"]
     found = Told(
         defaults={"backend": config["default_backend"], **_defaults(said)},
-        overrides=dict(_pair("--set", text) for text in said["sets"]),
+        overrides=dict(_pair("--set", text) for text in said["sets"] or ()),
         count=said["count"],
-        again=said["again"],
+        again=bool(said["again"]),
         out_dir=expanded(out_dir).absolute() if out_dir else config["output.dir"],
         output=said["output"],
-        force=said["force"],
-        strict=said["strict"],
+        force=bool(said["force"]),
+        strict=bool(said["strict"]),
         timeout_s=_seconds("--timeout", said["timeout"]),
         wait_s=_seconds("--wait", said["wait"]),
     )
@@ -115,7 +121,7 @@ def _defaults(said: Mapping[str, Any]) -> Record:
         "scheduler": said["scheduler"],
         "negative_prompt": said["negative"],
         "style": said["style"],
-        "options": dict(_pair("--option", text) for text in said["options"]) or None,
+        "options": dict(_pair("--option", text) for text in said["options"] or ()) or None,
     }
     return {name: value for name, value in found.items() if value is not None}
 

@@ -69,14 +69,12 @@ def attempts(line: Mapping[str, Any]) -> int:
     return said if isinstance(said, int) and 0 < said < 1000 else 0
 
 
-def says(plan: Plan) -> str:
-    """Give what a plan approximates and drops, for people."""
-    texts = [
-        f"{one['field']} {one['asked']} would be {one['got']} ({one['why']})"
-        for one in plan.approximated
-    ]
-    texts += [f"{one['field']} would be dropped ({one['why']})" for one in plan.dropped]
-    return "; ".join(texts)
+def changes(fidelity: Mapping[str, Any]) -> str:
+    """Give what is approximated and dropped, for people; nothing when all is met."""
+    met = fidelity.get("approximated", [])
+    texts = [f"{one['field']} {one['got']} for {one['asked']} ({one['why']})" for one in met]
+    lost = fidelity.get("dropped", [])
+    return "; ".join([*texts, *(f"{one['field']} is dropped ({one['why']})" for one in lost)])
 
 
 def pending(job: Job, handle: str) -> Record:

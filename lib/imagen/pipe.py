@@ -38,8 +38,11 @@ class Line(NamedTuple):
     fault: ImagenError | None = None
 
 
-def read(stream: IO[bytes]) -> Iterator[Line]:
-    """Read JSON lines as they arrive; blank ones are skipped, bad ones come with their fault."""
+def read(stream: IO[bytes], plain: str | None = None) -> Iterator[Line]:
+    """Read JSON lines as they arrive; blank ones are skipped, bad ones come with their fault.
+
+    `plain` is the hint for lines that look like no JSON at all.
+    """
     number = 0
     while raw := stream.readline(records.MAX_LINE + 1):
         number += 1
@@ -53,6 +56,7 @@ def read(stream: IO[bytes]) -> Iterator[Line]:
             try:
                 yield Line(where, raw, records.parse(raw))
             except BadLine as fault:
+                fault.hint = None if raw.lstrip().startswith((b"{", b"[")) else plain
                 yield Line(where, raw, fault=fault)
 
 
@@ -135,8 +139,8 @@ def name_of(record: Record | None, where: str) -> str:
     name = (record or {}).get("id")
     if not isinstance(name, str) or not name:
         return where
-    if records.canonical_uuid(name):
-        return name[:8] + "…"
+    if records.canonical_uuid(name[:36]):  # with what --count and imagen-compare put behind it
+        name = name[:8] + "…" + name[36:]
     return name if len(name) <= 40 else name[:39] + "…"
 
 

@@ -168,7 +168,7 @@ def parse(raw: bytes) -> Record:
     except UnicodeDecodeError as fault:
         raise BadLine(f"not UTF-8: byte {fault.start + 1} of the line") from None
     except json.JSONDecodeError as fault:
-        raise BadLine(f"not JSON: {fault.msg} at column {fault.colno}", hint=_hint(raw)) from None
+        raise BadLine(f"not JSON: {fault.msg} at column {fault.colno}") from None
     except RecursionError:
         raise BadLine("not JSON: nested too deep") from None
     except ValueError:  # Python's own limit on the digits of an integer
@@ -176,7 +176,7 @@ def parse(raw: bytes) -> Record:
     if b"\\ud" in raw.lower():
         _check_pairs(value)
     if not isinstance(value, dict):
-        raise BadLine(f"not a JSON object: {_NAMES[type(value)]}", hint=_hint(raw))
+        raise BadLine(f"not a JSON object: {_NAMES[type(value)]}")
     return value
 
 
@@ -194,11 +194,6 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _hint(raw: bytes) -> str | None:
-    plain = not raw.lstrip().startswith((b"{", b"["))
-    return "--lines takes plain text, one prompt a line" if plain else None
 
 
 _NAMES: dict[type, str] = {

@@ -132,7 +132,7 @@ class Renderer:
             self._plan(job, max(job.attempts, 1))
             plan = _known(job.plan)
             if self._told.strict and plan.fidelity:
-                raise NotFaithful(outcome.says(plan))
+                raise NotFaithful(f"not met as asked: {outcome.changes(plan.fidelity)}")
             if plan.images > 1 and len(job.asked["id"]) > _MOST_OF_ID:
                 raise Refused(
                     f"an id for {plan.images} images has at most {_MOST_OF_ID} characters"

@@ -150,7 +150,7 @@ def _changes(fidelity: Mapping[str, Any]) -> list[str]:
         f"{one.get('field')} {one.get('got')} for {one.get('asked')}"
         for one in _objects(fidelity.get("approximated"))
     ]
-    return met + [f"no {one.get('field')}" for one in _objects(fidelity.get("dropped"))]
+    return met + [f"{one.get('field')} dropped" for one in _objects(fidelity.get("dropped"))]
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

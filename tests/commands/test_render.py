@@ -831,3 +831,29 @@ def test_progress_never_runs_over_the_edge_of_a_narrow_terminal(tool):
 
 def test_a_short_render_shows_nothing_on_a_terminal(tool):
     assert on_a_terminal(tool, "a", *SMALL) == (0, "")
+
+
+# -- what people are told --------------------------------------------------------------------------
+
+
+def test_what_the_backend_has_no_use_for_is_said_unless_quiet(tool):
+    said = tool("render", "a cat", *SMALL, "--steps", "4").err
+    assert "steps is dropped" in said
+    assert tool("render", "a cat", *SMALL, "--steps", "4", "--quiet").err == ""
+
+
+def test_verbose_says_the_backend_and_the_file(tool):
+    ran = tool("render", "a cat", *SMALL, "--id", "cat", "--verbose")
+    assert f"cat: mock, {ran.record['file']}" in ran.err
+
+
+def test_several_prompts_for_one_output_are_refused_before_anything_is_sent(tool, out_dir):
+    ran = tool("render", "a cat", "a dog", *SMALL, "--output", "y.png")
+    assert (ran.status, ran.out) == (2, b"")
+    assert not (tool.folder / "y.png").exists()
+
+
+def test_a_folder_that_is_not_there_is_named(tool):
+    ran = tool("render", "a cat", *SMALL, "--output", "nosuch/y.png")
+    assert "no folder" in ran.err
+    assert ".tmp" not in ran.err

@@ -435,7 +435,7 @@ def test_a_cell_that_is_not_there_is_said(tool, lines, place):
     ran = pick(tool, place)
     assert (ran.status, ran.out) == (2, b"")
     assert f"no cell {place}" in ran.err
-    assert "A1 to C2" in ran.err
+    assert "the last one is C2" in ran.err
 
 
 @pytest.mark.parametrize("place", ["", "3B", "cat", "A0", "../A1", "A1:B2"])
@@ -468,3 +468,23 @@ def test_imagemagick_reads_the_sheet(tool, lines, needs):
         [identify, "-format", "%m %w %h", made["file"]], capture_output=True, text=True, check=True
     )
     assert said.stdout == f"PNG {made['width']} {made['height']}"
+
+
+def test_a_taken_output_is_refused_before_a_line_is_read(tool):
+    (tool.folder / "x.png").write_bytes(b"mine")
+    endless = ["sh", "-c", 'yes \'{"file":"a.png"}\' | "$@"', "sh"]
+    ran = tool("sheet", argv=[*endless, *tool.argv("sheet", "--output", "x.png")])
+    assert ran.status == 2
+    assert "exists" in ran.err
+
+
+def test_a_file_that_is_not_there_is_refused_and_no_sheet_is_made(tool):
+    ran = tool("sheet", "nosuch.pgn", "--output", "x.png")
+    assert (ran.status, "no such file: nosuch.pgn" in ran.err) == (2, True)
+    assert not (tool.folder / "x.png").exists()
+
+
+def test_a_folder_of_dated_folders_is_looked_into(tool, out_dir):
+    tool("render", "a cat", "--size", "64x64", "--count", "3")
+    ran = tool("sheet", str(out_dir), "--output", "x.png")
+    assert len(ran.record["members"]) == 3

@@ -29,7 +29,7 @@ _NOT = {"count", "again", "output", "force", "wait", "backend", "sets"}
 @click.argument("prompt")
 @click.option("--backends", required=True, metavar="A,B", help="Backend instances, in this order.")
 @click.option("--seeds", metavar="N,N", help="Several seeds, a column each.")
-@options.render_options
+@options.render_options(*_NOT)
 @click.pass_context
 def main(context: click.Context, /, common: Common, prompt: str, **said: Any) -> int:
     """The same request and seed go to each backend, one after the other. Writes a folder with each
@@ -41,9 +41,6 @@ def main(context: click.Context, /, common: Common, prompt: str, **said: Any) ->
 
     if prompt == "-" or not is_unicode(prompt):
         raise UsageFault("the prompt is not UTF-8, or -, which compare does not read")
-    for name in sorted(_NOT):
-        if options.was_given(context, name):
-            raise UsageFault(f"--{name.removesuffix('s')} does not go with a comparison")
     values = config.load(common.config_file)
     chosen = compare.words(said["backends"], "--backends")
     for name in chosen:
@@ -65,7 +62,7 @@ def _request(prompt: str, said: dict[str, Any], values: Any) -> tuple[Record, li
     from .. import compare, request
     from ..prompt import styled
 
-    told = options.told({**said, "sets": (), "backend": None}, values)
+    told = options.told(said, values)
     told.defaults.pop("backend", None)
     numbers = compare.words(said["seeds"], "--seeds") if said["seeds"] else []
     lines: list[Record] = [{"prompt": prompt, "seed": options.typed(one)} for one in numbers]

@@ -22,7 +22,7 @@ Examples:
 @tool("generate", epilog=EXAMPLES)
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
-@options.render_options
+@options.render_options()
 @click.option("--no-cloud", is_flag=True, help="Do not upload, whatever the configuration says.")
 @click.option("--preview/--no-preview", default=None, help="Show always, or never.")
 @click.pass_context

@@ -28,7 +28,7 @@ Examples:
 @tool("render", epilog=EXAMPLES)
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
-@options.render_options
+@options.render_options()
 def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, **said: Any) -> int:
     """Each PROMPT is one image; without any, request lines (JSON) are read from stdin. Finished
     lines are passed on, pending ones collected, failed ones tried again where that is safe.
@@ -39,7 +39,7 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, *
 
     values = config.load(common.config_file)
     told = options.told(said, values)
-    source = _source(prompts, lines)
+    source = _source(prompts, lines, told.output)
     if told.output == "-":
         common.pipe.to_stderr = True
     renderer = Renderer(
@@ -59,23 +59,42 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, *
             case "collect":
                 return None if dry_run else renderer.collect(line)
             case _:
-                return [renderer.dry(line)] if dry_run else renderer.render(line)
+                dry = [renderer.dry(line)] if dry_run else None
+                return dry or _told_of(common, renderer.render(line))
 
     return common.pipe.each(_requests(source, told, said["id"]), step)
 
 
-def _source(prompts: tuple[str, ...], lines: bool) -> Iterator[Line]:
+def _told_of(common: Common, made: Iterable[Record]) -> Iterator[Record]:
+    """Tell people what a record says that they did not ask for."""
+    from .. import outcome, pipe
+
+    for one in made:
+        if changes := outcome.changes(one.get("fidelity", {})):
+            common.report.note(f"{pipe.name_of(one, '')}: {changes}")
+        if "extension" in one.get("warnings", []):
+            common.report.note(f"{one['file']} is a {one['format']}, whatever its name says")
+        file = one.get("file", "no file")
+        common.report.detail(f"{pipe.name_of(one, '')}: {one['backend']}, {file}")
+        yield one
+
+
+def _source(prompts: tuple[str, ...], lines: bool, output: str | None) -> Iterator[Line]:
     from .. import pipe
 
     if prompts and prompts != ("-",):
         if "-" in prompts or lines:
             raise UsageFault("prompts come from the command line or from stdin, not from both")
+        if len(prompts) > 1 and output:
+            raise UsageFault(f"--output takes one image, here are {len(prompts)} prompts")
         return (pipe.line_of(f"prompt {n}", text) for n, text in enumerate(prompts, 1))
     if sys.stdin is None or not (prompts or pipe.stdin_waits()):
         raise UsageFault(
             "no prompt", hint="imagen-render 'a cat in a fishbowl', or imagen-render --help"
         )
-    return pipe.read_prompts(sys.stdin.buffer) if lines else pipe.read(sys.stdin.buffer)
+    if lines:
+        return pipe.read_prompts(sys.stdin.buffer)
+    return pipe.read(sys.stdin.buffer, "--lines takes plain text, one prompt a line")
 
 
 def _requests(source: Iterator[Line], told: Told, given_id: str | None) -> Iterator[Line]:

@@ -57,6 +57,7 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
     sheet carries the record of every member, so that --pick can tell which image was meant.
     """
     from .. import config, contact, ledger, pipe
+    from .. import files as names
 
     if said.pop("lists") | bool(said["pick"]):
         if len(files) != 1:
@@ -66,6 +67,8 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
         for member in contact.members_of(Path(files[0]), said["pick"]):
             common.pipe.write(member)
         return common.pipe.status
+    if said["output"]:  # before anything is rendered for us
+        names.check_exactly(Path(said["output"]).absolute(), said["force"])
     members = list(_members(common, files, said.pop("null")))
     if not members:
         raise UsageFault("nothing to put on a sheet", hint="imagen-render 'a cat' | imagen-sheet")
@@ -82,12 +85,30 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
 
 def _members(common: Common, named: tuple[str, ...], null: bool) -> Iterator[Record]:
     """Give the members' records: of images named, with their sidecars, or of the lines on stdin."""
-    from .. import files, pipe, record
+    from .. import pipe
 
     if null and (named or not pipe.stdin_waits()):
         raise UsageFault("-0 takes the images from stdin", hint="find -print0 | imagen-sheet -0")
     if null:
         named = tuple(map(os.fsdecode, filter(None, sys.stdin.buffer.read().split(b"\0"))))
+    if named or null:
+        yield from _of_images(common, named)
+    elif pipe.stdin_waits():
+        for line in pipe.read(sys.stdin.buffer, "-0 takes image paths, as find -print0 gives them"):
+            if line.record is not None:
+                yield line.record
+            elif line.fault:
+                common.pipe.failed(line.where, line.fault)
+    else:
+        raise UsageFault("no records", hint="imagen-render 'a cat' --count 12 | imagen-sheet")
+
+
+def _of_images(common: Common, named: tuple[str, ...]) -> Iterator[Record]:
+    from .. import files, record
+
+    for name in named:
+        if record.is_unicode(name) and not os.path.lexists(name):
+            raise UsageFault(f"no such file: {name}")
     for path in map(Path, named):
         if not record.is_unicode(str(path)):  # no record can hold it
             common.pipe.failed(ascii(path.name), BadLine("the file's name is not UTF-8"))
@@ -96,16 +117,6 @@ def _members(common: Common, named: tuple[str, ...], null: bool) -> Iterator[Rec
             yield from (one for one in found if "members" not in one)  # the sheets made there
         else:
             yield files.record_of(path)
-    if named or null:
-        return
-    if pipe.stdin_waits():
-        for line in pipe.read(sys.stdin.buffer):
-            if line.record is not None:
-                yield line.record
-            elif line.fault:
-                common.pipe.failed(line.where, line.fault)
-    else:
-        raise UsageFault("no records", hint="imagen-render 'a cat' --count 12 | imagen-sheet")
 
 
 if __name__ == "__main__":
