@@ -46,12 +46,34 @@ def checked_pending(pending: Any) -> Record:
 
 
 def told_before(asked: Mapping[str, Any]) -> Record:
-    """Give what a line that comes back says of its own plan; the configuration may have changed."""
-    told = {n: asked[n] for n in ("model", "workflow") if isinstance(asked.get(n), str)}
+    """Give what a line that comes back soundly says of its plan; settings may have changed."""
+    told = {name: asked[name] for name in _TOLD if isinstance(asked.get(name), str)}
     fidelity = asked.get("fidelity")
-    if isinstance(fidelity, dict) and all(isinstance(one, list) for one in fidelity.values()):
+    if isinstance(fidelity, dict) and fidelity and all(_is_sound(*one) for one in fidelity.items()):
         told["fidelity"] = fidelity
     return told
+
+
+def sound(asked: Mapping[str, Any]) -> Record:
+    """Give a line with only what is sound of that."""
+    rest = {name: value for name, value in asked.items() if name not in (*_TOLD, "fidelity")}
+    return rest | told_before(asked)
+
+
+_TOLD = ("model", "workflow", "started_at")
+_CHANGE = {"approximated": ("asked", "got"), "dropped": ("asked",)}
+
+
+def _is_sound(kind: str, changes: Any) -> bool:
+    """Whether it is what fidelity may hold under this name: objects with field, why and more."""
+    if kind not in _CHANGE or not isinstance(changes, list):
+        return False
+    return all(
+        isinstance(one, dict)
+        and all(isinstance(one.get(name), str) for name in ("field", "why"))
+        and all(name in one for name in _CHANGE[kind])
+        for one in changes
+    )
 
 
 def prompts_sent(line: Mapping[str, Any]) -> prompt.Prompts:

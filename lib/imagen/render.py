@@ -112,6 +112,7 @@ class Renderer:
     # -- the steps, in order ---------------------------------------------------------------------
 
     def _job(self, asked: Record, sent: prompt.Prompts | None = None) -> Job:
+        asked = outcome.sound(asked)
         name = asked["backend"]
         if name not in self._backends:
             self._backends[name] = backends.open_backend(name, self._config, self._state)

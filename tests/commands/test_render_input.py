@@ -490,3 +490,23 @@ def test_a_line_too_deep_to_write_again_costs_itself_alone(tool):
     ran = tool("render", *SMALL, stdin=deep + GOOD, check_records=False)
     assert [one.get("prompt") for one in ran.records][-1] == "good"
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "fidelity", [5, {"dropped": [5]}, {"approximated": [{"field": 1}]}, {"x": []}]
+)
+def test_what_a_line_says_of_its_fidelity_is_believed_only_where_it_is_sound(tool, fidelity):
+    error = {"tool": "imagen-render", "retry": "safe"}
+    line = {
+        "prompt": "a",
+        "id": "k",
+        "seed": 1,
+        "width": 64,
+        "height": 64,
+        "error": error,
+        "fidelity": fidelity,
+    }
+    ran = tool("render", stdin=[{**line, "model": 5, "started_at": 5}])
+    assert (ran.status, "fidelity" in ran.record) == (0, False)
+    assert ran.record["model"] == "mock"
+    assert Path(ran.record["file"]).is_file()
