@@ -28,6 +28,7 @@ class Job:
     place: files.Place | None = None
     may_have_arrived: bool = False
     finished: bool = False
+    sent_at: float = 0.0
     began: float = field(default_factory=time.monotonic)
 
 
@@ -124,10 +125,13 @@ def made(job: Job, collected: Collected, number: int, total: int) -> Record:
     if run_ms is not None and not waited:
         found["queue_ms"] = max(total - run_ms, 0)
     cost = job.plan.cost_usd if job.plan else None
+    cost = cost if collected.cost_usd is None else collected.cost_usd
     if cost is not None:
         found["cost_usd"] = cost if number == 1 else 0
     found["attempts"] = job.attempts or 1
     found["backend_meta"] = {"seed_used": found["seed"], **collected.meta}
+    if isinstance(used := collected.meta.get("seed_used"), int):
+        found["seed"] = used
     return found
 
 

@@ -79,7 +79,7 @@ FIELDS: dict[str, Field] = {
     "seed": Field(
         _ASK,
         {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
-        "drawn from 0..2³²−1 when not given; in a finished record, the used one",
+        "drawn from 1..2³²−1 when not given; in a finished record, the used one",
     ),
     "steps": Field(_ASK, {"type": "integer", "minimum": 1, "maximum": 10_000}, "sampling steps"),
     "cfg": Field(_ASK, {"type": "number", "minimum": 0, "maximum": 100}, "guidance scale"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import backends, files, image, outcome, prompt, record, retry, signals
-from .backends import Ask, Backend, Collected, Plan, Sought, Wait
+from .backends import Ask, Backend, Collected, Lost, Plan, Sought, Wait
 from .config import Config
 from .errors import (
     AnswerLost,
@@ -220,7 +220,7 @@ class Renderer:
 
     def _look_then_send(self, job: Job) -> str:
         if job.may_have_arrived:
-            found = job.backend.find(_known(job.plan))
+            found = job.backend.find(_known(job.plan), Lost(job.sent_at, lambda handle: False))
             if isinstance(found, str):
                 return found
             if found is Sought.UNKNOWN:
@@ -228,6 +228,7 @@ class Renderer:
                     "whether the render arrived cannot be told", retry="reconcile", billed="unknown"
                 )
         before = job.record.copy()
+        job.sent_at = time.time()
         job.attempts += 1
         self._plan(job, job.attempts)
         job.record["attempts"] = job.attempts

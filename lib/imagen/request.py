@@ -98,7 +98,7 @@ def _anew(asked: Record, told: Told) -> Record:
 
 
 def _seed(asked: Mapping[str, Any], count: int) -> int:
-    drawn = int.from_bytes(os.urandom(8)) % (DRAWN_SEEDS - count + 1)
+    drawn = 1 + int.from_bytes(os.urandom(8)) % (DRAWN_SEEDS - count)  # 0 draws at Replicate
     first = int(asked.get("seed", drawn))
     if first + count - 1 > MAX_SEED:
         raise Refused(f"seed {first} and {count - 1} more pass the largest, {MAX_SEED}")

@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from imagen import config, workflow
-from imagen.backends import Ask, Sought, Wait, open_backend
+from imagen.backends import Ask, Lost, Sought, Wait, open_backend
 from imagen.backends.comfyui import ComfyUI as Backend
 from imagen.errors import ImagenError, Interrupted, Refused, ServerFault, Stopped
 from imagen.ledger import Ledger
@@ -30,6 +30,7 @@ from imagen.request import TOOL, Told
 from servers.comfyui import TEXT, Answer, ComfyUI
 
 ID = "5f0c8d5e-5d2f-4a6b-9d0a-1c2b3a4d5e6f"
+NOT_OWNED = Lost(0, lambda _handle: False)
 FAST = {"poll_min_s": 0.001, "poll_max_s": 0.02, "retry_s": 0.01, "patience_s": 1}
 PAGE = Answer(200, b"<html>please log in</html>", "text/html")
 Make = Callable[..., Renderer]
@@ -439,7 +440,7 @@ def test_json_of_another_shape_is_a_fault_of_the_server(
     server.fail(request_line, Answer(200, body, "application/json"), times=1000)
     opened = backend(patience_s=0.05)
     with pytest.raises(ImagenError) as caught:
-        opened.find(opened.plan(Ask(asked(), "a cat", None, handle())))
+        opened.find(opened.plan(Ask(asked(), "a cat", None, handle())), NOT_OWNED)
     assert caught.value.exit_status == 75
 
 
@@ -641,7 +642,7 @@ def test_a_queue_of_a_strange_shape_is_a_fault_of_the_server(
     opened = backend()
     plan = opened.plan(Ask(asked(), "a cat", None, handle()))
     with pytest.raises(ServerFault):
-        opened.find(plan)
+        opened.find(plan, NOT_OWNED)
 
 
 def test_a_workflow_without_a_place_for_seed_and_prompt_says_so(
@@ -863,8 +864,8 @@ def test_a_finished_prompt_is_collected_again_without_a_submit(
 ) -> None:
     opened = backend()
     plan = opened.plan(Ask(asked(), "a cat", None, handle()))
-    assert opened.find(plan) is Sought.ABSENT
-    assert opened.submit(plan) == handle() == opened.find(plan)
+    assert opened.find(plan, NOT_OWNED) is Sought.ABSENT
+    assert opened.submit(plan) == handle() == opened.find(plan, NOT_OWNED)
     wait = Wait(time.monotonic() + 5, lambda _text: None)
     one, other = (opened.collect(handle(), wait, plan) for _ in range(2))
     assert one is not None

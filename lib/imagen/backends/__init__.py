@@ -74,6 +74,16 @@ class Sought(Enum):
     UNKNOWN = "cannot tell"
 
 
+class Lost(NamedTuple):
+    """A submit whose answer was lost: since when (unix time, our clock), and whose handles are.
+
+    `owned` tells whether another render's journal entry holds a handle: that one is not ours.
+    """
+
+    since: float
+    owned: Callable[[str], bool]
+
+
 class Wait(NamedTuple):
     """How long to wait: until a time of time.monotonic(); `tell` shows people what for."""
 
@@ -82,11 +92,15 @@ class Wait(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """The images' bytes as they came, and what the backend says of them; times in ms."""
+    """The images' bytes as they came, and what the backend says of them; times in ms.
+
+    `cost_usd` is what they did cost, where that is not what was planned.
+    """
 
     images: list[bytes]
     meta: dict[str, Any]
     run_ms: int | None = None
+    cost_usd: float | None = None
 
 
 class Status(NamedTuple):
@@ -113,7 +127,7 @@ class Backend(Protocol):
     def submit(self, plan: Plan) -> str:
         """Send the plan; give the handle."""
 
-    def find(self, plan: Plan) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost) -> str | Sought:
         """Look for a submit of this plan whose answer was lost."""
 
     def collect(self, handle: str, wait: Wait, plan: Plan | None) -> Collected | None:

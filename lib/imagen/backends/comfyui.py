@@ -28,7 +28,7 @@ from ..errors import (
 from ..record import canonical_uuid
 from ..settings import Key
 from ..workflow import Workflow
-from . import BASE_KEYS, Ask, Collected, Instance, Plan, Sought, Status, Wait
+from . import BASE_KEYS, Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {
     "url": Key("url", "http://127.0.0.1:8188"),
@@ -205,7 +205,7 @@ class ComfyUI:
         return False
 
     @_reading
-    def find(self, plan: Plan) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost) -> str | Sought:
         """Look for our prompt_id in /queue and /history, twice: it may be between the two."""
         handle = str(plan.handle)
         for _ in range(2):

@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..image import scene
 from ..settings import Key, expanded
-from . import Ask, Collected, Instance, Plan, Sought, Status, Wait
+from . import Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {"faults": Key("faults")}
 FAULTS = {
@@ -117,7 +117,7 @@ class Mock:
         self._strike(plan.payload, "lost_answer", AnswerLost("lost the answer of the mock"))
         return handle
 
-    def find(self, plan: Plan) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost) -> str | Sought:
         """Look whether the submit arrived."""
         handle = str(plan.handle)
         return handle if self._accepted(handle).exists() else Sought.ABSENT

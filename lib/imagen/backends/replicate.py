@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..config import secret
 from ..errors import ImagenError
 from ..settings import Key
-from . import Ask, Collected, Instance, Plan, Sought, Status, Wait
+from . import Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {
     "model": Key("string"),
@@ -48,7 +48,7 @@ class Replicate:
         """Refuse, as there is no plan."""
         raise NotBuilt
 
-    def find(self, plan: Plan) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost) -> str | Sought:
         """Refuse, as there is no plan."""
         raise NotBuilt
 
