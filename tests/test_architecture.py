@@ -98,7 +98,14 @@ ALLOWED: dict[str, set[str]] = {
     "comfy_api": {"errors", "image"},  # image: the text chunks of a returned PNG
     "files": {"errors", "record", "signals"},  # signals are put off while a file is made
     "image": {"errors"},
-    "ledger": {"errors", "record"},
+    "ledger": {"errors", "record", "ledger"},
+    "ledger.locks": set(),
+    "ledger.database": {"errors"},
+    "ledger.journal": {"ledger"},
+    "ledger.spend": {"ledger"},
+    "ledger.usage": {"ledger"},
+    "budget": {"errors", "ledger"},  # ledger: the type of what was spent
+    "caller": set(),
     "http": {"errors", "retry"},
     "db": {"errors", "retry"},
     "config": {"errors", "record", "settings"},
@@ -109,10 +116,12 @@ ALLOWED: dict[str, set[str]] = {
     "chain": {"errors"},
     "pipe": {"errors", "record", "signals"},
     "options": {"errors", "record", "request", "settings"},
-    "outcome": {"backends", "errors", "files", "image", "prompt", "record"},
+    "outcome": {"backends", "errors", "files", "image", "ledger", "prompt", "record"},
+    "submit": {"backends", "budget", "errors", "ledger", "outcome", "retry"},
+    "store": {"backends", "errors", "files", "image", "ledger", "outcome", "record", "request"},
     "render": {
-        *("ledger", "files", "image", "prompt", "backends"),
-        *("errors", "record", "request", "retry", "signals", "config", "outcome"),
+        *("ledger", "prompt", "backends", "budget", "submit", "store"),
+        *("errors", "record", "request", "signals", "config", "outcome"),
     },
     "supabase": {"http", "db", "retry", "errors", "record"},
     "jobs": {"http", "db", "retry", "errors", "record"},

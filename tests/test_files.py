@@ -120,7 +120,7 @@ class Locks:
 
 
 def reserve(folder: Path, owner: str = "me", locks: Locks | None = None) -> files.Place:
-    return files.reserve(folder, "cat-1", owner, locks or Locks("other"))
+    return files.reserve(folder, "cat-1", files.Owner(owner, owner), locks or Locks("other"))
 
 
 def test_a_reservation_is_a_dot_file_with_its_owners_id(folder):

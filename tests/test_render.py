@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from imagen import backends, files, image, signals
-from imagen.backends import Ask, Collected, Plan, Sought, Wait
+from imagen.backends import Ask, Collected, Lost, Plan, Sought, Wait
+from imagen.budget import Caps
 from imagen.config import Config
 from imagen.errors import (
     AnswerLost,
@@ -37,7 +38,7 @@ from imagen.errors import (
     Unreachable,
 )
 from imagen.ledger import Ledger
-from imagen.render import Renderer
+from imagen.render import Around, Renderer
 from imagen.request import Told
 
 PNG = image.encode_png(Image.linear_gradient("L").resize((64, 48)), {})
@@ -79,7 +80,7 @@ class Scripted:
         self.calls.append(("submit", plan.payload["id"]))
         return self._next(self.on_submit) or plan.payload["id"]
 
-    def find(self, plan: Plan) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost) -> str | Sought:
         self.calls.append(("find", plan.payload["id"]))
         return self._next(self.on_find) or Sought.ABSENT
 
@@ -117,14 +118,23 @@ def paid(backend) -> Scripted:
     return backend
 
 
+NO_CAPS = dict.fromkeys(f"budget.{name}" for name in Caps._fields)
+
+
 @pytest.fixture
 def renderer(tmp_path) -> Callable[..., Renderer]:
-    ledger = Ledger(tmp_path / "ledger.sqlite3")
-
-    def make(styles: dict[str, Any] | None = None, more: Any = None, **told: Any) -> Renderer:
-        config = Config(None, {"default_backend": "scripted"}, styles=styles or {})
+    def make(
+        styles: dict[str, Any] | None = None,
+        more: Any = None,
+        ledger: str = "ledger.sqlite3",
+        caps: Any = None,
+        **told: Any,
+    ) -> Renderer:
+        values = {"default_backend": "scripted", **NO_CAPS, **(caps or {})}
+        config = Config(None, values, styles=styles or {})
         says = Told(**{"out_dir": tmp_path / "out", **told})
-        return Renderer(config, ledger, says, state=tmp_path, **(more or {}))
+        around = Around(tmp_path, **(more or {}))
+        return Renderer(config, Ledger(tmp_path / ledger), says, around)
 
     return make
 
@@ -297,7 +307,7 @@ def test_bytes_that_are_no_image_leave_nothing(renderer, backend, tmp_path, data
     with pytest.raises(BadImage) as caught:
         only(renderer().render(ASKED))
     assert caught.value.record["seed"] == 7
-    assert left(tmp_path / "out") == []
+    assert left(tmp_path / "out") == [".a-cat-7.reserved"], "the next try may bring it"
 
 
 @pytest.mark.parametrize(("count", "billed"), [(0, "no"), (2, "no")])
@@ -423,12 +433,20 @@ def test_a_server_that_cannot_be_told_to_cancel_does_not_hide_the_interrupt(rend
     assert fault.stopped.status == 130
 
 
-@pytest.mark.parametrize("end", [None, Stopped(130), BadImage(), "wait"])
-def test_no_reservation_outlives_its_render(renderer, backend, tmp_path, end):
+@pytest.mark.parametrize(
+    ("end", "stays"),
+    [(None, False), (Stopped(130), False), (BadImage(), True), ("wait", True)],
+)
+def test_a_reservation_stays_as_long_as_its_render_can_go_on(
+    renderer, backend, tmp_path, end, stays
+):
     backend.on_collect = [end]
     with suppress(ImagenError, Stopped):
         only(renderer(wait_s=0.01).render(ASKED))
-    assert [name for name in left(tmp_path / "out") if name.startswith(".")] == []
+    reservations = [name for name in left(tmp_path / "out") if name.startswith(".")]
+    assert reservations == ([".a-cat-7.reserved"] if stays else [])
+    only(renderer().render(ASKED))
+    assert sorted(left(tmp_path / "out")) == ["a-cat-7.json", "a-cat-7.png"]
 
 
 # -- collecting ------------------------------------------------------------------------------------
@@ -452,8 +470,9 @@ def test_a_pending_line_is_collected_though_it_can_no_longer_be_planned(renderer
         raise Refused("the workflow is another")
 
     paid.plan = refuse
-    made = only(renderer({"ink": {}}).collect(pending))
-    assert Path(made["file"]).is_file()
+    for ledger in ("ledger.sqlite3", "another.sqlite3"):
+        made = only(renderer({"ink": {}}, ledger=ledger).collect(pending))
+        assert Path(made["file"]).is_file()
 
 
 def test_a_fault_while_collecting_leaves_the_line_pending(renderer, paid, pending):
@@ -488,22 +507,24 @@ def test_a_failed_line_of_another_ledger_is_looked_for_under_the_id_it_had(rende
 def test_a_pending_line_keeps_the_global_id_that_it_had(renderer, backend):
     backend.on_collect = ["wait"]
     line = only(renderer(wait_s=0.01).render({**ASKED, "id": "k"}))
-    made = only(renderer().collect({**line, "render_id": ELSEWHERE}))
-    assert made["render_id"] == ELSEWHERE
+    made = only(renderer(ledger="another.sqlite3").collect(line))
+    assert made["render_id"] == line["render_id"]
 
 
 def test_a_pending_line_keeps_what_was_approximated_when_it_was_sent(renderer, backend):
     backend.on_collect, backend.approximates = ["wait"], True
     line = only(renderer(wait_s=0.01).render(ASKED))
     backend.approximates = False  # as the rounded size, asked again, is met exactly
-    made = only(renderer().collect(line))
-    assert made["fidelity"] == line["fidelity"]
+    for ledger in ("another.sqlite3", "ledger.sqlite3"):
+        made = only(renderer(ledger=ledger).collect(line))
+        assert made["fidelity"] == line["fidelity"]
 
 
 def test_a_pending_line_keeps_the_model_that_it_was_sent_to(renderer, backend):
     backend.on_collect = ["wait"]
     line = only(renderer(wait_s=0.01).render(ASKED))
-    made = only(renderer().collect({**line, "model": "as-it-was.safetensors"}))
+    line["model"] = "as-it-was.safetensors"
+    made = only(renderer(ledger="another.sqlite3").collect(line))
     assert made["model"] == "as-it-was.safetensors"
 
 

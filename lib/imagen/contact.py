@@ -65,13 +65,13 @@ def make(
 
 
 def _place(wanted: Wanted, owner: str, ledger: Ledger) -> files.Place:
-    take_over = partial(ledger.lock, wait=False)
     try:
         if wanted.output:
             path = Path(wanted.output).absolute()
-            return files.reserve_exactly(path, owner, wanted.force, take_over)
+            return files.reserve_exactly(path, owner, wanted.force, ledger.take_over)
         today = datetime.now(UTC).date().isoformat()
-        return files.reserve(wanted.folder / today, "sheet", owner, take_over)
+        ours = files.Owner(owner, owner)
+        return files.reserve(wanted.folder / today, "sheet", ours, ledger.take_over)
     except OSError as fault:
         raise from_os(fault, "cannot write the sheet") from None
 

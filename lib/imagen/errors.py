@@ -8,7 +8,7 @@ never (change something first), reconcile (money may have left: look before runn
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 DONE, FAILED, REFUSED, TEMPORARY = 0, 1, 2, 75
@@ -30,6 +30,7 @@ class ImagenError(Exception):
     hint: str | None = None
     retry_after_s: float | None = None
     record: dict[str, Any] | None = None  # what the line had become when it failed
+    ends = False  # whether a render that was submitted is over by it; else it can be taken up again
 
     def __init__(self, message: str = "", **facts: Any) -> None:
         """Take a message for the person at the terminal, and any of the class's own attributes."""
@@ -38,6 +39,13 @@ class ImagenError(Exception):
         for name, value in facts.items():
             setattr(self, name, value)
         super().__init__(self.message)
+
+    @classmethod
+    def of_record(cls, error: Mapping[str, Any], record: dict[str, Any]) -> ImagenError:
+        """Give the error that a record's `error` object was made of, about this record."""
+        names = ("code", "hint", "billed", "retry", "retry_after_s")
+        facts = {name: error[name] for name in names if error.get(name) is not None}
+        return cls(error["message"], record=record, **facts)
 
     @property
     def exit_status(self) -> int:
@@ -173,6 +181,7 @@ class RenderFailed(ImagenError):
     """The backend could not make the image"""
 
     code = "render_failed"
+    ends = True
 
 
 class RenderLost(ImagenError):
@@ -181,6 +190,23 @@ class RenderLost(ImagenError):
     code = "render_lost"
     retry = "safe"
     finished = False  # whether it was made, and only its image is gone
+    ends = True
+
+
+class PaidFileGone(ImagenError):
+    """It was paid and made, but its file is gone here and at the provider"""
+
+    code = "paid_file_gone"
+    billed = "yes"
+    ends = True
+    hint = "--again pays for a new one"
+
+
+class IdTaken(Refused):
+    """This id belongs to another request"""
+
+    code = "id_taken"
+    hint = "give another id, or --again for a new one"
 
 
 class TimedOut(ImagenError):
@@ -189,6 +215,7 @@ class TimedOut(ImagenError):
     code = "timeout"
     retry = "safe"
     hint = "--timeout S allows more time; --wait S hands out the unfinished record instead"
+    ends = True
 
 
 class BadImage(ImagenError):
@@ -202,6 +229,7 @@ class TooFewImages(ImagenError):
     """The backend returned fewer images than asked"""
 
     code = "too_few_images"
+    ends = True
 
 
 class Interrupted(ImagenError):
@@ -209,6 +237,7 @@ class Interrupted(ImagenError):
 
     code = "interrupted"
     retry = "safe"
+    ends = True
     stopped: BaseException | None = None  # the signal, raised again once the record is out
 
 

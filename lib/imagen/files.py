@@ -9,11 +9,11 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from . import signals
 from .errors import OutputTaken, Refused
@@ -86,23 +86,56 @@ class Place:
             self.reservation = None
 
 
-def reserve(folder: Path, stem: str, render_id: str, take_over: TakeOver) -> Place:
+class Owner(NamedTuple):
+    """Whose a name is: the render that holds the reservation, and the image that is to stand there.
+
+    The image's own render_id is its render's, but for the second and later images of one submit.
+    `again` when an earlier run may have written it.
+    """
+
+    render_id: str
+    image: str
+    again: bool = False
+
+
+def reserve(
+    folder: Path, stem: str, owner: Owner, take_over: TakeOver, held: Collection[str] = ()
+) -> Place:
     """Reserve `stem` in `folder` for image and sidecar together; a taken one gets -2, -3, ….
 
     `take_over(render_id)` locks the owner of a reservation and tells whether that worked: then the
-    owner is dead, and the name is ours.
+    owner is dead, and the name is ours. Files that are this very image's, of an earlier try, are
+    in nobody's way. `held` are stems that this render has reserved already.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _names(stem):
+    for name in (name for name in _names(stem) if name not in held):
         reservation = folder / f".{name}.reserved"
-        claim = _claimed(reservation, render_id, take_over)
+        claim = _claimed(reservation, owner.render_id, take_over)
         if claim is not None:
             ends = _taken(folder, name)
+            before = bool(ends) and (claim == "dead" or owner.again)
+            ours = before and is_ours(folder / f"{name}.json", owner.image)
             orphaned = claim == "dead" and ends == [".json"]
-            if not ends or orphaned:
-                return Place(folder, name, orphaned=orphaned, reservation=reservation)
+            if not ends or orphaned or ours:
+                return Place(folder, name, replace=ours, orphaned=orphaned, reservation=reservation)
             reservation.unlink(missing_ok=True)
     raise AssertionError("names never end")
+
+
+def release(folder: Path, stem: str, render_id: str) -> None:
+    """Take away the reservation of a name, if it is this render's."""
+    reservation = folder / f".{stem}.reserved"
+    with contextlib.suppress(OSError):
+        if _owner(reservation) == render_id:
+            reservation.unlink(missing_ok=True)
+
+
+def is_ours(sidecar: Path, render_id: str) -> bool:
+    """Whether the sidecar that stands there is of this very image."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(sidecar.read_bytes())
+        return isinstance(found, dict) and found.get("render_id") == render_id
+    return False
 
 
 def check_exactly(path: Path, force: bool) -> Place:

@@ -54,6 +54,10 @@ def _parameters() -> list[click.Parameter]:
         click.Option(
             ["--again"], is_flag=True, help="Make finished, failed or pending lines anew."
         ),
+        click.Option(
+            ["--new"], is_flag=True, help="Take up nothing that an earlier run left unfinished."
+        ),
+        click.Option(["--no-ledger"], is_flag=True, help="Keep no journal of this run."),
         click.Option(["--out-dir"], metavar="DIR", help="Folder for dated folders of images."),
         click.Option(["--output"], metavar="FILE", help="Write the one image here; - for stdout."),
         click.Option(["--force"], is_flag=True, help="Let --output replace a file."),
@@ -101,6 +105,7 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
         strict=bool(said["strict"]),
         timeout_s=_seconds("--timeout", said["timeout"]),
         wait_s=_seconds("--wait", said["wait"]),
+        new=bool(said.get("new")),
     )
     sound = {"prompt": "sound?", "id": said["id"], **found.defaults}
     record.checked(record.overridden(sound, found.overrides))

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from . import files, image, prompt
+from . import files, image, prompt, record
 from .backends import Backend, Collected, Plan
 from .errors import Refused
+from .ledger.journal import Asker
 from .record import Record
 
 
 @dataclass(slots=True)
 class Job:
-    """A render under way: what was asked, and what is known so far."""
+    """A render under way: what was asked, and what is known so far.
+
+    `attempts` is the number of the last submit, `sent_at` when that was intended (unix time);
+    `taken_up` says that an earlier run began it, `places` are the names reserved for its images.
+    """
 
     asked: Record
     record: Record
     backend: Backend
     render_id: str
     prompts: prompt.Prompts
+    asker: Asker
     attempts: int = 0
     plan: Plan | None = None
     handle: str | None = None
-    place: files.Place | None = None
+    places: list[files.Place] = field(default_factory=list)
+    made: list[Record] = field(default_factory=list)
     may_have_arrived: bool = False
+    taken_up: bool = False
     finished: bool = False
     sent_at: float = 0.0
     began: float = field(default_factory=time.monotonic)
@@ -108,6 +118,28 @@ def pending(job: Job, handle: str) -> Record:
     return {**job.record, "attempts": job.attempts or 1, "pending": where}
 
 
+def place_of(places: Sequence[files.Place]) -> Record:
+    """Give the place of the first image as the journal keeps it; nothing when it goes nowhere."""
+    if not places:
+        return {}
+    place = places[0]
+    kept = {"stem": place.stem, "suffix": place.suffix, "asked_for": place.asked_for}
+    return {"folder": str(place.folder), **kept}
+
+
+def brought(line: Mapping[str, Any]) -> Record:
+    """Give what a line that comes back adds to what is known of its render."""
+    ours = {"job", "owner_user_id"}
+    return {name: one for name, one in line.items() if name not in record.FIELDS or name in ours}
+
+
+def moment(line: Mapping[str, Any]) -> float:
+    """Give when a line says that it was submitted, as unix time; now when it does not say."""
+    with suppress(KeyError, TypeError, ValueError):
+        return datetime.fromisoformat(line["started_at"]).timestamp()
+    return time.time()
+
+
 def name(job: Job, number: int) -> str:
     """Give the id of the nth image of a submit: id, id.2, id.3, …."""
     return str(job.asked["id"]) if number == 1 else f"{job.asked['id']}.{number}"
@@ -115,7 +147,7 @@ def name(job: Job, number: int) -> str:
 
 def made(job: Job, collected: Collected, number: int, total: int) -> Record:
     """Give the record of one image, but for what its bytes say."""
-    waited = job.record.get("pending") is not None
+    waited = job.taken_up or job.record.get("pending") is not None
     found = {key: value for key, value in job.record.items() if key not in ("pending", "error")}
     found |= {"id": name(job, number), "submit": job.handle}
     run_ms = collected.run_ms

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from . import record as records
 from . import signals
@@ -43,7 +44,7 @@ def read(stream: IO[bytes], plain: str | None = None) -> Iterator[Line]:
 
     `plain` is the hint for lines that look like no JSON at all.
     """
-    number = 0
+    number, stream = 0, _interruptible(stream)
     while raw := stream.readline(records.MAX_LINE + 1):
         number += 1
         where = f"line {number}"
@@ -62,10 +63,32 @@ def read(stream: IO[bytes], plain: str | None = None) -> Iterator[Line]:
 
 def read_prompts(stream: IO[bytes]) -> Iterator[Line]:
     """Read plain text, one prompt a line."""
+    stream = _interruptible(stream)
     for number, raw in enumerate(iter(partial(stream.readline, records.MAX_LINE), b""), 1):
         if not raw.isspace():
             text = raw.decode(errors="surrogateescape").rstrip("\r\n")
             yield line_of(f"line {number}", text)
+
+
+class _Interruptible(io.RawIOBase):
+    """A descriptor whose reads never miss a signal."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        signals.wait_readable(self._descriptor)
+        return os.readv(self._descriptor, [buffer])
+
+
+def _interruptible(stream: IO[bytes]) -> IO[bytes]:
+    try:
+        return io.BufferedReader(_Interruptible(stream.fileno()), 2**16)
+    except OSError:  # of a test: no descriptor
+        return stream
 
 
 def line_of(where: str, prompt: str) -> Line:

@@ -247,6 +247,8 @@ def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
         if not low <= value <= high:
             raise Refused(f"{name} must be from {low} to {high}, not {_short(value)}")
         return value
+    if kind == "object" and _depth(value) > _DEEPEST:
+        raise Refused(f"{name} is nested more than {_DEEPEST} deep")
     for text in _strings(value):
         _check_text(name, text)
     if isinstance(value, str):
@@ -284,6 +286,19 @@ def _strings(value: Any) -> Iterator[str]:
             waiting += [*one.keys(), *one.values()]
         elif isinstance(one, list):
             waiting += one
+
+
+_DEEPEST = 100  # far more than any backend takes, far less than what breaks a reader of JSON
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects are nested, without recursion."""
+    depth, level = 0, [value]
+    while level:
+        nested = [one for one in level if isinstance(one, (dict, list))]
+        depth += bool(nested)
+        level = [x for one in nested for x in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def _check_text(name: str, text: str) -> None:

@@ -1,76 +1,78 @@
-"""One render, step by step: plan, reserve, submit, collect, verify, write.
+"""One render, step by step: claim, plan, reserve, submit, collect, write, hand out.
 
-What a line asks for was judged before, in request.py. Nothing here prints or reads the environment:
-what people should see goes through `tell`.
+What a line asks for was judged before, in request.py; submit.py pays, store.py writes. Nothing here
+prints or reads the environment: what people should see goes through `Around`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import backends, files, image, outcome, prompt, record, retry, signals
-from .backends import Ask, Backend, Collected, Lost, Plan, Sought, Wait
+from . import backends, budget, outcome, prompt, record, signals
+from .backends import Backend, Collected, Plan, Wait
 from .config import Config
 from .errors import (
-    AnswerLost,
+    IdTaken,
     ImagenError,
     Interrupted,
     NotFaithful,
+    PaidFileGone,
     Refused,
     RenderLost,
     Stopped,
     TimedOut,
-    TooFewImages,
-    Unreachable,
-    from_os,
 )
-from .ledger import Ledger
+from .ledger import Entry, Ledger, LedgerBusy, LedgerFault
+from .ledger.journal import Asker
 from .outcome import Job
 from .record import Record
-from .request import GIVEN, Told, check_names
+from .request import GIVEN, TOOL, Request, Told, check_names
+from .store import Store, name_files
+from .submit import Submitter, known, plan_submit
 
 _MOST_OF_ID = 190  # the images of one submit are id, id.2, id.3, …, and still ids
+
+
+class Around(NamedTuple):
+    """What a renderer needs of the world around it.
+
+    `state` is the folder of backends that remember; `caller` tells who asks; `before_submit` may
+    raise to stop before money is spent; `tell` gets seconds and a text for people; `note` a text
+    that stays; `image_out` takes the bytes instead of a file (`--output -`).
+    """
+
+    state: Path
+    caller: Callable[[], str] = lambda: "unknown"
+    before_submit: Callable[[], None] = lambda: None
+    tell: Callable[[float, str], None] = lambda elapsed, text: None
+    note: Callable[[str], None] = lambda text: None
+    image_out: Callable[[bytes], None] | None = None
 
 
 class Renderer:
     """Renders requests: the configuration, the ledger, and the backends opened so far."""
 
-    def __init__(
-        self,
-        config: Config,
-        ledger: Ledger,
-        told: Told,
-        *,
-        state: Path,
-        before_submit: Callable[[], None] = lambda: None,
-        tell: Callable[[float, str], None] = lambda elapsed, text: None,
-        image_out: Callable[[bytes], None] | None = None,
-    ) -> None:
-        """Take what is shared by all renders of a run.
-
-        `before_submit` may raise to stop before money is spent; `tell` gets seconds and a text for
-        people; `image_out` takes the bytes instead of a file (`--output -`).
-        """
+    def __init__(self, config: Config, ledger: Ledger, told: Told, around: Around) -> None:
+        """Take what is shared by all renders of a run."""
         self._config = config
         self._ledger = ledger
+        self._journal = ledger.journal
         self._told = told
-        self._state = state
-        self._before_submit = before_submit
-        self._tell = tell
-        self._image_out = image_out
+        self._around = around
+        self._caps = budget.Caps.of(config.values)
+        self._submitter = Submitter(ledger, self._caps, around.before_submit, around.note)
+        self._store = Store(ledger, told, around.image_out)
         self._backends: dict[str, Backend] = {}
+        self._seen: set[str] = set()
 
     def dry(self, asked: Record) -> Record:
         """Give what would be sent for one request; nothing is."""
         job = self._planned(asked)
-        plan = job.plan or Plan({}, {}, None)
+        plan = known(job.plan)
         return {
             "id": asked["id"],
             "backend": asked["backend"],
@@ -80,112 +82,190 @@ class Renderer:
         }
 
     def render(self, asked: Record) -> Iterator[Record]:
-        """Make one request's images; yields their records, or a pending one if it stops waiting."""
-        job = self._planned(asked)
-        with ExitStack() as stack, _naming(job):
-            stack.enter_context(self._ledger.lock(job.render_id))
-            self._reserve(job)
-            stack.callback(_release, job)
-            yield from self._waited(job, lambda: self._submit(job))
+        """Make one request's images; yields their records, or a pending one if it stops waiting.
+
+        What the journal knows of it is gone on with; only what it does not know is begun.
+        """
+        request = asked if isinstance(asked, Request) else Request(asked)
+        with ExitStack() as stack:
+            if entry := self._attached(request, stack) or self._known(request, stack):
+                yield from self._continued(entry, request)
+            else:
+                yield from self._made(self._planned(request))
 
     def collect(self, line: Record) -> Iterator[Record]:
         """Collect what a pending line names; yields its records, or the line if not done."""
         pending = outcome.checked_pending(line.get("pending"))
-        kept = (*GIVEN, "attempts", "started_at", "render_id", "fidelity", "model", "workflow")
-        asked = record.checked({**record.asked(line, kept), "backend": pending["backend"]})
-        check_names(asked)
-        if "seed" not in asked or "id" not in asked:
+        if "seed" not in line or "id" not in line:
             raise Refused("a pending line needs its id and its seed")
-        job = self._job(asked, outcome.prompts_sent(line))
-        job.handle, job.attempts = pending["handle"], outcome.attempts(line)
-        job.record |= {"render_id": job.render_id, "pending": pending}
-        try:
-            self._plan(job, max(job.attempts, 1))
-        except Refused:
-            job.plan = None  # the workflow has changed: what was submitted can still be fetched
-        with ExitStack() as stack, _naming(job):
-            stack.enter_context(self._ledger.lock(job.render_id))
-            self._reserve(job)
-            stack.callback(_release, job)
-            yield from self._waited(job, lambda: job.handle)
+        with ExitStack() as stack:
+            if entry := self._claimed(self._render_id(record.checked(line)), stack):
+                yield from self._continued(entry, line)
+            else:
+                yield from self._made(self._adopted(line, pending))
 
-    # -- the steps, in order ---------------------------------------------------------------------
+    def resume(self, render_id: str) -> Iterator[Record]:
+        """Go on with a render that the journal has open; nothing when another process is at it."""
+        with ExitStack() as stack:
+            if entry := self._claimed(render_id, stack, wait=False):
+                yield from self._continued(entry, entry.request)
 
-    def _job(self, asked: Record, sent: prompt.Prompts | None = None) -> Job:
-        asked = outcome.sound(asked)
-        name = asked["backend"]
-        if name not in self._backends:
-            self._backends[name] = backends.open_backend(name, self._config, self._state)
-        prompts = sent or prompt.styled(asked, self._config.styles)
+    # -- what the journal knows ------------------------------------------------------------------
+
+    def _claimed(self, render_id: str, stack: ExitStack, wait: bool = True) -> Entry | None:
+        """Hold the lock of a render until the stack ends; gives its entry in the journal."""
+        if not stack.enter_context(self._ledger.lock(render_id, wait)):
+            return None
+        self._seen.add(render_id)
+        return self._journal.entry(render_id)
+
+    def _known(self, asked: Request, stack: ExitStack) -> Entry | None:
+        entry = self._claimed(self._render_id(asked), stack)
+        if entry and "error" not in asked and not asked.is_of(entry.asked, entry.request):
+            raise IdTaken(f"the id {asked['id']} belongs to another request")
+        return entry
+
+    def _attached(self, asked: Request, stack: ExitStack) -> Entry | None:
+        """Find this very request where an earlier run began it and could not hand it out."""
+        if "id" not in asked.drawn or self._told.new:
+            return None
+        for render_id in self._journal.undelivered(self._asker(asked)):
+            if render_id in self._seen:
+                continue
+            with ExitStack() as attempt:
+                entry = self._claimed(render_id, attempt, wait=False)
+                if entry and entry.id != asked.get("request") and not entry.is_over:
+                    stack.push(attempt.pop_all())
+                    self._around.note(
+                        f"{entry.id}: taken up where an earlier run left it (--new declines)"
+                    )
+                    return entry
+        return None
+
+    def _asker(self, asked: Request) -> Asker:
+        return Asker("id" not in asked.drawn, asked.key, self._caller(asked))
+
+    def _caller(self, asked: Record) -> str:
+        return str(asked.get("caller") or self._around.caller())
+
+    def _render_id(self, asked: Record) -> str:
         said = str(asked.get("render_id") or "")  # of a line that another ledger began
-        render_id = record.canonical_uuid(said) or self._ledger.render_id(asked["id"])
-        return Job(asked, dict(asked), self._backends[name], render_id, prompts)
+        return record.canonical_uuid(said) or self._ledger.render_id(asked["id"])
+
+    def _continued(self, entry: Entry, line: Record) -> Iterator[Record]:
+        """Hand out again what is done; go on with what is open; say again what failed and cost."""
+        brought = outcome.brought(line)
+        made = [{**one, **brought} for one in entry.records]
+        if entry.state == "done" and self._store.is_there(made):
+            self._store.tidy(entry.place, entry.render_id)
+            yield from made
+            self._journal.delivered(entry.render_id)
+            return
+        if entry.error and entry.state == "failed" and entry.error["billed"] != "no":
+            yield from made
+            job_id = entry.id if not made else f"{entry.id}.{len(made) + 1}"
+            raise ImagenError.of_record(entry.error, {**entry.request, **brought, "id": job_id})
+        job = self._job_of(entry, line)
+        with _naming(job):
+            copied = self._store.copy(job, made) if entry.state == "done" else None
+        if copied is not None:
+            yield from self._handed_out(job, copied)
+        else:
+            yield from self._made(job, entry)
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    def _backend(self, name: str) -> Backend:
+        if name not in self._backends:
+            self._backends[name] = backends.open_backend(name, self._config, self._around.state)
+        return self._backends[name]
+
+    def _job(self, asked: Record, asker: Asker, sent: prompt.Prompts | None = None) -> Job:
+        sound = outcome.sound(asked)
+        prompts = sent or prompt.styled(sound, self._config.styles)
+        backend = self._backend(sound["backend"])
+        job = Job(sound, dict(sound), backend, self._render_id(sound), prompts, asker)
+        job.record["caller"] = asker.caller
+        return job
 
     def _planned(self, asked: Record) -> Job:
         """Plan: what would be sent, with what it approximates and drops."""
-        asked = {**asked}
-        failed = asked.pop("error", None)
-        asked.setdefault("backend", self._config["default_backend"])
-        job = self._job(asked)
+        request = Request({**asked}, getattr(asked, "drawn", ()))
+        failed = request.pop("error", None)
+        asker = self._asker(request)
+        request.setdefault("backend", self._config["default_backend"])
+        job = self._job(request, asker)
         with _naming(job):
             job.attempts = outcome.attempts(asked) if failed else 0
             job.may_have_arrived = job.attempts > 0
-            self._plan(job, max(job.attempts, 1))
-            plan = _known(job.plan)
-            if self._told.strict and plan.fidelity:
-                raise NotFaithful(f"not met as asked: {outcome.changes(plan.fidelity)}")
-            if plan.images > 1 and len(job.asked["id"]) > _MOST_OF_ID:
-                raise Refused(
-                    f"an id for {plan.images} images has at most {_MOST_OF_ID} characters"
-                )
-            if self._told.output and plan.images > 1:
-                raise Refused(f"--output takes one image; this request makes {plan.images}")
+            job.sent_at = outcome.moment(asked)
+            plan_submit(job, max(job.attempts, 1))
+            self._check(job)
         return job
 
-    def _plan(self, job: Job, number: int) -> None:
-        submit_id = str(uuid.uuid5(uuid.UUID(job.render_id), str(number)))
-        job.plan = job.backend.plan(Ask(job.asked, *job.prompts, submit_id))
-        for stale in ("sent_prompt", "sent_negative_prompt"):
-            job.record.pop(stale, None)
-        job.record |= {
-            "render_id": job.render_id,
-            **job.plan.resolved,
-            **outcome.told_before(job.asked),
-        }
-        if job.prompts.prompt != job.asked["prompt"]:
-            job.record["sent_prompt"] = job.prompts.prompt
-        if job.prompts.negative != job.asked.get("negative_prompt"):
-            job.record["sent_negative_prompt"] = job.prompts.negative
-        if job.plan.fidelity and "fidelity" not in job.asked:
-            job.record["fidelity"] = job.plan.fidelity
+    def _check(self, job: Job) -> None:
+        """Refuse before anything is reserved or sent."""
+        plan = known(job.plan)
+        if self._told.strict and plan.fidelity:
+            raise NotFaithful(f"not met as asked: {outcome.changes(plan.fidelity)}")
+        if plan.images > 1 and len(job.asked["id"]) > _MOST_OF_ID:
+            raise Refused(f"an id for {plan.images} images has at most {_MOST_OF_ID} characters")
+        if self._told.output and plan.images > 1:
+            raise Refused(f"--output takes one image; this request makes {plan.images}")
+        if job.backend.paid and self._caps.any and self._ledger.path is None:
+            raise Refused("a budget is kept in the ledger", hint="run without --no-ledger")
 
-    def _reserve(self, job: Job) -> None:
-        """Reserve the names of image and sidecar, before anything is sent."""
-        job.record.setdefault("date", datetime.now(UTC).date().isoformat())
-        job.record.setdefault("slug", files.slug(job.asked["prompt"]))
-        if self._image_out is None:
-            job.place = self._place(job)
+    def _adopted(self, line: Record, pending: Record) -> Job:
+        """Take a pending line of another ledger into our journal."""
+        kept = (*GIVEN, "attempts", "started_at", "render_id", "fidelity", "model", "workflow")
+        asked = record.checked({**record.asked(line, kept), "backend": pending["backend"]})
+        check_names(asked)
+        job = self._job(asked, self._asker(Request(asked)), outcome.prompts_sent(line))
+        job.handle, job.attempts = pending["handle"], max(outcome.attempts(line), 1)
+        job.record |= {"render_id": job.render_id, "pending": pending}
+        with _naming(job):
+            try:
+                plan_submit(job, job.attempts)
+            except Refused:  # the workflow has changed: what was submitted can still be fetched
+                job.plan = None
+            name_files(job.record)
+            self._submitter.adopt(job)
+        return job
 
-    def _place(self, job: Job, named: bool = True) -> files.Place:
-        def take_over(owner: str) -> Any:
-            return self._ledger.lock(owner, wait=False)
+    def _job_of(self, entry: Entry, line: Record) -> Job:
+        """Take up a render as the journal has it."""
+        asked = {**entry.request, **outcome.brought(line)}
+        if entry.state == "open" and "pending" in line:
+            asked["pending"] = line["pending"]  # so that a fault leaves it as it was
+        backend, sent = self._backend(entry.backend), outcome.prompts_sent(asked)
+        asker = Asker(True, entry.asked, entry.caller)
+        job = Job(asked, dict(asked), backend, entry.render_id, sent, asker)
+        job.attempts, job.sent_at, job.taken_up = entry.number, entry.intended_at, True
+        job.plan = Plan(**entry.plan) if entry.plan else None
+        job.handle = None if entry.state == "failed" else entry.handle
+        job.may_have_arrived = entry.state != "failed"
+        return job
 
-        told = self._told
+    # -- the steps, in order ---------------------------------------------------------------------
+
+    def _made(self, job: Job, entry: Entry | None = None) -> Iterator[Record]:
+        """Reserve names, submit, collect, write; the names are given back when it is over."""
+        with _naming(job):
+            try:
+                name_files(job.record)
+                self._store.reserve(job, entry.place if entry else None)
+                yield from self._waited(job)
+            finally:
+                self._store.release(job)
+
+    def _waited(self, job: Job) -> Iterator[Record]:
+        """Submit and finish; INT cancels what is free, TERM hands out what is pending."""
         try:
-            if told.output and named:
-                path = Path(told.output).absolute()
-                return files.reserve_exactly(path, job.render_id, told.force, take_over)
-            folder = told.out_dir / job.record["date"]
-            stem = f"{job.record['slug']}-{job.record['seed']}"
-            return files.reserve(folder, stem, job.render_id, take_over)
-        except OSError as fault:
-            raise from_os(fault, "cannot write the image") from None
-
-    def _waited(self, job: Job, submit: Callable[[], str | None]) -> Iterator[Record]:
-        """Submit, collect, verify, write; INT cancels, TERM hands out what is pending."""
-        try:
-            job.handle = submit()
+            if job.handle is None:
+                job.handle = self._submitter.submit(job)
             yield from self._finish(job)
+        except ImagenError as fault:
+            raise self._ended(job, fault) from None
         except Stopped as stopped:
             if job.finished:
                 raise
@@ -195,9 +275,10 @@ class Renderer:
                 yield outcome.pending(job, handle)
                 raise
             became = f"interrupted; {self._cancel(job, handle)}"
-            sent = job.backend.paid and job.attempts > 0  # and what became of it nobody knows
-            money = {"billed": "unknown", "retry": "reconcile"} if sent else {}
-            raise Interrupted(became, record=job.record, stopped=stopped, **money) from None
+            sent = job.backend.paid and job.may_have_arrived  # what became of it nobody knows
+            money: dict[str, Any] = {"billed": "unknown", "retry": "reconcile"} if sent else {}
+            interrupted = Interrupted(became, record=job.record, stopped=stopped, **money)
+            raise self._ended(job, interrupted) from None
 
     def _cancel(self, job: Job, handle: str | None) -> str:
         """Cancel what is free; gives what became of that, for people."""
@@ -209,111 +290,80 @@ class Renderer:
         except ImagenError as fault:
             return f"the render goes on, it could not be cancelled ({fault.message})"
 
-    def _submit(self, job: Job) -> str:
-        """Send it; after a fault, look for it before sending it once more."""
-        self._before_submit()
-        job.began = time.monotonic()
-        job.record["started_at"] = (
-            datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        )
-        return retry.once_more(lambda: self._look_then_send(job), job.backend.retry_s)
-
-    def _look_then_send(self, job: Job) -> str:
-        if job.may_have_arrived:
-            found = job.backend.find(_known(job.plan), Lost(job.sent_at, lambda handle: False))
-            if isinstance(found, str):
-                return found
-            if found is Sought.UNKNOWN:
-                raise AnswerLost(
-                    "whether the render arrived cannot be told", retry="reconcile", billed="unknown"
-                )
-        before = job.record.copy()
-        job.sent_at = time.time()
-        job.attempts += 1
-        self._plan(job, job.attempts)
-        job.record["attempts"] = job.attempts
-        job.may_have_arrived = True
-        try:
-            return job.backend.submit(_known(job.plan))
-        except AnswerLost as fault:
-            fault.billed = "unknown" if job.backend.paid else "no"
-            raise
-        except Unreachable:  # it never left, so it was no attempt
-            job.may_have_arrived = False
-            job.attempts -= 1
-            job.record = before
-            raise
-
     def _finish(self, job: Job) -> Iterator[Record]:
-        """Collect; what the backend has lost is submitted once more under a new number."""
+        """Collect; what a free backend has lost is submitted once more under a new number."""
         try:
             collected = self._collected(job)
         except RenderLost as fault:
+            if job.backend.paid:
+                raise _gone(fault) from None
             if job.plan is None:
                 raise
-            job.may_have_arrived = not fault.finished
-            job.handle = self._submit(job)
+            job.may_have_arrived, job.taken_up = not fault.finished, False
+            job.handle = self._submitter.submit(job)
             collected = self._collected(job)
         if collected is None:
             yield outcome.pending(job, str(job.handle))
             return
         with signals.held():  # until the records are out: what is made and written is not lost
-            yield from self._written(job, collected)
-            job.finished = True
+            made, lacking = self._store.write(job, collected)
+            if lacking is None:
+                yield from self._handed_out(job, made)
+                return
+            job.made = made
+            yield from made
+            raise lacking
+
+    def _handed_out(self, job: Job, made: list[Record]) -> Iterator[Record]:
+        """Journal what is done, once its files are on the disk; then that it left us."""
+        self._written_down(
+            lambda: self._journal.done(job.render_id, job.attempts, made, job.backend.paid)
+        )
+        self._store.release(job)
+        yield from made
+        job.finished = True
+        self._written_down(lambda: self._journal.delivered(job.render_id))
+
+    def _written_down(self, write: Callable[[], None]) -> None:
+        """Journal a result; a disk that is full does not keep back what was paid for."""
+        try:
+            write()
+        except (LedgerFault, LedgerBusy) as fault:
+            self._around.note(f"{fault.message}; the record goes out all the same")
+
+    def _ended(self, job: Job, fault: ImagenError) -> ImagenError:
+        """Journal that a submit came to nothing, if that is certain; gives the fault."""
+        if job.handle:
+            job.record["submit"] = job.handle
+        if job.backend.paid and job.handle and fault.billed == "no" and not fault.ends:
+            fault.billed = "yes"  # it was accepted: the next run collects what is paid
+        if fault.ends and fault.retry != "reconcile" and job.attempts and not job.finished:
+            error = fault.as_record(TOOL)
+            self._written_down(
+                lambda: self._journal.failed(job.render_id, job.attempts, error, job.made)
+            )
+        return fault
 
     def _collected(self, job: Job) -> Collected | None:
         """Wait until the time-out, or `--wait`; a free render that times out is cancelled."""
         told, began = self._told, time.monotonic()
         limit = job.backend.timeout_s if told.timeout_s is None else told.timeout_s
         patience = limit if told.wait_s is None else min(told.wait_s, limit)
-        wait = Wait(began + patience, lambda text: self._tell(time.monotonic() - job.began, text))
+        tell = self._around.tell
+        wait = Wait(began + patience, lambda text: tell(time.monotonic() - job.began, text))
         collected = job.backend.collect(str(job.handle), wait, job.plan)
         if collected is None and patience == limit and not job.backend.paid:
             raise TimedOut(f"no image after {limit:g} s; {self._cancel(job, job.handle)}")
         return collected
 
-    def _written(self, job: Job, collected: Collected) -> Iterator[Record]:
-        """Verify each image, then write it: sidecar first, so that no image is without one."""
-        total = round((time.monotonic() - job.began) * 1000)
-        for number, data in enumerate(collected.images, 1):
-            made = outcome.made(job, collected, number, total)
-            made["render_id"] = job.render_id if number == 1 else self._ledger.render_id(made["id"])
-            picture = image.probe(data, outcome.most_pixels(job.plan))
-            outcome.compare(made, picture, job.plan)
-            made |= {
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "bytes": len(data),
-                "format": picture.format,
-            }
-            if self._image_out is not None and number == 1:
-                self._image_out(data)
-                yield made
-            else:
-                yield self._stored(job, made, data, named=number == 1)
-        expected = job.plan.images if job.plan else 1
-        if len(collected.images) < expected:
-            came = len(collected.images)
-            rest = {**job.record, "id": outcome.name(job, came + 1)} if came else job.record
-            billed = "yes" if job.backend.paid else "no"
-            raise TooFewImages(
-                f"the backend returned {came} of {expected} images", record=rest, billed=billed
-            )
 
-    def _stored(self, job: Job, made: Record, data: bytes, named: bool) -> Record:
-        """Write one image; those that nobody asked for get a dated name, whatever --output says."""
-        try:
-            while True:
-                place = job.place or self._place(job, named)
-                try:
-                    return files.store(place, made, data)
-                except FileExistsError:  # a stranger has taken the name meanwhile: the next one
-                    if place.asked_for:
-                        raise
-                finally:
-                    place.release()
-                    job.place = None
-        except OSError as fault:
-            raise from_os(fault, "cannot write the image") from None
+def _gone(fault: RenderLost) -> ImagenError:
+    """Say that a paid render is lost: made and gone, or not to be told."""
+    if fault.finished:
+        return PaidFileGone(f"it was paid, and its file is gone: {fault.message}")
+    return RenderLost(
+        f"{fault.message}; whether it was paid cannot be told", billed="unknown", retry="reconcile"
+    )
 
 
 @contextmanager
@@ -325,14 +375,3 @@ def _naming(job: Job) -> Iterator[None]:
         if fault.record is None:
             fault.record = dict(job.record)
         raise
-
-
-def _release(job: Job) -> None:
-    if job.place:
-        job.place.release()
-
-
-def _known(plan: Plan | None) -> Plan:
-    if plan is None:
-        raise RenderLost("the render cannot be planned again")
-    return plan

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +34,37 @@ class Told:
     strict: bool = False
     timeout_s: float | None = None
     wait_s: float | None = None
+    new: bool = False
+
+
+ASKED = (
+    *("prompt", "negative_prompt", "style", "backend", "width", "height", "seed", "steps", "cfg"),
+    *("sampler", "scheduler", "options"),
+)
+
+
+class Request(dict[str, Any]):
+    """A request as resolved: a record that knows which of its fields nobody said (`drawn`)."""
+
+    def __init__(self, fields: Mapping[str, Any], drawn: Collection[str] = ()) -> None:
+        """Take the fields, and which of `id` and `seed` were drawn."""
+        super().__init__(fields)
+        self.drawn = frozenset(drawn)
+
+    @property
+    def asked(self) -> Record:
+        """What was asked, before anything was drawn or defaulted."""
+        return {name: self[name] for name in ASKED if name in self and name not in self.drawn}
+
+    @property
+    def key(self) -> str:
+        """The sha256 of that: the same request has the same."""
+        text = json.dumps(self.asked, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+    def is_of(self, known: str, resolved: Mapping[str, Any]) -> bool:
+        """Whether it is the request of that key, or what became of that when it was resolved."""
+        return self.key == known or all(resolved.get(n) == v for n, v in self.asked.items())
 
 
 def fate(line: Mapping[str, Any], told: Told) -> Fate:
@@ -54,7 +87,7 @@ def fate(line: Mapping[str, Any], told: Told) -> Fate:
     return "new" if changed else "retry"  # another request must not find the old one's render
 
 
-def requests_of(line: Record, told: Told) -> list[Record]:
+def requests_of(line: Record, told: Told) -> list[Request]:
     """Give the sound requests that a line stands for: one, or `--count` of them.
 
     Options fill what the line does not say, `--set` goes over what it says; ids and seeds that
@@ -70,9 +103,10 @@ def requests_of(line: Record, told: Told) -> list[Record]:
         asked = record.with_defaults(asked, told.defaults)
     asked = record.checked(record.overridden(asked, told.overrides))
     check_names(asked)
+    drawn = {name for name in ("id", "seed") if name not in asked}
     base = asked.pop("id", None) or str(uuid.uuid4())
     if told.count is None or what == "retry":
-        return [{**asked, "id": base, "seed": _seed(asked, 1)}]
+        return [Request({**asked, "id": base, "seed": _seed(asked, 1)}, drawn)]
     first = _seed(asked, told.count)
     if not made:
         asked["request"] = base
@@ -80,7 +114,7 @@ def requests_of(line: Record, told: Told) -> list[Record]:
     if len(base) > longest:
         raise Refused(f"id has {len(base)} characters; with --count at most {longest} fit")
     names = (str(uuid.uuid4()) if made else f"{base}-{n + 1}" for n in range(told.count))
-    return [{**asked, "id": name, "seed": first + n} for n, name in enumerate(names)]
+    return [Request({**asked, "id": one, "seed": first + n}, drawn) for n, one in enumerate(names)]
 
 
 GIVEN = ("id", "job", "date", "slug", "request")

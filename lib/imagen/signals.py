@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +13,16 @@ from .errors import Stopped
 
 _holds = 0
 _waiting: Stopped | None = None
+_woken: int | None = None  # where a byte arrives with each signal
 
 
 def install() -> None:
     """Raise Stopped on INT and TERM, unless we were started with the signal ignored (nohup, &)."""
+    global _woken
+    if _woken is None:
+        _woken, wakes = os.pipe()
+        os.set_blocking(wakes, False)
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on)
@@ -27,6 +35,23 @@ def _on(number: int, _frame: FrameType | None) -> None:
         _waiting = stopped
     else:
         raise stopped
+
+
+def wait_readable(descriptor: int) -> None:
+    """Wait until there is something to read, or a signal raises.
+
+    A plain read would miss a signal that comes just before it blocks, and go on waiting.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if _woken is not None:
+        poll.register(_woken, select.POLLIN)
+    while True:
+        ready = [found for found, _events in poll.poll()]
+        if _woken in ready:
+            os.read(_woken, 4096)  # and the handler runs
+        if descriptor in ready:
+            return
 
 
 @contextmanager

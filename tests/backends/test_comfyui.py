@@ -25,7 +25,7 @@ from imagen.backends.comfyui import ComfyUI as Backend
 from imagen.errors import ImagenError, Interrupted, Refused, ServerFault, Stopped
 from imagen.ledger import Ledger
 from imagen.record import Record, checked
-from imagen.render import Renderer
+from imagen.render import Around, Renderer
 from imagen.request import TOOL, Told
 from servers.comfyui import TEXT, Answer, ComfyUI
 
@@ -88,7 +88,7 @@ def make(settings: Settings, tmp_path: Path) -> Make:
         ledger = Ledger(tmp_path / "state" / "ledger.sqlite3")
         said = Told(out_dir=tmp_path / "out", **(told or {}))
         ears = {"tell": tell} if tell else {}
-        return Renderer(settings(**more), ledger, said, state=tmp_path / "state", **ears)
+        return Renderer(settings(**more), ledger, said, Around(tmp_path / "state", **ears))
 
     return made
 
@@ -581,8 +581,9 @@ def test_a_picture_that_is_gone_twice_is_a_failure(server: ComfyUI, make: Make) 
     assert submitted(server) == [handle(1), handle(2)]
 
 
-def test_a_cached_prompt_whose_file_is_gone_is_made_again(server: ComfyUI, make: Make) -> None:
-    rendered(make())
+def test_a_picture_that_is_gone_here_and_there_is_made_again(server: ComfyUI, make: Make) -> None:
+    (first,) = rendered(make())
+    Path(first["file"]).unlink()
     server.files.clear()
     (made,) = rendered(make())
     assert submitted(server) == [handle(1), handle(2)]
@@ -593,9 +594,11 @@ def test_a_prompt_that_the_server_has_made_already_is_not_submitted_again(
     server: ComfyUI, make: Make
 ) -> None:
     (first,) = rendered(make())
+    Path(first["file"]).unlink()
     (again,) = rendered(make())
     assert submitted(server) == [handle()]
     assert again["sha256"] == first["sha256"]
+    assert again["file"] == first["file"]
 
 
 def test_an_id_that_made_another_picture_is_refused_before_anything_is_sent(
@@ -612,8 +615,8 @@ def test_an_id_that_failed_on_the_server_may_be_tried_again(server: ComfyUI, mak
     failure(make())
     server.error = None
     (made,) = rendered(make())
-    assert made["submit"] == handle()
-    assert len(submitted(server)) == 2
+    assert made["submit"] == handle(2)
+    assert submitted(server) == [handle(), handle(2)]
 
 
 @pytest.mark.parametrize(
@@ -671,7 +674,7 @@ def test_what_is_no_whole_picture_is_refused_and_not_kept(
     fault = failure(make())
     assert (fault.code, fault.exit_status) == ("bad_image", 75)
     assert says in fault.message
-    assert images_in(tmp_path / "out") == []
+    assert images_in(tmp_path / "out") == [".a-cat-7.reserved"], "it can be fetched again"
 
 
 def test_another_prompts_picture_under_our_name_is_refused(
@@ -684,7 +687,7 @@ def test_another_prompts_picture_under_our_name_is_refused(
     fault = failure(make())
     assert fault.code == "bad_image"
     assert "another prompt's picture" in fault.message
-    assert images_in(tmp_path / "out") == []
+    assert images_in(tmp_path / "out") == [".a-cat-7.reserved"], "it can be fetched again"
 
 
 def test_fewer_pictures_than_asked_are_kept_and_told(
@@ -1030,7 +1033,7 @@ def test_a_new_model_is_one_json_file_and_a_few_lines_of_yaml(
     )
     loaded = config.load(str(tmp_path / "config.yaml"))
     told = Told(out_dir=tmp_path / "out")
-    renderer = Renderer(loaded, Ledger(None), told, state=tmp_path / "state")
+    renderer = Renderer(loaded, Ledger(None), told, Around(tmp_path / "state"))
     request = {"prompt": "a cat", "id": ID, "seed": 7, "width": 1000, "backend": "medium"}
     (made,) = list(renderer.render(request))
     assert made["model"] == "sd3.5_medium.safetensors"

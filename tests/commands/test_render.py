@@ -480,7 +480,7 @@ def test_the_reservation_of_a_living_process_is_left_to_it(tool, out_dir):
     assert reservation.read_text() == owner
 
 
-def test_a_killed_render_leaves_nothing_under_the_final_name_and_its_name_is_free(
+def test_a_killed_render_leaves_nothing_under_the_final_name_and_goes_on_when_run_again(
     tool, out_dir, until
 ):
     line = {"prompt": "a", "seed": 1, "id": "k", **DATED}
@@ -491,9 +491,13 @@ def test_a_killed_render_leaves_nothing_under_the_final_name_and_its_name_is_fre
     child.kill()
     child.wait()
     assert files_in(out_dir) == ["2026-01-02/.a-1.reserved"]
-    made = tool("render", stdin=[{**line, "id": "another"}]).record
+    other = tool("render", stdin=[{**line, "id": "another"}]).record
+    assert other["file"].endswith("/a-1-2.png"), "the name is still that of the render that is open"
+    (memory,) = tool.folder.glob("state/imagen/mock/*.json")
+    memory.write_text(json.dumps({**json.loads(memory.read_bytes()), "faults": []}))
+    made = tool("render", "--option", 'faults=["hang"]', stdin=[line]).record
     assert made["file"].endswith("/a-1.png")
-    assert files_in(out_dir) == ["2026-01-02/a-1.json", "2026-01-02/a-1.png"]
+    assert [name for name in files_in(out_dir) if "reserved" in name] == []
 
 
 def test_renders_at_the_same_time_never_share_a_name(tool, out_dir):

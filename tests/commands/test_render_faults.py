@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def test_a_fault_has_its_code_its_advice_and_its_status(
     assert error["message"] in ran.err
     assert len(ran.err.splitlines()) == 1
     assert images(out_dir) == [], "nothing stands under a final name"
-    assert not [*out_dir.rglob(".*")], "and no reservation stays"
+    kept = [*out_dir.rglob(".*.reserved")]
+    can_go_on = code in ("server_fault", "bad_image")  # the server may have it, or give it better
+    assert bool(kept) == can_go_on, "a name stays reserved as long as the render can go on"
 
 
 @pytest.mark.parametrize(("fault", "code", "billed", "retry", "status"), FAILING)
@@ -87,7 +90,7 @@ def test_two_faults_in_a_row_end_the_try(tool, fault):
 @pytest.mark.parametrize("fault", ["throttled", "out_of_credit"])
 def test_no_4xx_is_tried_twice(tool, fault):
     ran = tool("render", stdin=[asking({"fault": fault, "times": 1})])
-    assert (ran.status != 0, ran.record["attempts"]) == (True, 1)
+    assert (ran.status != 0, "attempts" in ran.record) == (True, False), "it was no submit"
 
 
 @pytest.mark.parametrize("times", [{}, {"times": 1}])
@@ -195,7 +198,7 @@ def test_wait_hands_out_the_unfinished_record(tool, out_dir):
     assert (ran.record["id"], ran.record["attempts"]) == ("k", 1)
     assert not {"error", "file", "sidecar", "sha256"} & {*ran.record}
     assert images(out_dir) == []
-    assert not [*out_dir.rglob(".*")]
+    assert [one.name for one in out_dir.rglob(".*")] == [".a-cat-1.reserved"]
 
 
 def test_another_process_collects_what_is_pending_and_renders_nothing(tool, out_dir):
@@ -303,10 +306,19 @@ def waiting(tool, until):
         child.stdin.write(json.dumps(HANG).encode() + b"\n")
         child.stdin.write(json.dumps({"prompt": "third", **TINY}).encode() + b"\n")
         child.stdin.close()
-        until(lambda: [*tool.folder.glob("state/imagen/mock/*.json")])
+        until(lambda: any("hang" in one for one in memories(tool)))
         return child
 
     return start
+
+
+def memories(tool) -> list[str]:
+    """What the mock remembers; a render that is done is forgotten while we look."""
+    found = []
+    for path in tool.folder.glob("state/imagen/mock/*.json"):
+        with suppress(FileNotFoundError):
+            found.append(path.read_text())
+    return found
 
 
 def ended(child) -> tuple[int, list[dict[str, Any]], str]:
@@ -337,7 +349,7 @@ def test_a_termination_leaves_it_running_and_hands_out_the_pending_line(tool, wa
     handle = records[1]["pending"]["handle"]
     assert "error" not in records[1]
     assert len([*tool.folder.glob("state/imagen/mock/*.json")]) == 1
-    assert not [*out_dir.rglob(".*")]
+    assert len([*out_dir.rglob(".*")]) == 1, "its name stays reserved"
     (memory,) = tool.folder.glob("state/imagen/mock/*.json")
     done = json.loads(memory.read_bytes())
     memory.write_text(json.dumps({**done, "faults": []}))

@@ -45,7 +45,8 @@ def render(tool, out_dir) -> Callable[..., Any]:
         }
         assert not strays
         for one in everything(out_dir):
-            assert one.suffix in (".png", ".json"), f"{one} is left behind"
+            ours = one.suffix in (".png", ".json") or one.name.endswith(".reserved")
+            assert ours, f"{one} is left behind"
         return ran
 
     return run
@@ -372,6 +373,7 @@ def test_a_full_disk_fails_one_record_after_the_other_and_leaves_no_half_file(to
         assert (one["error"]["code"], one["error"]["retry"]) == ("file", "safe")
         assert "No space left" in one["error"]["message"]
     left = [name for name in (tool.folder / "left").read_text().split() if "." in name]
+    left = [name for name in left if not name.endswith(".reserved")]
     assert sorted(left) == sorted(Path(one[k]).name for one in made for k in ("file", "sidecar"))
 
 
@@ -386,7 +388,8 @@ def test_a_limit_on_file_size_leaves_no_half_file(render, tool, out_dir):
 
     error = unmade(render([line], preexec_fn=limit))
     assert error["code"] == "file"
-    assert everything(out_dir) == set()
+    assert [path.name for path in everything(out_dir)] == [".a-1.reserved"]
+    assert render([line]).record["file"].endswith("a-1.png"), "it goes on when there is room"
 
 
 def test_a_full_device_as_stdout_is_said_and_stops_the_work(tool, out_dir):
@@ -430,21 +433,23 @@ def homeless(tool) -> dict[str, str | None]:
     return {"HOME": str(tool.folder / "file"), **xdg}
 
 
-def test_without_a_home_it_renders_into_a_given_folder_and_says_what_it_lacks(tool, homeless):
-    made = tool("render", "a", *SMALL, "--out-dir", "here", env=homeless)
-    assert made.status == 0
+def test_without_a_home_it_says_what_to_name_and_goes_on_without_a_ledger_when_told(tool, homeless):
+    refused = tool("render", "a", *SMALL, "--out-dir", "here", env=homeless)
+    assert (refused.status, refused.out) == (2, b"")
+    assert "$IMAGEN_LEDGER" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    made = tool("render", "a", *SMALL, "--out-dir", "here", "--no-ledger", env=homeless)
+    assert (made.status, made.err) == (0, "")
     assert Path(made.record["file"]).is_relative_to(tool.folder / "here")
-    assert "no ledger" in made.err
-    assert len(made.err.splitlines()) == 1
 
 
 def test_without_a_home_and_a_folder_it_says_where_it_could_not_write(render, homeless):
-    error = unmade(render("", "a", "--quiet", env=homeless))
+    error = unmade(render("", "a", "--quiet", "--no-ledger", env=homeless))
     assert (error["code"], error["retry"]) == ("file", "never")
 
 
 def test_without_a_ledger_an_id_is_global_for_one_run_only(tool, homeless):
-    args = ("a", *SMALL, "--out-dir", "here", "--id", "k", "-q")
+    args = ("a", *SMALL, "--out-dir", "here", "--id", "k", "--no-ledger")
     one, other = (tool("render", *args, env=homeless).record for _ in range(2))
     assert one["render_id"] != other["render_id"]
 
@@ -470,11 +475,12 @@ def test_a_ledger_that_is_none_is_named_and_left_alone(tool, out_dir):
     assert not out_dir.exists()
 
 
-def test_a_read_only_ledger_folder_is_said_and_gone_without(tool):
+def test_a_ledger_that_has_no_place_is_refused_before_anything_is_sent(tool, out_dir):
     (tool.folder / "taken").write_text("")
     ran = tool("render", "a", *SMALL, env={"IMAGEN_LEDGER": str(tool.folder / "taken" / "l")})
-    assert ran.status == 0
-    assert "no ledger" in ran.err
+    assert (ran.status, ran.out) == (2, b"")
+    assert "$IMAGEN_LEDGER" in ran.err
+    assert not out_dir.exists()
 
 
 @pytest.mark.parametrize("option", ["--negative", "--id", "--sampler", "--style"])

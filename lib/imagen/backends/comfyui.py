@@ -17,6 +17,7 @@ from ..config import secret
 from ..errors import (
     BadImage,
     ConfigFault,
+    IdTaken,
     ImagenError,
     Refused,
     Rejected,
@@ -198,7 +199,7 @@ class ComfyUI:
             return False
         if not comfy_api.is_same_graph(found, graph):
             says = "this id has made another picture on the server"
-            raise Refused(says, code="id_taken", hint="give another id, or --again for a new one")
+            raise IdTaken(says)
         if comfy_api.entry_of(found).status == "success":
             return True
         self._server.post("/history", {"delete": [handle]})

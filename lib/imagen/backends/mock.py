@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,19 @@ class Mock:
         self._strike(plan.payload, "out_of_credit", OutOfCredit())
         if rule := self._struck(plan.payload, "throttled"):
             raise Throttled("the mock answered 429", retry_after_s=rule.get("wait_s", 5))
-        if self._rules_of(plan.payload):
-            accepted = {**plan.payload, "accepted_at": time.time()}
-            self._memory.mkdir(parents=True, exist_ok=True)
-            files.publish(self._accepted(handle), json.dumps(accepted).encode(), replace=True)
+        self._accept(handle, plan)
         self._strike(plan.payload, "lost_answer", AnswerLost("lost the answer of the mock"))
         return handle
+
+    def _accept(self, handle: str, plan: Plan) -> None:
+        """Remember it as a server would; without faults told, a full or read-only disk is none."""
+        accepted = json.dumps({**plan.payload, "accepted_at": time.time()}).encode()
+        try:
+            self._memory.mkdir(parents=True, exist_ok=True)
+            files.publish(self._accepted(handle), accepted, replace=True, durable=False)
+        except OSError:
+            if self._rules_of(plan.payload):
+                raise
 
     def find(self, plan: Plan, lost: Lost) -> str | Sought:
         """Look whether the submit arrived."""
@@ -134,6 +142,9 @@ class Mock:
             images[0] = b"<html><body>504 Gateway Time-out</body></html>"
         if self._struck(payload, "truncated"):
             images[0] = images[0][: len(images[0]) // 2]
+        if not self._rules_of(payload):
+            with suppress(OSError):
+                self._accepted(handle).unlink()  # the plan alone can draw it again
         meta = {"seed_used": payload["seed"], "prediction_id": handle}
         return Collected(images, meta)
 

@@ -13,8 +13,10 @@ from ..command import Common, tool
 from ..errors import ImagenError, Refused, UsageFault
 
 if TYPE_CHECKING:
+    from ..ledger import Ledger
     from ..pipe import Line
     from ..record import Record
+    from ..render import Around, Renderer
     from ..request import Told
 
 EXAMPLES = """
@@ -28,41 +30,66 @@ Examples:
 @tool("render", epilog=EXAMPLES)
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
+@click.option("--resume", is_flag=True, help="List and finish what earlier runs left open.")
 @options.render_options()
-def main(common: Common, prompts: tuple[str, ...], lines: bool, dry_run: bool, **said: Any) -> int:
+def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **said: Any) -> int:
     """Each PROMPT is one image; without any, request lines (JSON) are read from stdin. Finished
     lines are passed on, pending ones collected, failed ones tried again where that is safe.
     """
-    from .. import config, ledger, pipe
+    from .. import config
+    from ..ledger import Ledger, required
     from ..render import Renderer
-    from ..request import Told, fate
+    from ..request import Request, Told, fate
 
+    dry_run = said["dry_run"]
     values = config.load(common.config_file)
     told = options.told(said, values)
-    source = _source(prompts, lines, told.output)
+    source = None if resume else _source(prompts, lines, told.output)
     if told.output == "-":
         common.pipe.to_stderr = True
-    renderer = Renderer(
-        values,
-        ledger.opened(config.ledger_path(), common.report.note),
-        told,
+    ledger = Ledger(None) if said["no_ledger"] else required(config.ledger_path())
+    renderer = Renderer(values, ledger, told, _around(common, told))
+    if source is None:
+        return _resumed(common, renderer, ledger, dry_run)
+
+    def step(line: Record) -> Iterable[Record] | None:
+        if isinstance(line, Request):
+            dry = [renderer.dry(line)] if dry_run else None
+            return dry or _told_of(common, renderer.render(line))
+        if dry_run or fate(line, Told()) == "pass":
+            return None
+        return _told_of(common, renderer.collect(line))
+
+    return common.pipe.each(_requests(source, told, said["id"]), step)
+
+
+def _around(common: Common, told: Told) -> Around:
+    from .. import caller, config, pipe
+    from ..render import Around
+
+    return Around(
         state=config.ledger_path().parent,
+        caller=caller.caller,
         before_submit=pipe.check_reader,
         tell=common.report.progress,
+        note=common.report.note,
         image_out=pipe.write_out if told.output == "-" else None,
     )
 
-    def step(line: Record) -> Iterable[Record] | None:
-        match fate(line, Told()):
-            case "pass":
-                return None
-            case "collect":
-                return None if dry_run else renderer.collect(line)
-            case _:
-                dry = [renderer.dry(line)] if dry_run else None
-                return dry or _told_of(common, renderer.render(line))
 
-    return common.pipe.each(_requests(source, told, said["id"]), step)
+def _resumed(common: Common, renderer: Renderer, ledger: Ledger, dry_run: bool) -> int:
+    """Say what the journal has open, and finish it; with --dry-run, only print it."""
+    from ..pipe import Line, name_of
+
+    open_ones = [ledger.journal.entry(one) for one in ledger.journal.unfinished()]
+    lines = [Line(one.id, record=one.about()) for one in open_ones if one]
+
+    def step(line: Record) -> Iterable[Record]:
+        about = f"{line['backend']}, {line['state']} since {line['since']}"
+        common.report.note(f"{name_of(line, '')}: {about}")
+        return [line] if dry_run else _told_of(common, renderer.resume(line["render_id"]))
+
+    return common.pipe.each(lines, step)
 
 
 def _told_of(common: Common, made: Iterable[Record]) -> Iterator[Record]:

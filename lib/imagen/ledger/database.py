@@ -1,0 +1,183 @@
+"""The ledger's SQLite file: opened, brought to the present version, and its transactions."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ImagenError, Refused
+
+if TYPE_CHECKING:
+    import sqlite3
+
+BUSY_S = 10
+
+
+class LedgerFault(Refused):
+    """The ledger cannot be used"""
+
+    code = "ledger"
+    hint = "name another file in $IMAGEN_LEDGER, or go on without one with --no-ledger"
+
+
+class LedgerBusy(ImagenError):
+    """Another process holds the ledger"""
+
+    code = "ledger_busy"
+    retry = "safe"
+
+
+# Append only: the nth entry brings a file from version n to n + 1.
+_VERSIONS = [
+    "create table ledger (id text not null);",
+    """
+    create table renders (
+        render_id  text primary key,
+        id         text not null,
+        given      integer not null,  -- whether somebody gave the id
+        asked      text not null,     -- sha256 of what was asked, before anything was drawn
+        caller     text not null,
+        backend    text not null,
+        state      text not null check (state in ('open', 'done', 'failed')),
+        request    text not null,     -- JSON: the record as resolved when the intent was written
+        place      text not null,     -- JSON: the names reserved for it
+        records    text not null default '[]',  -- JSON: what came of it
+        error      text,              -- JSON: why it failed
+        delivered  integer not null default 0,  -- whether its records left us
+        created_at real not null      -- unix time, as all times here
+    );
+    create index renders_open on renders (created_at) where state = 'open';
+    create index renders_undelivered on renders (asked, caller, created_at)
+        where delivered = 0 and given = 0 and state <> 'failed';
+    create table submits (
+        render_id    text not null references renders on delete cascade,
+        number       integer not null,
+        backend      text not null,
+        plan         text not null,   -- JSON: the exact payload, and what is known beforehand
+        handle       text,            -- the provider's, as soon as it is known
+        caller       text not null,
+        intended_at  real not null,
+        estimate_usd real,            -- null: nobody knows the price
+        billed       text check (billed in ('no', 'yes', 'unknown')),  -- null: not resolved yet
+        cost_usd     real,            -- what it did cost, once it is resolved and known
+        primary key (render_id, number)
+    );
+    create unique index submits_handle on submits (backend, handle) where handle is not null;
+    create index submits_paid on submits (intended_at) where estimate_usd > 0;
+    create table usage (
+        usage_id    text primary key,
+        created_at  text not null,    -- ISO 8601, UTC
+        backend     text not null,
+        model       text,
+        seed        text,             -- digits: up to 2^64-1 is more than an integer here holds
+        prompt_hash text not null,
+        latency_ms  integer,
+        cost_usd_estimate real,
+        caller      text not null,
+        render_id   text,
+        submit      text not null,
+        sent        integer not null default 1,  -- 0: still to be sent to Supabase
+        unique (backend, submit)
+    );
+    create index usage_created on usage (created_at);
+    create index usage_unsent on usage (created_at) where sent = 0;
+    """,
+]
+
+
+class Database:
+    """One connection to the ledger, or to one in memory that ends with this process."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open or create it; OSError when there is no place for it, LedgerFault when it is none."""
+        import sqlite3
+
+        self.path = path
+        if path:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with self._guarded():
+            self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_S, isolation_level=None)
+            try:
+                self._db.row_factory = sqlite3.Row
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def _prepare(self) -> None:
+        if self._version() < len(_VERSIONS):
+            mode = self._db.execute("pragma journal_mode = wal").fetchone()[0]
+            if self.path and mode != "wal":
+                raise self._fault("write-ahead logging cannot be had there (a network folder?)")
+            with self.transaction():
+                self._upgrade()
+        if self._version() > len(_VERSIONS):
+            raise self._fault("a newer imagen made it")
+        self._db.execute("pragma foreign_keys = on")
+
+    def _upgrade(self) -> None:
+        version = self._version()
+        for statements in _VERSIONS[version:]:
+            for statement in statements.split(";\n"):
+                self._db.execute(statement)
+        if version == 0:
+            self._db.execute("insert into ledger values (?)", (str(uuid.uuid4()),))
+        self._db.execute(f"pragma user_version = {len(_VERSIONS)}")
+
+    def _version(self) -> int:
+        return int(self._db.execute("pragma user_version").fetchone()[0])
+
+    @contextmanager
+    def transaction(self, synced: bool = True) -> Iterator[None]:
+        """Write in one transaction; `synced` ones are on the disk when it ends.
+
+        The others are as whole, but the last of them may be gone after a power loss.
+        """
+        with self._guarded():
+            self._db.execute(f"pragma synchronous = {'full' if synced else 'normal'}")
+            self._db.execute("begin immediate")
+            try:
+                yield
+                self._db.execute("commit")
+            except BaseException:
+                with suppress(Exception):
+                    self._db.execute("rollback")
+                raise
+
+    def write(self, statement: str, *values: Any) -> None:
+        """Run one statement, inside a transaction."""
+        self._db.execute(statement, values)
+
+    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        """Give the rows of a query."""
+        with self._guarded():
+            return self._db.execute(query, values).fetchall()
+
+    def row(self, query: str, *values: Any) -> sqlite3.Row | None:
+        """Give the first row of a query."""
+        return next(iter(self.rows(query, *values)), None)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        import sqlite3
+
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as fault:
+            if getattr(fault, "sqlite_errorcode", 0) & 0xFF in (5, 6):  # BUSY, LOCKED
+                raise LedgerBusy(f"another process holds the ledger {self.path}") from None
+            raise self._fault(str(fault)) from None
+
+    def _fault(self, why: str) -> LedgerFault:
+        return LedgerFault(f"the ledger {self.path} cannot be used: {why}")

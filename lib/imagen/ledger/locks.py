@@ -1,0 +1,42 @@
+"""Exclusive locks by name: the kernel frees them at our death, however we die."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def lock(folder: Path, name: str, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of that name; gives False only when not waiting and another holds it."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / hashlib.sha256(name.encode()).hexdigest()
+    descriptor = _locked(path, wait)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            path.unlink(missing_ok=True)  # only ever removed while held
+            os.close(descriptor)
+
+
+def _locked(path: Path, wait: bool) -> int | None:
+    """Lock the file of that name: after locking, the name must still be this file's."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                    return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
