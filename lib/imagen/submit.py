@@ -132,7 +132,7 @@ class Submitter:
     def _intent(self, job: Job) -> Intent:
         plan = known(job.plan)
         place = place_of(job.places)
-        return Intent(job.render_id, job.attempts, job.record, place, asdict(plan), plan.handle)
+        return Intent(job.render_id, job.attempts, job.record, place, asdict(plan))
 
     def _take(self, job: Job, handle: str) -> bool:
         """Write the handle; what was paid goes on even when that cannot be written."""
