@@ -183,6 +183,7 @@ _KINDS = {
     "count": "whole number from 1",
     "seconds": "seconds",
     "amount": "USD",
+    "date": "date",
     "strings": "list of words",
     "mapping": "keys and values",
     "environment": "header: variable",
