@@ -141,18 +141,27 @@ def test_a_fault_in_the_list_itself_is_named_with_its_line(tmp_path, text, says)
     assert caught.value.exit_status == 2
 
 
-@pytest.mark.parametrize("text", ["[1]", "a/b: {amount: 1, unit", "\x00", "a/b: {amount: 1, unit: image, as_of: 2026-02-30}", "a/b: &x [*x]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        "a/b: {amount: 1, unit",
+        "\x00",
+        "a/b: {amount: 1, unit: image, as_of: 2026-02-30}",
+        "a/b: &x [*x]",
+    ],
+)
 def test_a_list_that_is_none_is_a_fault_that_names_the_file(tmp_path, text):
     path = tmp_path / "prices.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigFault, match="prices.yaml"):
+    with pytest.raises(ConfigFault, match="prices"):
         price_of("a/b", {}, path)
 
 
 def test_a_model_that_stands_twice_is_a_fault(tmp_path):
     path = tmp_path / "prices.yaml"
     path.write_text("a/b: {amount: 1, unit: image}\na/b: {amount: 2, unit: image}\n")
-    with pytest.raises(ConfigFault, match="prices.yaml:2: a/b stands twice"):
+    with pytest.raises(ConfigFault, match=r"prices.yaml:2: a/b stands twice"):
         price_of("a/b", {}, path)
 
 

@@ -80,7 +80,7 @@ class Server:
         self._own = headers or {}  # for this host, and whom it trusts
         self._session = requests.Session()
         # else it prepares the next request of a redirect, and for that reads a body without end
-        self._session.get_redirect_target = _nowhere  # type: ignore[method-assign]
+        setattr(self._session, "get_redirect_target", _nowhere)  # noqa: B010
         self._session.headers.update({"User-Agent": "imagen", **self._own})
         self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
@@ -102,9 +102,7 @@ class Server:
         more = {"json": body, "headers": dict(headers or {})}
         return self._checked("POST", self.url + path, MAX_JSON, read_s, **more)
 
-    def fetch(
-        self, url: str, trusted: Callable[[str], bool], limit: int = MAX_IMAGE
-    ) -> Answer:
+    def fetch(self, url: str, trusted: Callable[[str], bool], limit: int = MAX_IMAGE) -> Answer:
         """GET from any http or https address, over at most five redirects.
 
         Our headers, the token among them, go only to addresses that are `trusted`: that is asked
@@ -140,7 +138,7 @@ class Server:
         from requests.utils import requote_uri
 
         try:
-            plain = requote_uri(url)
+            plain = requote_uri(url) if urlsplit(url).port != 0 else ""
         except (ValueError, AttributeError):
             plain = ""
         if not _PLAIN_URL.fullmatch(plain):

@@ -34,7 +34,7 @@ class Price(NamedTuple):
 def price_of(model: str, over: Mapping[str, Any], listed: Path = LIST) -> Price | None:
     """Give the price of `owner/name` or `owner/name:version`; None when it is not known.
 
-    That of the version goes over that of the model, and a configured one (`over`) over a listed one.
+    That of the version goes over that of the model; a configured one (`over`) over a listed one.
     """
     for name in dict.fromkeys((model, model.partition(":")[0])):
         for prices in (over, read(listed)):
