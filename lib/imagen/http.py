@@ -23,6 +23,7 @@ from .errors import (
 )
 
 CONNECT_S = 5
+BODY_S = 60  # that a body may take, however steadily it trickles; more where read_s is more
 MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
 _PART = 2**14  # bytes: a part is waited for whole, and only then is the clock looked at
 MAX_IMAGE = 512 * 2**20  # bytes
@@ -108,12 +109,13 @@ class Server:
         Our headers, the token among them, go only to addresses that are `trusted`: that is asked
         anew at each of them.
         """
+        place = url
         for _ in range(1 + _MOST_REDIRECTS):
-            url = self._fetchable(url)
+            url = self._fetchable(url, place)
             answer = self._asked("GET", url, limit, **({} if trusted(url) else self._stranger()))
             if answer.status not in _REDIRECTS or "Location" not in answer.headers:
                 return self._judged(answer, origin(url))
-            url = urljoin(url, answer.headers["Location"])
+            place = answer.headers["Location"]
         raise Rejected(f"the {self.who} redirects more than {_MOST_REDIRECTS} times")
 
     @contextmanager
@@ -133,17 +135,20 @@ class Server:
         """Give what keeps our headers, and a name in our own address, from a request."""
         return {"headers": dict.fromkeys(self._own), "auth": _unchanged}
 
-    def _fetchable(self, url: str) -> str:
-        """Give an address that all who read it read alike: no @, no \\, nothing but ASCII."""
+    def _fetchable(self, url: str, place: str) -> str:
+        """Give the address of a place seen from a URL, when all who read it read it alike.
+
+        No @, no \\, no port that is none, nothing but ASCII: who is trusted is read from it.
+        """
         from requests.utils import requote_uri
 
         try:
-            plain = requote_uri(url) if urlsplit(url).port != 0 else ""
+            plain = requote_uri(urljoin(url, place))
+            if _PLAIN_URL.fullmatch(plain) and urlsplit(plain).port != 0:
+                return plain
         except (ValueError, AttributeError):
-            plain = ""
-        if not _PLAIN_URL.fullmatch(plain):
-            raise Rejected(f"the {self.who} names an address that cannot be fetched: {url[:60]!r}")
-        return plain
+            pass
+        raise Rejected(f"the {self.who} names an address that cannot be fetched: {place[:60]!r}")
 
     def _checked(self, *request: Any, **more: Any) -> Answer:
         return self._judged(self._asked(*request, **more), self.url)
@@ -173,7 +178,7 @@ class Server:
 
     def _body(self, response: Any, limit: int, where: str) -> bytes:
         """Read the body whole; a slow one ends at the time-out too, not only a silent one."""
-        until = min(time.monotonic() + max(self.read_s, 60), self.until)
+        until = min(time.monotonic() + max(self.read_s, BODY_S), self.until)
         parts, size = [], 0
         for part in _parts(response):
             parts.append(part)
