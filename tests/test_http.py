@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -379,10 +380,17 @@ def test_a_length_that_is_waited_for_in_vain_ends_at_the_time_out_of_bodies(
     assert time.monotonic() - began < 1
 
 
+def late(handler: Handler) -> None:
+    """Answer to who is still there."""
+    time.sleep(0.3)
+    with suppress(OSError):
+        handler.send(200, b"{}")
+
+
 def test_no_answer_is_waited_for_beyond_a_time_that_was_set_and_that_ends_with_its_block(
     serve, client
 ):
-    server = serve(lambda handler: time.sleep(0.3) or handler.send(200))
+    server = serve(late)
     one, began = client(server.url), time.monotonic()
     with one.within(time.monotonic() + 0.1), pytest.raises(AnswerLost, match="timed out"):
         one.get("/")
@@ -457,7 +465,7 @@ def test_netrc_does_not_replace_our_header(serve, client):
 
 
 def test_a_post_may_have_headers_and_a_time_out_of_its_own(serve, client):
-    server = serve(lambda handler: time.sleep(0.2) or handler.send(200, b"{}"))
+    server = serve(late)
     ours = client(server.url, headers={"X-Mine": "yes"}, read_s=0.1)
     ours.post("/", {}, {"Prefer": "wait=1"}, 5)
     assert (server.seen[0].headers["Prefer"], server.seen[0].headers["X-Mine"]) == ("wait=1", "yes")

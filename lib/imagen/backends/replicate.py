@@ -335,12 +335,12 @@ def _model(instance: Instance) -> Reference:
     said = instance.get("model")
     example = "model: black-forest-labs/flux-schnell"
     if said is None:
-        raise ConfigFault(f"backend {instance.name} names no model", hint=example)
+        raise ConfigFault("no model", hint=example)
     if not MODEL.fullmatch(said):
-        says = f"backend {instance.name}: {said[:100]!r} is no owner/name or owner/name:version"
+        says = f"the model is owner/name or owner/name:version, not {said[:100]!r}"
         raise ConfigFault(says, hint=example)
     if instance.get("prefer_wait_s", 1) > 60:
-        raise ConfigFault(f"backend {instance.name}: prefer_wait_s is at most 60")
+        raise ConfigFault("prefer_wait_s is at most 60")
     return reference(said)
 
 
