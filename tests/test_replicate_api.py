@@ -275,6 +275,7 @@ def test_no_other_status_is_a_bad_ending(status):
         (None, b'{"retry_after": "5", "detail": "resets in ~7s."}', 7),
         (None, b'{"retry_after": true, "detail": "in ~ 7.5 s"}', 7.5),
         (None, b'{"retry_after": 1e999}', None),
+        (None, b'{"retry_after": 1%s}' % (b"0" * 400), None),
         (None, b"Your rate limit resets in ~30s", 30),
         (None, b"wait", None),
         (None, b"[" * 100_000, None),
@@ -341,6 +342,15 @@ def test_ours_has_every_input_that_we_sent_whatever_else_it_has():
         (2**64 - 1, 18446744073709552000, "perhaps"),
         (2**64 - 1, 1.8446744073709552e19, "perhaps"),
         (2**53 - 1, 2**53, False),
+        (1_000_000, 1_000_001, False),
+        (3.3, 3.299999952316284, "perhaps"),
+        (3.3, 3.4, False),
+        (7, 10**400, False),
+        (2**64 - 1, 10**400, False),
+        (0.5, 10**400, False),
+        ("a cat\n", "a cat", "perhaps"),
+        ("cafe\u0301", "caf\u00e9", "perhaps"),
+        ("a cat", "a bat", False),
         ("data:image/png;base64,AA", "https://replicate.delivery/x.png", "perhaps"),
         ("data:image/png;base64,AA", "data:image/png;base64,AA", True),
         ("data:image/png;base64,AA", None, False),
@@ -361,6 +371,7 @@ def test_another_model_or_version_is_not_ours_even_with_the_same_input():
     assert look(item(version="abc"), model=pinned).ours
     assert not look(item(version="def"), model=pinned).ours
     assert look(item(version="hidden")).ours
+    assert look(item(version="hidden"), model=pinned).ours
 
 
 def test_what_others_own_is_skipped():

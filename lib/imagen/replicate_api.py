@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -140,7 +141,7 @@ def told_wait(fault: Throttled) -> float | None:
         said = None
     if isinstance(said, dict):
         told: Any = said.get("retry_after")
-        if _is_number(told) and 0 <= told < math.inf:
+        if _is_number(told) and 0 <= told < _MOST:
             return float(told)
     found = re.search(r"~\s*(\d{1,6}(?:\.\d+)?)\s*s", fault.body.decode(errors="replace"))
     return float(found[1]) if found else None
@@ -204,8 +205,8 @@ def judged(items: Any, wanted: Wanted, owned: Callable[[str], bool]) -> Judged:
 def _is_wanted(one: Prediction, wanted: Wanted) -> bool | str:
     if one.model is not None and one.model.lower() != wanted.model.name.lower():
         return False
-    if wanted.model.version and one.version not in (None, wanted.model.version):
-        return False
+    if wanted.model.version and one.version not in (None, "hidden", wanted.model.version):
+        return False  # "hidden" is the version of official models
     if one.input is None:
         return "perhaps"
     found = [_is_same(value, one.input.get(name)) for name, value in wanted.input.items()]
@@ -224,10 +225,28 @@ def _is_same(sent: Any, listed: Any) -> bool | str:
         return False if False in found else "perhaps" if "perhaps" in found else True
     if isinstance(sent, bool) or isinstance(listed, bool):
         return sent is listed
-    if _is_number(sent) and _is_number(listed) and sent != listed:
-        big = isinstance(sent, int) and abs(sent) > 2**53  # what JavaScript rounds
-        return "perhaps" if big and float(sent) == float(listed) else False
-    return bool(sent == listed)
+    if sent == listed:
+        return True
+    if _is_number(sent) and _is_number(listed):
+        return "perhaps" if _is_rounded(sent, listed) else False
+    if isinstance(sent, str) and isinstance(listed, str):
+        return "perhaps" if _letters(sent) == _letters(listed) else False
+    return False
+
+
+_MOST = 1e30  # of a number that is compared or waited for: an integer may have no float at all
+
+
+def _is_rounded(sent: float, listed: float) -> bool:
+    """Whether one is what becomes of the other in JavaScript, or in 32 bits."""
+    if isinstance(sent, int) and isinstance(listed, int) and abs(sent) < 2**53:
+        return False
+    return abs(sent) < _MOST and abs(listed) < _MOST and math.isclose(sent, listed, rel_tol=1e-6)
+
+
+def _letters(text: str) -> str:
+    """Give a text without what may be trimmed or normalized on its way."""
+    return "".join(unicodedata.normalize("NFC", text).split())
 
 
 def best(ours: Iterable[Prediction]) -> Prediction | None:

@@ -189,6 +189,20 @@ def test_the_deadline_is_replicates_to_keep(server, backend, queue_s, seconds, c
     assert (fault.code, fault.billed) == (code, billed)
 
 
+def test_what_somebody_cancels_before_it_began_was_not_billed(server, backend):
+    server.queue_s = 9
+    one = backend()
+    handle = submit(one)
+    request = urllib.request.Request(
+        f"{server.url}/v1/predictions/{handle}/cancel",
+        method="POST",
+        headers={"Authorization": f"Bearer {TOKEN}"},
+    )
+    urllib.request.urlopen(request).close()
+    fault = fault_of(lambda: fetch(one, handle))
+    assert (fault.code, fault.billed) == ("prediction_canceled", "no")
+
+
 def test_a_failed_prediction_tells_why(server, backend):
     server.ending, server.error = "failed", "CUDA out of memory"
     one = backend()

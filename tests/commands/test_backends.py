@@ -146,7 +146,7 @@ def test_the_environment_says_where_replicate_is(tool, configure):
 
 
 @pytest.mark.parametrize(
-    ("model", "says"), [("null", "no model"), ("flux-schnell", "is owner/name or owner/name:version")]
+    ("model", "says"), [("null", "no model"), ("flux-schnell", "is owner/name or owner/name:ver")]
 )
 def test_a_replicate_without_a_model_is_a_line_that_says_so(tool, configure, model, says):
     path = configure(paid("http://127.0.0.1:9", model))

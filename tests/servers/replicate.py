@@ -276,12 +276,15 @@ class Replicate:
         queue_s, seconds, ending, error, filtered = found["_plan"]
         begins = found["_created"] + queue_s
         ends = begins + seconds if not (found["_held"] and self.held) else float("inf")
-        stops = min(found["_created"] + found["_deadline"], found.get("_canceled", float("inf")))
+        deadline = found["_created"] + found["_deadline"]
+        canceled = found.get("_canceled", float("inf"))
+        stops = min(deadline, canceled)
         now = self.now()
         shown: dict[str, Any] = {"status": "starting", "error": None, "output": None, "logs": ""}
         started = completed = None
         if now >= min(begins, stops) and begins > stops:
-            shown["status"], completed = "aborted", stops
+            shown["status"] = "aborted" if deadline < canceled else "canceled"
+            completed = stops
         elif now >= begins:
             started = begins
             shown |= {"status": "processing", "logs": f"Using seed: {found['_seed']}\n"}
@@ -382,7 +385,7 @@ def _drawn(prompt: str, seed: int, size: tuple[int, int], number: int, kind: str
 
 
 def _preferred(header: str | None) -> float:
-    return float(header.partition("wait=")[2] or 0) if header else 0
+    return float(header.partition("wait=")[2] or 60) if header else 0
 
 
 def _read(raw: bytes) -> Any:

@@ -50,6 +50,7 @@ _MARGIN_S = 120  # the list is read back so far beyond the submit: two clocks ar
 _FIND_S = 120  # how long a look may take
 _MOST_PAGES = 100  # of a hundred predictions
 _GONE = (404, 410)
+_WHO = "Replicate API"
 
 
 class Unauthorized(ImagenError):
@@ -107,6 +108,9 @@ class Replicate:
         except Rejected as fault:
             if fault.status == 404:
                 fault.hint = "is it spelled so? a model without an official endpoint needs :version"
+            raise
+        except (AnswerLost, ServerFault) as fault:  # it may have arrived
+            fault.billed = "unknown"
             raise
         return _id_in(answer)
 
@@ -274,7 +278,7 @@ class Replicate:
     def _server(self) -> http.Server:
         if self._opened is None:
             headers = {"Authorization": f"Bearer {self._token()}"}
-            self._opened = http.Server(self._base(), headers, self._get("read_s"), "Replicate")
+            self._opened = http.Server(self._base(), headers, self._get("read_s"), _WHO)
         return self._opened
 
     def _token(self) -> str:
@@ -301,6 +305,8 @@ class Replicate:
             yield
         except Throttled as fault:
             fault.retry_after_s = replicate_api.told_wait(fault)
+            said = replicate_api.problem(fault.body) or "too many requests"
+            fault.message = f"Replicate asks to wait: {said}"
             raise
         except OutOfCredit:
             raise OutOfCredit(
@@ -313,8 +319,7 @@ class Replicate:
                     f"the token in ${self._token_env} is refused",
                     hint="https://replicate.com/account/api-tokens",
                 ) from None
-            said = replicate_api.problem(fault.body)
-            if said:
+            if said := replicate_api.problem(fault.body):
                 fault.message = f"Replicate refuses it ({fault.status}): {said}"
             raise
 
@@ -349,9 +354,11 @@ def _id_in(answer: http.Answer) -> str:
     try:
         found = answer.json_object().get("id")
     except ServerFault as fault:
-        raise AnswerLost(f"Replicate accepted the prediction, but: {fault.message}") from None
+        says = f"Replicate accepted the prediction, but: {fault.message}"
+        raise AnswerLost(says, billed="unknown") from None
     if not replicate_api.is_id(found):
-        raise AnswerLost("Replicate accepted the prediction, but its answer holds no id")
+        says = "Replicate accepted the prediction, but its answer holds no id"
+        raise AnswerLost(says, billed="unknown")
     return str(found)
 
 
