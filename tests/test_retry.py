@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,3 +109,65 @@ def test_the_faults_are_told_as_they_are_and_not_wrapped():
     with pytest.raises(ImagenError) as caught:
         retry.once_more(call, wait_s=0)
     assert caught.value is fault
+
+
+# -- as the server tells us ------------------------------------------------------------------------
+
+
+class Busy(Calls):
+    """A server that asks to wait so long, each time in turn; None does not say how long."""
+
+    def __init__(self, *seconds: float | None) -> None:
+        super().__init__()
+        self.told = [*seconds]
+
+    def __call__(self) -> str:
+        self.count += 1
+        if self.told:
+            raise Throttled(retry_after_s=self.told.pop(0))
+        return "done"
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waits.append))
+    return waits
+
+
+@pytest.mark.parametrize(
+    ("told", "waits"),
+    [
+        ([], []),
+        ([0], [0]),
+        ([7, 60], [7, 60]),
+        ([None, None, None], [1, 2, 4]),
+        ([None, 5, None], [1, 5, 4]),
+    ],
+)
+def test_a_wait_is_as_long_as_told_or_else_longer_each_time(slept, told, waits):
+    call = Busy(*told)
+    assert (retry.as_told(call), call.count) == ("done", 1 + len(told))
+    assert slept == waits
+
+
+@pytest.mark.parametrize(("told", "calls"), [([1] * 9, 4), ([61], 1), ([1, 61, 1], 2)])
+def test_after_three_retries_or_for_a_longer_wait_the_fault_is_told(slept, told, calls):
+    call = Busy(*told)
+    with pytest.raises(Throttled) as caught:
+        retry.as_told(call)
+    assert (call.count, len(slept)) == (calls, calls - 1)
+    assert caught.value.retry_after_s == told[calls - 1]
+
+
+@pytest.mark.parametrize("fault", [*TRANSIENT, *LASTING])
+def test_whatever_else_fails_is_not_tried_again_there(slept, fault):
+    call = Calls(fault)
+    with pytest.raises(fault):
+        retry.as_told(call)
+    assert (call.count, slept) == (1, [])
+
+
+def test_a_read_waits_as_told_too_but_not_beyond_its_patience(slept):
+    assert retry.for_a_while(Busy(3, None, 99), patience_s=5, wait_s=0.5) == "done"
+    assert slept == [3, 0.5, 5]
