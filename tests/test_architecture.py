@@ -101,6 +101,7 @@ ALLOWED: dict[str, set[str]] = {
     "ledger": {"errors", "record"},
     "http": {"errors", "retry"},
     "db": {"errors", "retry"},
+    "migrations": {"errors", "db"},
     "config": {"errors", "record", "settings"},
     "preview": {"errors"},
     "sheet": {"errors", "record"},

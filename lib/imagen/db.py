@@ -117,7 +117,7 @@ class Transaction:
         self._cursor = cursor
 
     def rows(self, sql: str, *values: Any) -> list[Row]:
-        """Run one statement, each %s a value, and give all its rows; none for what has no answer."""
+        """Run SQL, each %s a value, and give the rows of its answer, none when it has none."""
         self._cursor.execute(sql, values or None)  # with None a % stands for itself
         found: Sequence[Row] = self._cursor.fetchall() if self._cursor.description else []
         return list(found)

@@ -79,13 +79,13 @@ class Server:
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
         self._session.auth = named if any(named) else _unchanged
 
-    def get(self, path: str, limit: int = MAX_JSON, **params: str) -> Answer:
+    def get(self, path: str, limit: int = MAX_JSON, **params: str | list[str]) -> Answer:
         """GET; `limit` caps the body's bytes."""
         return self._ask("GET", path, limit, params=params)
 
-    def post(self, path: str, body: Any) -> Answer:
-        """POST a JSON body."""
-        return self._ask("POST", path, MAX_JSON, json=body)
+    def post(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Answer:
+        """POST a JSON body; headers for this request only."""
+        return self._ask("POST", path, MAX_JSON, json=body, headers=headers)
 
     def close(self) -> None:
         """Close the session's connections."""
@@ -144,10 +144,11 @@ class Server:
             return
         body = answer.for_people()
         said = f"the {self.who} at {self.url} answered {answer.status}: {excerpt(body)}"
+        told = _seconds(answer.headers.get("Retry-After"))
         if answer.status >= 500:
-            raise ServerFault(said, status=answer.status)
+            raise ServerFault(said, status=answer.status, body=body, retry_after_s=told)
         if answer.status == 429:
-            raise Throttled(said, retry_after_s=_seconds(answer.headers.get("Retry-After")))
+            raise Throttled(said, status=answer.status, body=body, retry_after_s=told)
         if answer.status == 402:
             raise OutOfCredit(said)
         raise Rejected(said, status=answer.status, body=body)

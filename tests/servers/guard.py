@@ -74,7 +74,7 @@ def _start(
         stdout=log,
         stderr=log,
         cwd=folder,
-        preexec_fn=lambda: _die_with_parent(number),
+        preexec_fn=lambda: _die_with_parent(number),  # noqa: PLW1509 - there are no threads
         **who,
     )
 

