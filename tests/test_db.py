@@ -1,4 +1,4 @@
-"""Connecting to a real PostgreSQL, transactions and time-outs, errors that never show a password."""
+"""Connecting to a real PostgreSQL: transactions, time-outs, errors that show no password."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def connect(dsn):
     [
         ("postgresql://m@db.example.net:6543/postgres", "db.example.net:6543/postgres", False),
         (f"postgresql://m:{SECRET}@db.example.net/postgres", "db.example.net/postgres", True),
-        (f"postgresql://m@db.example.net/postgres?password={SECRET}", "db.example.net/postgres", True),
+        (
+            f"postgresql://m@db.example.net/postgres?password={SECRET}",
+            "db.example.net/postgres",
+            True,
+        ),
         (f"host=/run/postgresql dbname=imagen password={SECRET}", "/run/postgresql/imagen", True),
         ("postgresql:///imagen", "local socket/imagen", False),
     ],

@@ -60,8 +60,13 @@ class Server:
         headers: Mapping[str, str] | None = None,
         read_s: float = 60,
         who: str = "server",
+        plain_headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Take the base URL, headers that go with every request, and the read time-out."""
+        """Take the base URL, headers that go with every request, and the read time-out.
+
+        What stands in `headers` is a secret, and hidden wherever the server says it again; what
+        stands in `plain_headers` is not.
+        """
         import requests
         from requests.utils import get_auth_from_url, urldefragauth
 
@@ -73,18 +78,20 @@ class Server:
         self.read_s = read_s
         self.until = math.inf  # of time.monotonic(): no body is waited for any longer
         self._session = requests.Session()
-        self._session.headers.update({"User-Agent": "imagen", **(headers or {})})
+        self._session.headers.update(
+            {"User-Agent": "imagen", **(headers or {}), **(plain_headers or {})}
+        )
         self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
         self._session.auth = named if any(named) else _unchanged
 
-    def get(self, path: str, limit: int = MAX_JSON, **params: str | list[str]) -> Answer:
+    def get(self, path: str, limit: int = MAX_JSON, **params: str) -> Answer:
         """GET; `limit` caps the body's bytes."""
         return self._ask("GET", path, limit, params=params)
 
     def post(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Answer:
-        """POST a JSON body; headers for this request only."""
+        """POST a JSON body; `headers`, which hold no secret, are for this once."""
         return self._ask("POST", path, MAX_JSON, json=body, headers=headers)
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ def for_a_while(call: Callable[[], T], patience_s: float, wait_s: float = 0.3) -
 
 
 def as_told(
-    call: Callable[[float], T], patience_s: float, least_s: float = 1, wait_s: float = 0.5
+    call: Callable[[float], T], patience_s: float, least_s: float = 1, wait_s: float = 0.3
 ) -> T:
     """Call with the seconds that are left until it works; for what may be sent again and again.
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from . import retry
 from .errors import ConfigFault, ImagenError, Rejected, ServerFault, Throttled
@@ -17,9 +17,7 @@ READ_S = 10
 PAGE = 1000  # rows; the server may give fewer (db-max-rows) and does not say so
 USAGE_SCHEMA, USAGE_TABLE = "mai", "imagen_usage"
 Row = dict[str, Any]
-_IGNORING = {
-    "Prefer": "return=representation,resolution=ignore-duplicates,missing=default",
-}
+_IGNORING = "return=representation,resolution=ignore-duplicates,missing=default"
 
 
 class Unauthorized(Rejected):
@@ -46,16 +44,14 @@ class Tables:
         if not key:
             raise ConfigFault("no key for Supabase", hint=f"set ${key_name}, or ${key_name}_FILE")
         self.key_name = key_name
-        self.schema = schema
         self._server = Server(
             url,
             {
                 "apikey": key,  # the hosted gateway wants this one, PostgREST the other
                 "Authorization": f"Bearer {key}",
-                "Accept-Profile": schema,
-                "Content-Profile": schema,
             },
             who="Supabase",
+            plain_headers={"Accept-Profile": schema, "Content-Profile": schema},
         )
 
     def insert_ignoring(self, table: str, rows: Sequence[Row], on_conflict: str) -> list[Row]:
@@ -68,7 +64,7 @@ class Tables:
             return []
         columns = ",".join(f'"{name}"' for name in sorted({name for row in rows for name in row}))
         path = f"{_path(table)}?on_conflict={quote(on_conflict)}&columns={quote(columns)}"
-        return self._asked(lambda: self._server.post(path, list(rows), _IGNORING))
+        return self._asked(lambda: self._server.post(path, list(rows), {"Prefer": _IGNORING}))
 
     def rows(
         self, table: str, select: str = "*", key: str = "id", **filters: Sequence[str] | str
@@ -86,12 +82,13 @@ class Tables:
     def _page(
         self, table: str, select: str, key: str, after: Any, filters: Mapping[str, Any]
     ) -> list[Row]:
-        asked: dict[str, Any] = {"select": select, "order": key, "limit": str(PAGE)}
+        asked = [("select", select), ("order", key), ("limit", str(PAGE))]
         for name, said in filters.items():
-            asked[name] = [said] if isinstance(said, str) else [*said]
+            asked += [(name, one) for one in ([said] if isinstance(said, str) else said)]
         if after is not None:
-            asked[key] = [*asked.get(key, []), f"gt.{after}"]
-        return self._asked(lambda: self._server.get(_path(table), **asked))
+            asked.append((key, f"gt.{after}"))
+        path = f"{_path(table)}?{urlencode(asked)}"
+        return self._asked(lambda: self._server.get(path))
 
     def _asked(self, ask: Callable[[], Answer]) -> list[Row]:
         """Ask until there is an answer, no longer than PATIENCE_S, and read it as rows."""

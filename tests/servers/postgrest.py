@@ -171,6 +171,11 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server_of: Gateway
 
+    def handle(self) -> None:
+        """Serve a connection; a client may cut it."""
+        with suppress(ConnectionError):
+            super().handle()
+
     def _serve(self) -> None:
         gateway = self.server_of
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
