@@ -126,7 +126,7 @@ def plain_database(cluster: Cluster) -> Iterator[Place]:
         yield place
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve() -> Callable[..., AbstractContextManager[Rest]]:
     """Start a PostgREST for a database: `with serve(database) as rest`."""
     from servers import postgrest
@@ -141,7 +141,7 @@ def serve() -> Callable[..., AbstractContextManager[Rest]]:
 @pytest.fixture
 def rest(database: Place, serve: Callable[..., AbstractContextManager[Rest]]) -> Iterator[Rest]:
     """A PostgREST for the test's database."""
-    with database.cluster.roles_held(shared=True), serve(database) as found:
+    with serve(database) as found:
         yield found
 
 

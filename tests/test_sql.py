@@ -279,6 +279,7 @@ def exposed(cursor):
         "select setdatabase::int, split_part(setting, '=', 2)"
         " from pg_db_role_setting, unnest(setconfig) as setting"
         " where setrole = 'authenticator'::regrole and setting like 'pgrst.db\\_schemas=%'"
+        " and setdatabase in (0, (select oid from pg_database where datname = current_database()))"
         " order by setdatabase"
     )
     return dict(cursor.fetchall())

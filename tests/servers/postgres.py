@@ -79,6 +79,9 @@ class Cluster:
         with self.cursor() as cursor:
             cursor.execute(f"create database {name} template {template} strategy file_copy")
             cursor.execute(f"grant create on database {name} to migrator")  # grants are not copied
+            if template == MIGRATED:  # others change what the role has for all databases
+                expose = "set pgrst.db_schemas = 'public, imagen, mai'"
+                cursor.execute(f"alter role authenticator in database {name} {expose}")
             try:
                 yield Place(self, name)
             finally:
@@ -86,20 +89,15 @@ class Cluster:
                 cursor.execute(f"drop database if exists {name} with (force)")
 
     @contextmanager
-    def roles_held(self, shared: bool = False) -> Iterator[None]:
-        """Keep others from changing roles, which belong to the whole server.
+    def roles_held(self) -> Iterator[None]:
+        """Change roles, which belong to the whole server, while nobody else does.
 
-        Who changes them holds this alone, and they are put back; who needs them as they are holds
-        it together with others like that.
+        Nothing of ours is exposed by then, as in a new project.
         """
         assert self.root
-        expose = "alter role authenticator set pgrst.db_schemas = %s"
-        with locked(self.root / "roles.lock", shared), self.cursor() as cursor:
-            if not shared:
-                cursor.execute(expose, ["public"])
+        with locked(self.root / "roles.lock"), self.cursor() as cursor:
+            cursor.execute("alter role authenticator set pgrst.db_schemas = 'public'")
             yield
-            if not shared:
-                cursor.execute(expose, ["public, imagen, mai"])
 
     @property
     def version(self) -> int:
@@ -163,10 +161,10 @@ def shared(root: Path) -> Cluster:
 
 
 @contextmanager
-def locked(path: Path, shared: bool = False) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock that is named by a file; its holder's death lets go of it."""
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
