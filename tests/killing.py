@@ -83,7 +83,7 @@ def _steps() -> list[tuple[Any, str]]:
         (locks, "_locked"),
         (mock.Mock, "_accept"),
         (mock.Mock, "collect"),
-        (http.Server, "_ask"),
+        (http.Server, "_asked"),
         (pipe, "write_out"),
     ]
 

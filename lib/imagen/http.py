@@ -66,8 +66,13 @@ class Server:
         headers: Mapping[str, str] | None = None,
         read_s: float = 60,
         who: str = "server",
+        plain_headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Take the base URL, headers that go with every request, and the read time-out."""
+        """Take the base URL, headers that go with every request, and the read time-out.
+
+        What stands in `headers` is a secret, and hidden wherever the server says it again; what
+        stands in `plain_headers` is not.
+        """
         import requests
         from requests.utils import get_auth_from_url, urldefragauth
 
@@ -82,7 +87,7 @@ class Server:
         self._session = requests.Session()
         # else it prepares the next request of a redirect, and for that reads a body without end
         setattr(self._session, "get_redirect_target", _nowhere)  # noqa: B010
-        self._session.headers.update({"User-Agent": "imagen", **self._own})
+        self._session.headers.update({"User-Agent": "imagen", **self._own, **(plain_headers or {})})
         self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
@@ -216,11 +221,11 @@ class Server:
             return answer
         body = answer.for_people()
         said = f"the {self.who} at {where} answered {answer.status}: {excerpt(body)}"
+        told = _seconds(answer.headers.get("Retry-After"))
         if answer.status >= 500:
-            raise ServerFault(said, status=answer.status)
+            raise ServerFault(said, status=answer.status, body=body, retry_after_s=told)
         if answer.status == 429:
-            wait_s = _seconds(answer.headers.get("Retry-After"))
-            raise Throttled(said, retry_after_s=wait_s, body=body)
+            raise Throttled(said, status=answer.status, body=body, retry_after_s=told)
         if answer.status == 402:
             raise OutOfCredit(said)
         raise Rejected(said, status=answer.status, body=body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, repeat
@@ -14,7 +15,7 @@ T = TypeVar("T")
 Faults = tuple[type[ImagenError], ...]
 
 TRANSIENT: Faults = (Unreachable, AnswerLost, ServerFault)
-_OF_READS = (*TRANSIENT, Throttled)
+_OF_READS: Faults = (*TRANSIENT, Throttled)
 LONGEST_WAIT_S = 60  # that a server may ask for: beyond, whoever asks is told and not kept waiting
 
 
@@ -57,6 +58,44 @@ class _TooLong(Exception):
     def __init__(self, fault: Throttled) -> None:
         self.fault = fault
         super().__init__()
+
+
+def in_time(
+    call: Callable[[float], T], patience_s: float, least_s: float = 1, wait_s: float = 0.3
+) -> T:
+    """Call with the seconds that are left until it works; for what may be sent again and again.
+
+    Waits as long as the server says (Retry-After), at least `wait_s` and twice as long each time.
+    The last fault is raised as soon as a wait would leave less than `least_s`, so that everything
+    ends within the patience when the call keeps to its seconds.
+    """
+    end = time.monotonic() + patience_s
+
+    def once() -> T:
+        return call(end - time.monotonic())
+
+    try:
+        return once()
+    except _OF_READS as fault:
+        first = fault
+    import tenacity  # only now, as in _trying
+
+    def pause(state: tenacity.RetryCallState) -> float:
+        fault = state.outcome and state.outcome.exception()
+        said = getattr(fault, "retry_after_s", None) or 0
+        return max(float(said), wait_s * 2.0 ** (state.attempt_number - 1))
+
+    tries: Iterator[Callable[[], T]] = chain([partial(_raise, first)], repeat(once))
+
+    def again() -> T:
+        return next(tries)()
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(_OF_READS),
+        stop=lambda state: time.monotonic() + pause(state) + least_s > end,
+        wait=pause,
+        reraise=True,
+    )(again)
 
 
 def _trying(
