@@ -15,6 +15,7 @@ help:
 	@echo 'make test         set up, then run all tests'
 	@echo 'make lint         ruff, mypy, and shellcheck where it is installed'
 	@echo 'make docs         write the help texts and tables into docs/ again'
+	@echo 'make soak         kill a thousand renders at random steps, run each again, count'
 	@echo 'make bench        measure start-up, pipes, lateness and memory beside their peers'
 	@echo 'make wheel-check  build wheel and sdist, install each elsewhere, render with it'
 	@echo 'make clean        remove what was made here (not ./demo-output)'
@@ -50,6 +51,9 @@ lint: $(LINTED)
 docs: $(TESTED)
 	@$(VENV)/bin/python tests/docs_sync.py --write
 
+soak: $(TESTED)
+	@IMAGEN_SOAK=334 $(VENV)/bin/python -m pytest -n auto tests/test_killed.py
+
 bench: $(TESTED)
 	@$(PIP) --editable '.[test,bench]'
 	@$(VENV)/bin/python bench/run.py
@@ -60,4 +64,4 @@ wheel-check: $(TESTED)
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: all help demo test lint docs bench wheel-check clean
+.PHONY: all help demo test lint docs soak bench wheel-check clean

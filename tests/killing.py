@@ -31,11 +31,12 @@ class Rounds:
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self._child = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=dict(env),
+            env={"SUBMITS": str(folder / "submits"), **env},
             cwd=folder,
             text=True,
         )
@@ -123,7 +124,7 @@ def _round(said: Mapping[str, Any]) -> None:
     for descriptor, name in ((1, "round.out"), (2, "round.err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
     trace = os.open("round.steps", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    _install(said["kill_at"], trace, Path("submits"))
+    _install(said["kill_at"], trace, Path(os.environ["SUBMITS"]))
     from imagen.commands import render
 
     render.main(said["args"])

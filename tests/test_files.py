@@ -255,12 +255,15 @@ def test_publishing_never_replaces_unless_told(folder):
     assert names(folder) == ["a.png"]
 
 
-def test_a_write_that_fails_leaves_nothing(folder, monkeypatch):
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_write_that_fails_leaves_nothing(folder, monkeypatch, nameless):
     def full(_descriptor: int) -> None:
-        assert [path.suffix for path in folder.iterdir()] == [".tmp"]
         assert all(path.name.startswith(".") for path in folder.iterdir())
+        assert all(path.suffix == ".tmp" for path in folder.iterdir())
         raise OSError(28, "No space left on device")
 
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         files.publish(folder / "a.png", b"data")
@@ -269,7 +272,7 @@ def test_a_write_that_fails_leaves_nothing(folder, monkeypatch):
 
 @pytest.mark.parametrize("error", [PermissionError(1, "no links here"), OSError(95, "not here")])
 def test_a_file_system_without_hard_links_will_do(folder, monkeypatch, error):
-    def no_link(*_: object) -> None:
+    def no_link(*_: object, **_more: object) -> None:
         raise error
 
     monkeypatch.setattr(os, "link", no_link)
@@ -334,9 +337,9 @@ def test_the_sidecar_stands_before_the_image_does(folder, monkeypatch):
     order: list[str] = []
     link = os.link
 
-    def watched(source: Path, target: Path) -> None:
+    def watched(source: Path, target: Path, **more: int) -> None:
         order.append(Path(target).suffix)
-        link(source, target)
+        link(source, target, **more)
 
     place = reserve(folder)
     monkeypatch.setattr(os, "link", watched)

@@ -1,14 +1,16 @@
 """Killed with SIGKILL at every step, and run again: one submit, one image, every time.
 
-`make test` takes every few steps, another share on each day; `make soak` takes them all.
+`make test` adds a few rounds at random steps, others on each day; `make soak` a thousand.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ import pytest
 from imagen.ledger import Ledger
 from killing import Ended, Rounds
 from servers.comfyui import ComfyUI
+from servers.replicate import SCHNELL, TOKEN, Replicate
 
-SOAK = int(os.environ.get("IMAGEN_SOAK", "0"))  # rounds for each backend
-SHARE = 1 if SOAK else 5
-FIRST = int(time.time() // 86400) % SHARE
+ROUNDS = int(os.environ.get("IMAGEN_SOAK", "8"))  # for each backend, at random steps
+SEED = int(time.time()) if "IMAGEN_SOAK" in os.environ else int(time.time() // 86400)
 ASKED = ("a cat", "--seed", 7, "--size", "64x64")
 
 
@@ -39,18 +41,21 @@ class Place:
         self.name = name
         self.submits = submits
         self.number = 0
+        self.env: dict[str, str] = {}
+        self.forget: Callable[[], object] = lambda: None
 
-    def run(self, *args: object, kill_at: int | None = None) -> Ended:
+    def run(self, *args: object, kill_at: int | None = None, by: Rounds | None = None) -> Ended:
         """Render in a state folder of this number's own."""
         home = self.rounds.folder / f"n{self.number}"
         env = {"XDG_STATE_HOME": str(home / "state"), "IMAGEN_OUT_DIR": str(home / "out")}
         more = ("--backend", self.name, *args)
-        return self.rounds.run(*ASKED, *more, kill_at=kill_at, **env)
+        return (by or self.rounds).run(*ASKED, *more, kill_at=kill_at, **env, **self.env)
 
     def fresh(self) -> None:
         """Begin anew: other folders, nothing counted."""
         shutil.rmtree(self.rounds.folder / f"n{self.number}", ignore_errors=True)
         self.number += 1
+        self.forget()
 
     def left(self) -> list[str]:
         """What stands in the output folder."""
@@ -84,7 +89,19 @@ def comfyui(rounds, configure) -> Iterator[Place]:
         yield Place(rounds, "comfy", lambda: len(server.submits))
 
 
-BACKENDS = ["mock", "comfyui"]
+@pytest.fixture
+def replicate(rounds, configure, monkeypatch) -> Iterator[Place]:
+    with Replicate() as server:
+        fast = "poll_s: 0.005, settle_s: 0.01, retry_s: 0.01"
+        about = f"model: {SCHNELL}, base_url: '{server.url}', {fast}"
+        configure(f"backends: {{rep: {{type: replicate, {about}}}}}\nbudget: {{per_day: 100}}\n")
+        place = Place(rounds, "rep", lambda: server.creates)
+        place.forget = server.predictions.clear  # another ledger's would look like ours
+        place.env["REPLICATE_API_TOKEN"] = TOKEN
+        yield place
+
+
+BACKENDS = ["mock", "comfyui", "replicate"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -113,7 +130,7 @@ def is_whole(place: Place, ran: Ended, where: str) -> dict[str, Any]:
 def test_killed_at_any_step_and_run_again_it_is_one_submit_and_one_image(place):
     steps = steps_of(place, "--id", "k")
     assert len(steps) > 30, "killed at too few steps to mean anything"
-    for number in range(FIRST, len(steps), SHARE):
+    for number in range(len(steps)):
         place.fresh()
         before = place.submits()
         killed = place.run("--id", "k", kill_at=number)
@@ -126,7 +143,7 @@ def test_killed_at_any_step_and_run_again_it_is_one_submit_and_one_image(place):
 def test_without_an_id_too_as_long_as_it_was_not_handed_out(place):
     steps = steps_of(place)
     handed_out = steps.index("before Journal.delivered")
-    for number in range(FIRST, handed_out + 1, SHARE):
+    for number in range(1, handed_out + 1, 3):
         place.fresh()
         before = place.submits()
         killed = place.run(kill_at=number)
@@ -135,16 +152,37 @@ def test_without_an_id_too_as_long_as_it_was_not_handed_out(place):
         assert place.submits() - before == 1, where
 
 
-def test_killed_again_and_again_it_comes_to_its_end(place):
-    steps_of(place, "--id", "k")
-    for start in range(FIRST, 40, SHARE * 2):
+def test_killed_again_and_again_at_random_steps_it_comes_to_its_end(place):
+    chance = random.Random(SEED)
+    for number in range(ROUNDS):
         place.fresh()
-        before = place.submits()
-        trail = []
-        for number in range(start, 200, 7):
-            ran = place.run("--id", "k", kill_at=number)
-            if ran.status == 0:
-                break
+        before, wanted, trail = place.submits(), chance.choice([1, 1, 3]), []
+        args = ("--id", "k", "--count", wanted)
+        while (ran := place.run(*args, kill_at=chance.randrange(120 * wanted))).status == -9:
             trail.append(ran.steps[-1])
-        is_whole(place, place.run("--id", "k"), str(trail))
-        assert place.submits() - before == 1, trail
+        where = f"round {number} of seed {SEED}: {trail}"
+        assert ran.status == 0, f"{where}: {ran.err}"
+        assert len(ran.records) == wanted, where
+        assert all(Path(one["file"]).is_file() for one in ran.records), where
+        assert len(place.left()) == 2 * wanted, where
+        assert place.open_ones() == [], where
+        assert place.submits() - before == wanted, where
+
+
+def test_two_at_once_with_one_id_are_one_submit_whoever_is_killed(place, rounds, tool):
+    other = Rounds(
+        rounds.folder / "other", tool.environment({"SUBMITS": str(rounds.folder / "submits")})
+    )
+    try:
+        chance = random.Random(SEED)
+        for number in range(max(ROUNDS // 3, 3)):
+            place.fresh()
+            before, kill_at = place.submits(), chance.randrange(80)
+            with ThreadPoolExecutor(2) as pool:
+                killed = pool.submit(place.run, "--id", "k", kill_at=kill_at)
+                lives = pool.submit(place.run, "--id", "k", by=other)
+                ran, where = lives.result(), f"round {number}: {killed.result().steps[-1:]}"
+            is_whole(place, ran, where)
+            assert place.submits() - before == 1, where
+    finally:
+        other.close()

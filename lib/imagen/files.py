@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -267,39 +268,81 @@ def publish(
 
 @contextlib.contextmanager
 def _temporary(path: Path, data: Content, durable: bool = True) -> Iterator[Path]:
-    """Write the bytes beside their final place; what is not moved there by the end is gone."""
-    whole = path.with_name(f".{path.stem.lstrip('.')[:100]}.{os.urandom(6).hex()}.tmp")
+    """Write the bytes beside their final place; what is not moved there by the end is gone.
+
+    Where the file system can, they have no name until then: a process that is killed leaves none.
+    """
+    with _nameless(path.parent) as stream:
+        if stream is not None:
+            _fill(stream, data, durable)
+            yield Path(f"/proc/self/fd/{stream.fileno()}")
+            return
+    whole = _dot_file(path)
     try:
         with whole.open("xb") as stream:
-            if callable(data):
-                data(stream)
-            else:
-                stream.write(data)
-            if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
+            _fill(stream, data, durable)
         yield whole
     finally:
         whole.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _nameless(folder: Path) -> Iterator[IO[bytes] | None]:
+    """Open a file without a name (Linux, most of its file systems); None where there is none."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except (AttributeError, OSError):
+        yield None
+        return
+    with open(descriptor, "w+b") as stream:  # noqa: PTH123 - a descriptor
+        yield stream if os.path.exists(f"/proc/self/fd/{descriptor}") else None  # noqa: PTH110
+
+
+def _fill(stream: IO[bytes], data: Content, durable: bool) -> None:
+    if callable(data):
+        data(stream)
+    else:
+        stream.write(data)
+    stream.flush()
+    if durable:
+        os.fsync(stream.fileno())
+
+
+def _dot_file(path: Path) -> Path:
+    return path.with_name(f".{path.stem.lstrip('.')[:100]}.{os.urandom(6).hex()}.tmp")
+
+
 def _move(whole: Path, path: Path, replace: bool) -> None:
-    if replace:
+    if not replace:
+        _move_new(whole, path)
+    elif whole.parent == path.parent:
         whole.replace(path)
     else:
-        _move_new(whole, path)
+        named = _dot_file(path)  # only what has a name can take another's place
+        _link(whole, named)
+        try:
+            named.replace(path)
+        finally:
+            named.unlink(missing_ok=True)
 
 
 def _move_new(temporary: Path, path: Path) -> None:
     """Give the file its final name unless that exists; a link is the one call that does both."""
     try:
-        os.link(temporary, path)
+        _link(temporary, path)
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
         if os.path.lexists(path):
             raise FileExistsError(17, "File exists", str(path)) from None
+        if temporary.parent != path.parent:
+            temporary = Path(shutil.copyfile(temporary, _dot_file(path)))
         temporary.replace(path)
+
+
+def _link(whole: Path, path: Path) -> None:
+    """Link; given a folder, which an absolute path makes no use of, Python follows /proc's link."""
+    os.link(whole, path, src_dir_fd=-1)
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImagenError, Refused
+from . import locks
 
 if TYPE_CHECKING:
     import sqlite3
@@ -104,7 +105,8 @@ class Database:
             self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_S, isolation_level=None)
             try:
                 self._db.row_factory = sqlite3.Row
-                self._prepare()
+                with self._alone():
+                    self._prepare()
             except BaseException:
                 self._db.close()
                 raise
@@ -112,6 +114,10 @@ class Database:
     def close(self) -> None:
         """Close the connection."""
         self._db.close()
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """Let nobody else prepare it: a change of the journal's mode does not wait for others."""
+        return locks.lock(self.path.parent / "locks", "ledger") if self.path else nullcontext()
 
     def _prepare(self) -> None:
         if self._version() < len(_VERSIONS):
