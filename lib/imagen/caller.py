@@ -34,10 +34,9 @@ def _pane() -> str:
 
 def _user() -> str:
     import pwd
-    import socket
 
     try:
         name = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         name = str(os.getuid())
-    return f"{name}@{socket.gethostname()}"
+    return f"{name}@{os.uname().nodename}"

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -336,6 +335,8 @@ def _move_new(temporary: Path, path: Path) -> None:
         if os.path.lexists(path):
             raise FileExistsError(17, "File exists", str(path)) from None
         if temporary.parent != path.parent:
+            import shutil
+
             temporary = Path(shutil.copyfile(temporary, _dot_file(path)))
         temporary.replace(path)
 
