@@ -103,7 +103,11 @@ class Submitter:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         job.record |= {"attempts": number + 1, "started_at": now}
         job.attempts = number + 1
-        self._intend(job)
+        try:
+            self._intend(job)
+        except ImagenError:  # nothing was sent, so there is nothing to look for
+            job.attempts, job.record = number, before
+            raise
         job.may_have_arrived = True
         try:
             handle = job.backend.submit(known(job.plan))
