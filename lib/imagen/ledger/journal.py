@@ -130,6 +130,10 @@ class Journal:
         now = time.time()
         backend = intent.request["backend"]
         with self._db.transaction():
+            self._db.write(  # what went before is known to be over, and not to be billed
+                "update submits set billed = 'no' where render_id = ? and billed is null",
+                intent.render_id,
+            )
             judge(spent(self._db, asker.caller, now))
             self._db.write(
                 "insert into renders (render_id, id, given, asked, caller, backend, state, request,"
@@ -138,10 +142,6 @@ class Journal:
                 " request = excluded.request, place = excluded.place",
                 *(intent.render_id, intent.request["id"], asker.given, asker.asked, asker.caller),
                 *(backend, _json(intent.request), _json(intent.place), now),
-            )
-            self._db.write(  # what went before is known to be over, and not to be billed
-                "update submits set billed = 'no' where render_id = ? and billed is null",
-                intent.render_id,
             )
             self._db.write(
                 "insert into submits (render_id, number, backend, plan, handle, caller,"
