@@ -121,7 +121,7 @@ class Renderer:
 
     def _known(self, asked: Request, stack: ExitStack) -> Entry | None:
         entry = self._claimed(self._render_id(asked), stack)
-        if entry and "error" not in asked and not asked.is_of(entry.asked, entry.request):
+        if entry and not asked.is_of(entry.asked, entry.request):
             raise IdTaken(f"the id {asked['id']} belongs to another request")
         return entry
 
