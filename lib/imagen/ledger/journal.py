@@ -151,6 +151,16 @@ class Journal:
             )
         return now
 
+    def adopt(self, intent: Intent, asker: Asker) -> bool:
+        """Write what another ledger's line says was submitted; False if its handle is another's."""
+        import sqlite3
+
+        try:
+            self.intend(intent, asker)
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
     def withdraw(self, render_id: str, number: int) -> None:
         """Take an intent back: it certainly was not accepted."""
         with self._db.transaction():
