@@ -21,8 +21,8 @@ class Job:
     """A render under way: what was asked, and what is known so far.
 
     `attempts` is the number of the last submit, `sent_at` when that was intended (unix time);
-    `taken_up` says that an earlier run began it, `was_made` that one made it; `places` are the names
-    reserved for its images.
+    `taken_up` says that an earlier run began it, `was_made` that one made it; `places` are the
+    names reserved for its images.
     """
 
     asked: Record
