@@ -21,6 +21,7 @@ import imagen
 from imagen import record
 
 if TYPE_CHECKING:
+    from paid import Paid
     from servers.postgres import Cluster, Place
     from servers.postgrest import Rest
 
@@ -221,6 +222,11 @@ class Tools:
         self.started.append(child)
         return child
 
+    def ended(self, child: subprocess.Popen[bytes], timeout: float = 60) -> Ran:
+        """Wait for the end of what was started."""
+        out, err = child.communicate(timeout=timeout)
+        return Ran(child.returncode, out or b"", (err or b"").decode())
+
     def stop(self) -> None:
         """End what still runs."""
         for child in self.started:
@@ -258,3 +264,16 @@ def until() -> Callable[[Callable[[], Any]], Any]:
         return found
 
     return wait
+
+
+@pytest.fixture
+def paid(
+    tool: Tools, configure: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Paid]:
+    """Run imagen-render where it is paid for: `paid("a cat", "--id", "k")`."""
+    from paid import TOKEN, Paid
+    from servers.replicate import Replicate
+
+    monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
+    with Replicate() as server:
+        yield Paid(tool, server, configure)

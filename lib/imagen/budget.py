@@ -46,7 +46,7 @@ class Caps(NamedTuple):
 
 def judge(caps: Caps, estimate: float | None, model: str, spent: Spent) -> None:
     """Raise OverBudget, or Unpriced, when a submit of this estimate may not be paid."""
-    if not caps.any:
+    if not caps.any or estimate == 0:
         return
     if estimate is None:
         raise Unpriced(f"the price of {model} is not known, and a budget is set")
@@ -61,14 +61,18 @@ def judge(caps: Caps, estimate: float | None, model: str, spent: Spent) -> None:
         ("caller's day", caps.per_caller, spent.caller, _tomorrow),
         ("month", caps.per_month, spent.month, _next_month),
     )
-    for name, cap, gone, reset in windows:
-        if cap is not None and _over(gone + estimate, cap):
-            raise OverBudget(
-                f"over the budget of the {name}: {_usd(gone)} of {_usd(cap)} are spent or reserved,"
-                f" this costs {_usd(estimate)}",
-                retry="after" if not _over(estimate, cap) else "never",
-                retry_after_s=_until(reset, spent.now) if not _over(estimate, cap) else None,
-            )
+    over = [
+        OverBudget(
+            f"over the budget of the {name}: {_usd(gone)} of {_usd(cap)} are spent or reserved,"
+            f" this costs {_usd(estimate)}",
+            retry="never" if _over(estimate, cap) else "after",
+            retry_after_s=None if _over(estimate, cap) else _until(reset, spent.now),
+        )
+        for name, cap, gone, reset in windows
+        if cap is not None and _over(gone + estimate, cap)
+    ]
+    if over:  # the one that lets it through last
+        raise max(over, key=lambda fault: fault.retry_after_s or math.inf)
 
 
 def _over(amount: float, cap: float) -> bool:
@@ -76,7 +80,7 @@ def _over(amount: float, cap: float) -> bool:
 
 
 def _usd(amount: float) -> str:
-    return f"${amount:.4f}".rstrip("0").ljust(len(f"${amount:.2f}"), "0")
+    return f"${amount:.9f}".rstrip("0").ljust(len(f"${amount:.2f}"), "0")
 
 
 def _tomorrow(now: datetime) -> datetime:

@@ -21,7 +21,8 @@ class Job:
     """A render under way: what was asked, and what is known so far.
 
     `attempts` is the number of the last submit, `sent_at` when that was intended (unix time);
-    `taken_up` says that an earlier run began it, `places` are the names reserved for its images.
+    `taken_up` says that an earlier run began it, `was_made` that one made it; `places` are the
+    names reserved for its images.
     """
 
     asked: Record
@@ -37,6 +38,7 @@ class Job:
     made: list[Record] = field(default_factory=list)
     may_have_arrived: bool = False
     taken_up: bool = False
+    was_made: bool = False
     finished: bool = False
     sent_at: float = 0.0
     began: float = field(default_factory=time.monotonic)

@@ -121,7 +121,7 @@ class Renderer:
 
     def _known(self, asked: Request, stack: ExitStack) -> Entry | None:
         entry = self._claimed(self._render_id(asked), stack)
-        if entry and "error" not in asked and not asked.is_of(entry.asked, entry.request):
+        if entry and not asked.is_of(entry.asked, entry.request):
             raise IdTaken(f"the id {asked['id']} belongs to another request")
         return entry
 
@@ -243,7 +243,7 @@ class Renderer:
         job.attempts, job.sent_at, job.taken_up = entry.number, entry.intended_at, True
         job.plan = Plan(**entry.plan) if entry.plan else None
         job.handle = None if entry.state == "failed" else entry.handle
-        job.may_have_arrived = entry.state != "failed"
+        job.may_have_arrived, job.was_made = entry.state != "failed", entry.state == "done"
         return job
 
     # -- the steps, in order ---------------------------------------------------------------------
@@ -296,7 +296,7 @@ class Renderer:
             collected = self._collected(job)
         except RenderLost as fault:
             if job.backend.paid:
-                raise _gone(fault) from None
+                raise _gone(fault, job.was_made) from None
             if job.plan is None:
                 raise
             job.may_have_arrived, job.taken_up = not fault.finished, False
@@ -357,10 +357,11 @@ class Renderer:
         return collected
 
 
-def _gone(fault: RenderLost) -> ImagenError:
+def _gone(fault: RenderLost, was_made: bool) -> ImagenError:
     """Say that a paid render is lost: made and gone, or not to be told."""
-    if fault.finished:
-        return PaidFileGone(f"it was paid, and its file is gone: {fault.message}")
+    if fault.finished or was_made:  # an account that does not know it may be the wrong one
+        says = f"it was paid, and its file is gone: {fault.message}"
+        return PaidFileGone(says, ends=fault.finished)
     return RenderLost(
         f"{fault.message}; whether it was paid cannot be told", billed="unknown", retry="reconcile"
     )

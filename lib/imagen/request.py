@@ -64,7 +64,8 @@ class Request(dict[str, Any]):
 
     def is_of(self, known: str, resolved: Mapping[str, Any]) -> bool:
         """Whether it is the request of that key, or what became of that when it was resolved."""
-        return self.key == known or all(resolved.get(n) == v for n, v in self.asked.items())
+        became = {name: resolved[name] for name in ASKED if name in resolved}
+        return self.key == known or self.asked == became
 
 
 def fate(line: Mapping[str, Any], told: Told) -> Fate:

@@ -51,12 +51,12 @@ class Submitter:
     def adopt(self, job: Job) -> None:
         """Take a render into the journal that a line says was submitted: by another machine."""
         handle = str(job.handle)
-        if self._journal.owner(job.asked["backend"], handle) is not None:
-            raise RenderFailed(f"{handle} is another id's render", code="handle_taken")
         plan = asdict(job.plan) if job.plan else {}
         place = place_of(job.places)
         intent = Intent(job.render_id, job.attempts, job.record, place, plan, handle)
-        self._journal.intend(intent, job.asker)
+        if self._journal.adopt(intent, job.asker):
+            return
+        raise RenderFailed(f"{handle} is another id's render", code="handle_taken")
 
     def _look_then_send(self, job: Job) -> str:
         with self._alone(job):
@@ -103,7 +103,11 @@ class Submitter:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         job.record |= {"attempts": number + 1, "started_at": now}
         job.attempts = number + 1
-        self._intend(job)
+        try:
+            self._intend(job)
+        except ImagenError:  # nothing was sent, so there is nothing to look for
+            job.attempts, job.record = number, before
+            raise
         job.may_have_arrived = True
         try:
             handle = job.backend.submit(known(job.plan))

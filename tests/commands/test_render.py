@@ -523,7 +523,7 @@ def test_two_renders_of_one_id_wait_for_each_other(tool, until):
     first.stdin.close()
     until(lambda: [*tool.folder.glob("state/imagen/mock/*.json")])
     began = time.monotonic()
-    second = tool("render", stdin=[line])
+    second = tool("render", stdin=[slow])
     assert time.monotonic() - began > 0.3
     assert first.wait(10) == second.status == 0
 

@@ -41,6 +41,8 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
     from ..render import Renderer
     from ..request import Request, Told, fate
 
+    if resume and (prompts or lines):
+        raise UsageFault("--resume takes no prompts: it finishes what the ledger has open")
     dry_run = said["dry_run"]
     values = config.load(common.config_file)
     told = options.told(said, values)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..record import canonical_uuid
@@ -65,7 +65,12 @@ class Ledger:
         if self.path is None:
             yield wait
             return
-        with locks.lock(self.path.parent / "locks", name, wait) as held:
+        with ExitStack() as stack:
+            try:
+                held = stack.enter_context(locks.lock(self.path.parent / "locks", name, wait))
+            except locks.NoLocks as fault:
+                says = f"the ledger {self.path} cannot be used: no lock beside it: {fault}"
+                raise LedgerFault(says) from None
             yield held
 
     @contextmanager

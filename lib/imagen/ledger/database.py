@@ -120,6 +120,8 @@ class Database:
         return locks.lock(self.path.parent / "locks", "ledger") if self.path else nullcontext()
 
     def _prepare(self) -> None:
+        if not self._is_ours():
+            raise self._fault("it is the database of something else")
         if self._version() < len(_VERSIONS):
             mode = self._db.execute("pragma journal_mode = wal").fetchone()[0]
             if self.path and mode != "wal":
@@ -129,6 +131,14 @@ class Database:
         if self._version() > len(_VERSIONS):
             raise self._fault("a newer imagen made it")
         self._db.execute("pragma foreign_keys = on")
+
+    def _is_ours(self) -> bool:
+        """Whether it is empty or a ledger, seen at one moment: another process may be making it."""
+        new, tables, ours = self._db.execute(
+            "select user_version = 0, (select count(*) from sqlite_master),"
+            " exists (select 1 from sqlite_master where name = 'ledger') from pragma_user_version"
+        ).fetchone()
+        return not tables if new else bool(ours)
 
     def _upgrade(self) -> None:
         version = self._version()

@@ -130,6 +130,10 @@ class Journal:
         now = time.time()
         backend = intent.request["backend"]
         with self._db.transaction():
+            self._db.write(  # what went before is known to be over, and not to be billed
+                "update submits set billed = 'no' where render_id = ? and billed is null",
+                intent.render_id,
+            )
             judge(spent(self._db, asker.caller, now))
             self._db.write(
                 "insert into renders (render_id, id, given, asked, caller, backend, state, request,"
@@ -139,10 +143,6 @@ class Journal:
                 *(intent.render_id, intent.request["id"], asker.given, asker.asked, asker.caller),
                 *(backend, _json(intent.request), _json(intent.place), now),
             )
-            self._db.write(  # what went before is known to be over, and not to be billed
-                "update submits set billed = 'no' where render_id = ? and billed is null",
-                intent.render_id,
-            )
             self._db.write(
                 "insert into submits (render_id, number, backend, plan, handle, caller,"
                 " intended_at, estimate_usd) values (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -150,6 +150,16 @@ class Journal:
                 *(asker.caller, now, intent.plan.get("cost_usd")),
             )
         return now
+
+    def adopt(self, intent: Intent, asker: Asker) -> bool:
+        """Write what another ledger's line says was submitted; False if its handle is another's."""
+        import sqlite3
+
+        try:
+            self.intend(intent, asker)
+        except sqlite3.IntegrityError:
+            return False
+        return True
 
     def withdraw(self, render_id: str, number: int) -> None:
         """Take an intent back: it certainly was not accepted."""

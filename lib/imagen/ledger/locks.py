@@ -10,12 +10,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+class NoLocks(Exception):
+    """There is no place for locks; says why."""
+
+
 @contextmanager
 def lock(folder: Path, name: str, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of that name; gives False only when not waiting and another holds it."""
-    folder.mkdir(mode=0o700, exist_ok=True)
+    """Hold the lock of that name; gives False only when not waiting and another holds it.
+
+    NoLocks when there is no place for it.
+    """
     path = folder / hashlib.sha256(name.encode()).hexdigest()
-    descriptor = _locked(path, wait)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = _locked(path, wait)
+    except OSError as fault:
+        raise NoLocks(f"{fault.strerror}: {fault.filename or folder}") from None
     try:
         yield descriptor is not None
     finally:

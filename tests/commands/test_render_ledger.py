@@ -1,0 +1,918 @@
+"""imagen-render and its journal: pay once, whatever happens in between.
+
+What is paid for is counted by the Replicate look-alike. That a render killed at any step is paid
+once stands in tests/test_killed.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paid import PRICE, TOKEN, Paid
+from servers.comfyui import ComfyUI
+from servers.replicate import NO_CREDIT, TROUBLE, throttled
+
+SMALL = ("--size", "64x64")
+
+
+def error(ran: Any) -> dict[str, Any]:
+    """The error of the only record."""
+    assert "Traceback" not in ran.err
+    found: dict[str, Any] = ran.record["error"]
+    assert found["code"] != "internal", found
+    return found
+
+
+def is_image(made: dict[str, Any]) -> bool:
+    return "error" not in made and "pending" not in made and Path(made["file"]).is_file()
+
+
+def without(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in names}
+
+
+# -- the same id again -----------------------------------------------------------------------------
+
+
+def test_the_same_id_again_gives_the_same_record_and_asks_nobody(paid):
+    first = paid("a cat", "--id", "k")
+    asked = len(paid.server.requests)
+    again = paid("a cat", "--id", "k")
+    assert (again.status, again.out) == (0, first.out)
+    assert (paid.creates, len(paid.server.requests)) == (1, asked)
+
+
+def test_the_same_id_again_needs_no_token_once_it_is_done(paid):
+    first = paid("a cat", "--id", "k")
+    assert paid("a cat", "--id", "k", env={"REPLICATE_API_TOKEN": None}).out == first.out
+
+
+def test_a_uuid_in_other_letters_is_the_same_id(paid):
+    name = "0b3c1d5e-0000-4000-8000-0123456789ab"
+    paid("a cat", "--id", name)
+    again = paid("a cat", "--id", name.upper())
+    assert (again.status, paid.creates) == (0, 1)
+
+
+def test_a_file_that_is_gone_is_collected_again_while_the_provider_has_it(paid):
+    first = paid("a cat", "--id", "k").record
+    data = Path(first["file"]).read_bytes()
+    shutil.rmtree(Path(first["file"]).parent)
+    again = paid("a cat", "--id", "k")
+    assert again.status == 0
+    assert Path(again.record["file"]).read_bytes() == data
+    assert again.record["submit"] == first["submit"]
+    assert paid.creates == 1
+
+
+@pytest.mark.parametrize("gone", ["the files", "the whole prediction"])
+def test_a_paid_file_that_is_gone_everywhere_is_told_each_time_and_never_paid_again(paid, gone):
+    first = paid("a cat", "--id", "k").record
+    Path(first["file"]).unlink()
+    if gone == "the files":
+        paid.server.remove_data(first["submit"])
+    else:
+        paid.server.predictions.clear()
+    told = [paid("a cat", "--id", "k") for _ in range(2)]
+    for ran in told:
+        assert ran.status == 1
+        assert (error(ran)["code"], error(ran)["billed"]) == ("paid_file_gone", "yes")
+        assert error(ran)["retry"] == "never"
+    assert error(told[0]) == error(told[1])
+    assert paid.server.asks("POST") == 1
+
+
+def test_again_pays_for_what_is_gone(paid):
+    first = paid("a cat", "--id", "k").record
+    Path(first["file"]).unlink()
+    paid.server.remove_data(first["submit"])
+    assert paid("a cat", "--id", "k").status == 1
+    anew = paid("a cat", "--id", "k", "--again")
+    assert is_image(anew.record)
+    assert (paid.creates, anew.record["request"]) == (2, "k")
+
+
+def test_what_was_submitted_is_attached_to_and_collected(paid):
+    paid.server.held = True
+    left = paid("a cat", "--id", "k", "--wait", 0)
+    assert (left.status, "pending" in left.record) == (75, True)
+    paid.server.held = False
+    made = paid("a cat", "--id", "k")
+    assert (made.status, is_image(made.record)) == (0, True)
+    assert made.record["submit"] == left.record["pending"]["handle"]
+    assert paid.creates == 1
+
+
+def test_a_pending_line_is_collected_though_its_id_was_finished_meanwhile(paid):
+    left = paid("a cat", "--id", "k", "--wait", 0)
+    made = paid("a cat", "--id", "k").record
+    again = paid(stdin=[left.record]).record
+    assert again == made
+    assert paid.creates == 1
+
+
+def test_what_failed_and_was_not_billed_is_submitted_under_the_next_number(paid):
+    paid.server.queue_s = 1e6
+    paid.configure(keys="poll_s: 0.01, settle_s: 0.05, retry_s: 0.01, cancel_after_s: 0.001")
+    paid.server.skew_s = 2  # so that its deadline is over at the first look
+    failed = paid("a cat", "--id", "k", "--timeout", 3)
+    assert (error(failed)["code"], error(failed)["billed"]) == ("prediction_aborted", "no")
+    assert failed.status == 75
+    paid.server.queue_s = 0.0
+    made = paid("a cat", "--id", "k").record
+    assert is_image(made)
+    assert (paid.creates, made["attempts"]) == (2, 2)
+
+
+def test_what_failed_and_may_be_billed_is_the_same_error_and_no_call(paid):
+    paid.server.ending, paid.server.error = "failed", "CUDA out of memory"
+    failed = paid("a cat", "--id", "k")
+    assert (error(failed)["code"], error(failed)["billed"]) == ("prediction_failed", "unknown")
+    paid.server.ending, asked = "succeeded", len(paid.server.requests)
+    again = paid("a cat", "--id", "k")
+    assert (again.status, error(again)) == (failed.status, error(failed))
+    assert again.record["id"] == failed.record["id"] == "k"
+    assert len(paid.server.requests) == asked
+    assert is_image(paid("a cat", "--id", "k", "--again").record)
+    assert paid.creates == 2
+
+
+def test_a_render_that_brought_too_few_images_gives_them_again_with_the_same_error(paid):
+    paid.server.filtered = 1
+    few = paid("a cat", "--id", "k", "--option", "num_outputs=3")
+    assert [is_image(one) for one in few.records] == [True, True, False]
+    assert few.records[2]["error"]["billed"] == "yes"
+    again = paid("a cat", "--id", "k", "--option", "num_outputs=3")
+    assert again.records == few.records
+    assert (again.status, paid.creates) == (few.status, 1)
+
+
+def test_all_images_of_a_submit_are_given_again(paid):
+    first = paid("a cat", "--id", "k", "--option", "num_outputs=3")
+    again = paid("a cat", "--id", "k", "--option", "num_outputs=3")
+    assert [one["id"] for one in again.records] == ["k", "k.2", "k.3"]
+    assert (again.records, paid.creates) == (first.records, 1)
+
+
+# -- another request under a used id ---------------------------------------------------------------
+
+OTHERS = {
+    "another prompt": ("a dog", "--seed", 7),
+    "another seed": ("a cat", "--seed", 8),
+    "one thing more": ("a cat", "--seed", 7, "--steps", 2),
+    "one thing less": ("a cat",),
+    "another option": ("a cat", "--seed", 7, "--option", "go_fast=false"),
+    "another backend": ("a cat", "--seed", 7, "--backend", "mock"),
+}
+
+
+def test_a_different_request_under_a_used_id_is_refused_and_nothing_is_sent(paid):
+    paid("a cat", "--seed", 7, "--id", "k")
+    asked = len(paid.server.requests)
+    for what, other in OTHERS.items():
+        refused = paid(*other, "--id", "k")
+        assert (refused.status, error(refused)["code"]) == (2, "id_taken"), what
+        assert error(refused)["retry"] == "never"
+        assert len(paid.server.requests) == asked
+
+
+def test_a_different_request_under_the_id_of_what_is_still_open_is_refused_too(paid):
+    paid.server.held = True
+    paid("a cat", "--id", "k", "--wait", 0)
+    refused = paid("a dog", "--id", "k", "--wait", 0)
+    assert (refused.status, error(refused)["code"]) == (2, "id_taken")
+    assert paid.creates == 1
+
+
+def test_the_resolved_line_of_the_same_request_is_not_a_different_one(paid):
+    made = paid("a cat", "--id", "k", "--steps", 2).record
+    line = without(made, "file", "sidecar")
+    again = paid(stdin=[line])
+    assert (again.status, again.record["file"], paid.creates) == (0, made["file"], 1)
+
+
+def test_a_failed_line_whose_prompt_was_changed_is_not_answered_with_the_old_prompts_image(paid):
+    paid.server.fail("GET /v1/predictions/", TROUBLE, times=2)
+    failed = paid("a cat", "--id", "k").record
+    assert failed["error"]["retry"] == "safe"
+    refused = paid(stdin=[failed | {"prompt": "a dog"}])
+    assert (refused.status, error(refused)["code"]) == (2, "id_taken")
+    made = paid(stdin=[failed])
+    assert is_image(made.record)
+    assert paid.creates == 1
+
+
+# -- requests that were not accepted ---------------------------------------------------------------
+
+REFUSALS = {
+    "402": (NO_CREDIT, 1, "out_of_credit"),
+    "429": (throttled(0.01), 4, "rate_limited"),
+    "429 for an hour": (throttled(3600), 1, "rate_limited"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_what_was_not_accepted_was_no_submit_and_leaves_its_id_free(paid, what):
+    answer, times, code = REFUSALS[what]
+    paid.server.fail("POST", answer, times=times)
+    refused = paid("a cat", "--id", "k")
+    assert (error(refused)["code"], error(refused)["billed"]) == (code, "no")
+    assert "attempts" not in refused.record
+    assert paid.sql("select * from submits") == paid.sql("select * from renders") == []
+    made = paid("a dog", "--id", "k").record
+    assert is_image(made)
+    assert (made["attempts"], paid.creates) == (1, 1)
+
+
+def test_a_refused_token_was_no_submit_either(paid):
+    refused = paid("a cat", "--id", "k", env={"REPLICATE_API_TOKEN": "r8_wrong"})
+    assert error(refused)["code"] == "unauthorized"
+    assert paid.sql("select * from renders") == []
+    assert is_image(paid("a dog", "--id", "k").record)
+
+
+# -- an answer that was lost -----------------------------------------------------------------------
+
+
+def test_a_create_whose_answer_was_lost_is_found(paid):
+    paid.server.fail("POST", None, after=True)
+    made = paid("a cat", "--id", "k")
+    assert is_image(made.record)
+    assert (paid.creates, made.record["attempts"]) == (1, 1)
+
+
+def test_a_create_that_is_certainly_absent_is_sent_once_more(paid):
+    paid.server.fail("POST", TROUBLE)
+    made = paid("a cat", "--id", "k")
+    assert is_image(made.record)
+    assert (paid.creates, made.record["attempts"]) == (1, 2)
+
+
+def test_a_create_that_cannot_be_told_is_not_sent_again_until_it_can(paid):
+    paid.server.dated = False
+    paid.server.fail("POST", None)
+    for _ in range(2):
+        doubt = paid("a cat", "--id", "k")
+        assert doubt.status == 1
+        assert (error(doubt)["billed"], error(doubt)["retry"]) == ("unknown", "reconcile")
+    assert paid.server.asks("POST") == 1
+    paid.server.dated = True
+    made = paid("a cat", "--id", "k").record
+    assert is_image(made)
+    assert paid.creates == 1
+
+
+def test_a_lost_create_is_not_taken_from_the_one_who_has_it(paid):
+    """Two ids, one input: what one of them owns is not what the other has lost."""
+    paid("a cat", "--seed", 7, "--id", "one")
+    paid.server.fail("POST", None)
+    other = paid("a cat", "--seed", 7, "--id", "other").record
+    assert is_image(other)
+    assert paid.creates == 2
+    assert other["submit"] == paid.server.predictions[1]["id"]
+
+
+def test_lost_creates_of_one_input_at_once_are_each_their_own(paid):
+    paid.server.fail("POST", None, times=2, after=True)
+    paid.server.fail("POST", TROUBLE, times=2)
+    names = [f"k{n}" for n in range(6)]
+    ran = paid.together(("a cat", "--seed", 7, "--id", name) for name in names)
+    assert [one.status for one in ran] == [0] * 6, [one.err for one in ran]
+    assert len({one.record["submit"] for one in ran}) == paid.creates == 6
+
+
+# -- without an id ---------------------------------------------------------------------------------
+
+
+def pending_one(paid: Paid, *args: object, **more: Any) -> dict[str, Any]:
+    paid.server.held = True
+    left = paid(*(args or ("a cat",)), "--wait", 0, **more)
+    assert left.status == 75, left.err
+    paid.server.held = False
+    found: dict[str, Any] = left.record
+    return found
+
+
+def test_the_id_of_a_paid_render_that_nobody_named_is_told_before_it_is_submitted(paid):
+    paid.server.fail("POST", NO_CREDIT)
+    ran = paid("a cat")
+    assert f"imagen-render: {ran.record['id']}: a paid render at rep" in ran.err
+    assert "a paid render" not in paid("a cat", "--id", "k").err
+
+
+def test_the_same_command_attaches_to_what_an_earlier_one_left_and_says_so(paid):
+    left = pending_one(paid)
+    made = paid("a cat")
+    assert is_image(made.record)
+    assert (made.record["id"], paid.creates) == (left["id"], 1)
+    assert f"{left['id']}: taken up where an earlier run left it (--new declines)" in made.err
+
+
+def test_what_was_handed_out_is_paid_again(paid):
+    first = paid("a cat").record
+    assert paid("a cat").record["id"] != first["id"]
+    pending_one(paid, "a dog")
+    paid("a dog")
+    paid("a dog")
+    assert paid.creates == 4
+
+
+def test_new_declines_what_an_earlier_run_left(paid):
+    left = pending_one(paid)
+    made = paid("a cat", "--new").record
+    assert is_image(made)
+    assert (made["id"] != left["id"], paid.creates) == (True, 2)
+
+
+def test_what_is_older_than_an_hour_is_not_taken_up(paid):
+    left = pending_one(paid)
+    paid.age(3601)
+    assert paid("a cat").record["id"] != left["id"]
+    assert paid.creates == 2
+
+
+def test_what_is_nearly_an_hour_old_is(paid):
+    left = pending_one(paid)
+    paid.age(3500)
+    assert paid("a cat").record["id"] == left["id"]
+
+
+def test_another_callers_render_is_not_taken_up(paid):
+    left = pending_one(paid, env={"MAI_FROM_ID": "ann"})
+    assert left["caller"] == "ann"
+    assert paid("a cat", env={"MAI_FROM_ID": "ben"}).record["id"] != left["id"]
+    assert paid.creates == 2
+    assert paid("a cat", env={"MAI_FROM_ID": "ann"}).record["id"] == left["id"]
+    assert paid.creates == 2
+
+
+def test_a_render_that_somebody_named_is_not_taken_up(paid):
+    pending_one(paid, "a cat", "--id", "k")
+    assert paid("a cat").record["id"] != "k"
+    assert paid.creates == 2
+
+
+def test_a_request_with_an_id_does_not_take_up_one_without(paid):
+    pending_one(paid)
+    assert paid("a cat", "--id", "k").record["id"] == "k"
+    assert paid.creates == 2
+
+
+@pytest.mark.parametrize("other", [("a dog",), ("a cat", "--seed", 1), ("a cat", "--steps", 2)])
+def test_another_request_is_not_taken_up(paid, other):
+    left = pending_one(paid)
+    assert paid(*other).record["id"] != left["id"]
+
+
+def test_again_does_not_take_up_the_very_line_that_it_makes_anew(paid):
+    left = pending_one(paid)
+    made = paid("--again", stdin=[left]).record
+    assert is_image(made)
+    assert (made["request"], paid.creates) == (left["id"], 2)
+
+
+def test_what_nobody_read_is_handed_out_to_the_next_and_paid_once(paid):
+    read, write = os.pipe()
+    paid.server.held = True
+    child = paid.tool.start("render", "a cat", "--size=512x512", stdout=write, stdin=-3)
+    os.close(write)
+    while not paid.creates:
+        pass
+    os.close(read)  # `| head -0`, once it is submitted
+    paid.server.held = False
+    assert b"Traceback" not in child.communicate(timeout=20)[1]
+    made = paid("a cat")
+    assert is_image(made.record)
+    assert "taken up" in made.err
+    assert paid.creates == 1
+    assert len(list(Path(made.record["file"]).parent.glob("*.png"))) == 1
+
+
+def test_two_equal_lines_in_one_batch_are_two_images(paid):
+    ran = paid(stdin=[{"prompt": "a cat", "seed": 7}] * 2)
+    assert len({one["file"] for one in ran.records}) == paid.creates == 2
+
+
+def test_two_equal_lines_take_up_two_that_were_left(paid):
+    paid.server.held = True
+    lines = [{"prompt": "a cat", "seed": 7}] * 2
+    left = paid("--wait", 0, stdin=lines).records
+    paid.server.held = False
+    made = paid(stdin=[*lines, lines[0]]).records
+    assert [one["id"] for one in made[:2]] == [one["id"] for one in left]
+    assert paid.creates == 3
+
+
+def test_a_count_that_was_left_in_the_middle_goes_on(paid):
+    paid.server.statuses = ["starting"] * 10_000
+    child = paid.tool.start(
+        "render", "a cat", "--seed=5", "--count=3", "--size=512x512", stdin=subprocess.DEVNULL
+    )
+    while not paid.creates:
+        pass
+    child.kill()
+    child.communicate()
+    paid.server.statuses = []
+    ran = paid("a cat", "--seed", 5, "--count", 3)
+    assert [one["seed"] for one in ran.records] == [5, 6, 7]
+    assert all(is_image(one) for one in ran.records)
+    assert paid.creates == 3
+
+
+def test_a_named_count_pays_for_nothing_twice(paid):
+    paid.server.held = True
+    first = paid("a cat", "--id", "k", "--seed", 5, "--count", 2, "--wait", 0)
+    paid.server.held = False
+    ran = paid("a cat", "--id", "k", "--seed", 5, "--count", 3)
+    assert [one["id"] for one in ran.records] == ["k-1", "k-2", "k-3"]
+    assert [one["id"] for one in first.records] == ["k-1", "k-2"]
+    assert (ran.status, paid.creates) == (0, 3)
+    again = paid("a cat", "--id", "k", "--seed", 5, "--count", 3)
+    assert (again.out, paid.creates) == (ran.out, 3)
+
+
+# -- at the same time ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("many", [2, 10])
+def test_started_at_once_with_one_id_they_pay_once_and_print_the_same(paid, many):
+    paid.server.seconds = 0.2
+    ran = paid.together([("a cat", "--id", "k")] * many)
+    assert [one.status for one in ran] == [0] * many, ran[0].err
+    assert len({one.out for one in ran}) == 1
+    assert is_image(ran[0].record)
+    assert paid.creates == 1
+
+
+def test_started_at_once_without_an_id_they_are_as_many_images(paid):
+    ran = paid.together([("a cat",)] * 8)
+    assert [one.status for one in ran] == [0] * 8
+    assert len({one.record["file"] for one in ran}) == paid.creates == 8
+
+
+def test_one_that_was_left_is_taken_up_by_one_of_many(paid):
+    left = pending_one(paid)
+    ran = paid.together([("a cat",)] * 5)
+    names = [one.record["id"] for one in ran]
+    assert (names.count(left["id"]), len(set(names))) == (1, 5)
+    assert paid.creates == 5
+
+
+# -- what is open ----------------------------------------------------------------------------------
+
+
+def test_resume_with_dry_run_lists_what_is_open_and_does_nothing(paid):
+    left = pending_one(paid, "a cat", "--id", "k")
+    asked = len(paid.server.requests)
+    listed = paid.tool("render", "--resume", "--dry-run")
+    assert listed.status == 0
+    assert (listed.record["id"], listed.record["state"]) == ("k", "submitted")
+    assert listed.record["submit"] == left["pending"]["handle"]
+    assert "k: rep, submitted since 20" in listed.err
+    assert len(paid.server.requests) == asked
+
+
+def test_resume_finishes_what_is_open_and_then_there_is_nothing(paid):
+    for name in ("k1", "k2"):
+        pending_one(paid, "a cat", "--id", name)
+    ran = paid.tool("render", "--resume")
+    assert (ran.status, [one["id"] for one in ran.records]) == (0, ["k1", "k2"])
+    assert all(is_image(one) for one in ran.records)
+    assert paid.creates == 2
+    assert paid.tool("render", "--resume").out == b""
+    assert paid("a cat", "--id", "k1").record == ran.records[0]
+
+
+def test_resume_leaves_alone_what_a_living_process_holds(paid):
+    paid.server.held = True
+    child = paid.tool.start("render", "a cat", "--id=k", "--size=512x512", stdin=-3)
+    while not paid.creates:
+        pass
+    ran = paid.tool("render", "--resume")
+    assert (ran.status, ran.out) == (0, b"")
+    paid.server.held = False
+    assert is_image(paid.tool.ended(child).record)
+    assert paid.creates == 1
+
+
+def test_resume_looks_for_what_was_intended_and_lost(paid):
+    paid.server.fail("POST", None, after=True)
+    paid.server.fail("GET /v1/predictions", TROUBLE, times=4)
+    assert error(paid("a cat", "--id", "k"))["retry"] == "reconcile"
+    ran = paid.tool("render", "--resume")
+    assert is_image(ran.record)
+    assert paid.creates == 1
+
+
+def test_one_that_cannot_be_resumed_does_not_stop_the_others(paid):
+    pending_one(paid, "a cat", "--id", "k1")
+    pending_one(paid, "a cat", "--id", "k2")
+    paid.server.predictions.pop(0)
+    ran = paid.tool("render", "--resume")
+    assert [is_image(one) for one in ran.records] == [False, True]
+    assert ran.records[0]["error"]["retry"] == "reconcile"
+    assert paid.server.asks("POST") == 2
+
+
+def test_resume_takes_no_prompt(paid):
+    ran = paid.tool("render", "--resume", "a cat")
+    assert (ran.status, ran.out, paid.creates) == (2, b"", 0)
+
+
+# -- without a ledger, and with one that cannot be used --------------------------------------------
+
+
+def test_no_ledger_goes_on_without_one(paid):
+    assert is_image(paid.tool("render", "a cat", *SMALL, "--backend=mock", "--no-ledger").record)
+    assert is_image(paid("a cat", "--no-ledger").record)
+    assert paid.creates == 1
+    assert not paid.ledger.exists()
+
+
+def test_no_ledger_is_refused_where_a_budget_is_kept_but_not_for_what_is_free(paid):
+    paid.configure("budget: {per_day: 1}")
+    refused = paid("a cat", "--no-ledger")
+    assert (refused.status, paid.server.requests) == (2, [])
+    assert "--no-ledger" in error(refused)["hint"]
+    assert is_image(paid.tool("render", "a cat", *SMALL, "--backend=mock", "--no-ledger").record)
+
+
+def test_a_found_lost_create_needs_no_ledger(paid):
+    paid.server.fail("POST", None, after=True)
+    assert is_image(paid("a cat", "--no-ledger").record)
+    assert paid.creates == 1
+
+
+def corrupt(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
+
+
+def newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("pragma user_version = 99")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def strangers(path: Path, version: int = 0) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("create table bookmarks (url text)")
+        db.execute(f"pragma user_version = {version}")
+
+
+def strangers_versioned(path: Path) -> None:
+    strangers(path, 1)
+
+
+def strangers_of_our_version(path: Path) -> None:
+    strangers(path, 2)
+
+
+@pytest.mark.parametrize(
+    "spoil", [corrupt, cut, newer, strangers, strangers_versioned, strangers_of_our_version]
+)
+def test_a_ledger_that_is_none_is_told_before_anything_is_paid_and_left_alone(paid, spoil):
+    paid("a cat", "--id", "k", "--backend", "mock")
+    spoil(paid.ledger)
+    before = paid.ledger.read_bytes()
+    ran = paid("a dog")
+    assert ran.status == 2, ran.err
+    assert "Traceback" not in ran.err
+    assert str(paid.ledger) in ran.err
+    assert "$IMAGEN_LEDGER" in ran.err
+    assert paid.server.requests == []
+    assert paid.ledger.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/full", "a folder"])
+def test_a_place_that_can_hold_no_ledger_is_told_before_anything_is_paid(paid, place):
+    if place == "a folder":
+        place = str(paid.tool.folder)
+    ran = paid("a cat", env={"IMAGEN_LEDGER": place})
+    assert (ran.status, paid.server.requests) == (2, []), ran.err
+    assert "$IMAGEN_LEDGER" in ran.err
+
+
+@pytest.fixture
+def powerless(needs) -> list[str]:
+    """What takes root's power over file permissions away; nothing for other people."""
+    if os.geteuid() != 0:
+        return []
+    return [needs("setpriv", "util-linux"), "--inh-caps=-all", "--bounding-set=-all", "--"]
+
+
+@pytest.mark.parametrize("what", ["the file", "the folder", "the locks"])
+def test_a_read_only_ledger_is_told_before_anything_is_paid(paid, powerless, what):
+    paid("a cat", "--id", "k", "--backend", "mock")
+    path = {"the file": paid.ledger, "the folder": paid.state, "the locks": paid.state / "locks"}
+    mode = stat.S_IMODE(path[what].stat().st_mode)
+    path[what].chmod(mode & 0o555)
+    try:
+        argv = paid.tool.argv("render", "a dog", "--size=512x512")
+        ran = paid.tool("render", argv=[*powerless, *argv])
+    finally:
+        path[what].chmod(mode)
+    assert (ran.status, paid.server.requests) == (2, []), ran.err
+    assert str(paid.ledger) in ran.err
+    assert "$IMAGEN_LEDGER" in ran.err
+
+
+IMPATIENT = """
+import imagen.ledger.database as database
+database.BUSY_S = 0.2
+from imagen.commands.render import main
+main()
+"""
+
+
+def test_a_ledger_that_another_process_holds_for_too_long_is_a_temporary_error(paid):
+    paid("a cat", "--id", "k", "--backend", "mock")
+    with closing(sqlite3.connect(paid.ledger, isolation_level=None)) as db:
+        db.execute("begin immediate")
+        argv = [sys.executable, "-c", IMPATIENT, "a dog", "--id=d", "--size=512x512"]
+        busy = paid.tool("render", argv=argv)
+    assert (busy.status, error(busy)["code"]) == (75, "ledger_busy")
+    assert (error(busy)["billed"], error(busy)["retry"]) == ("no", "safe")
+    assert "attempts" not in busy.record, "it was not sent, so there is nothing to look for"
+    assert paid.server.requests == []
+    made = paid(stdin=[busy.record]).record
+    assert is_image(made)
+    assert (made["attempts"], paid.server.asks("GET /v1/predictions?")) == (1, 0)
+
+
+# -- a full disk -----------------------------------------------------------------------------------
+
+# Runs render in a tmpfs of its own that is filled at the start, or before the named method of the
+# journal; then, when there is room again, once more.
+FULL = """
+import os, subprocess, sys
+from pathlib import Path
+when, *args = sys.argv[1:]
+
+def fill():
+    with open("disk/filler", "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(1024))
+        except OSError:
+            pass
+
+if os.fork() == 0:
+    if when == "start":
+        fill()
+    else:
+        from imagen.ledger.journal import Journal
+        method = getattr(Journal, when)
+        def full(*args):
+            fill()
+            return method(*args)
+        setattr(Journal, when, full)
+    sys.argv[1:] = args
+    from imagen.commands.render import main
+    main()
+_, status = os.wait()
+Path("first").write_text(str(os.waitstatus_to_exitcode(status)))
+os.unlink("disk/filler")
+sys.stdout.flush()
+sys.argv[1:] = args
+from imagen.commands.render import main
+main()
+"""
+
+
+def on_a_full_disk(paid: Paid, needs: Any, when: str, *places: str) -> tuple[int, Any]:
+    """Give the status of the render on the full disk, and both's output."""
+    (paid.tool.folder / "disk").mkdir()
+    script = 'mount -t tmpfs -o size=400k tmpfs disk || exit 99; exec "$@"'
+    unshare = [needs("unshare", "util-linux"), "--mount", "--map-root-user"]
+    run = [sys.executable, "-c", FULL, when, "a cat", "--id=k", "--size=512x512", *places]
+    env = {"IMAGEN_LEDGER": "disk/ledger.sqlite3"} if "--out-dir=disk" not in places else {}
+    ran = paid.tool("render", argv=[*unshare, "sh", "-c", script, "sh", *run], env=env)
+    if ran.status == 99 or "unshare" in ran.err:
+        pytest.skip(f"no mounts of our own here: {ran.err.strip()}")
+    return int((paid.tool.folder / "first").read_text()), ran
+
+
+def test_a_full_disk_before_the_intent_costs_nothing(paid, needs):
+    first, ran = on_a_full_disk(paid, needs, "intend")
+    assert first != 0
+    assert "disk is full" in ran.err
+    assert is_image(ran.records[-1])
+    assert paid.creates == 1
+
+
+def test_a_disk_that_is_full_from_the_start_costs_nothing(paid, needs):
+    first, ran = on_a_full_disk(paid, needs, "start")
+    assert first == 2
+    assert "$IMAGEN_LEDGER" in ran.err
+    assert [is_image(one) for one in ran.records] == [True]
+    assert paid.creates == 1
+
+
+@pytest.mark.parametrize("when", ["submitted", "done", "delivered"])
+def test_a_ledger_that_fills_up_after_the_create_costs_nothing_twice(paid, needs, when):
+    first, ran = on_a_full_disk(paid, needs, when)
+    assert "Traceback" not in ran.err
+    assert (first, ran.status) == (0, 0), ran.err
+    one, again = ran.records
+    assert is_image(again)
+    assert (one["file"], one["submit"]) == (again["file"], again["submit"])
+    assert paid.creates == 1
+
+
+def test_no_room_for_the_image_loses_nothing_that_was_paid(paid, needs):
+    first, ran = on_a_full_disk(paid, needs, "submitted", "--out-dir=disk")
+    failed, made = ran.records
+    assert (first, failed["error"]["code"], failed["error"]["billed"]) == (75, "file", "yes")
+    assert "error" not in made
+    assert made["file"].endswith(".png")
+    assert (ran.status, paid.creates) == (0, 1)
+
+
+# -- pending lines of elsewhere --------------------------------------------------------------------
+
+
+def test_a_pending_line_of_another_ledger_is_taken_into_ours(paid):
+    left = pending_one(paid, "a cat", "--id", "k", env={"IMAGEN_LEDGER": "other.sqlite3"})
+    made = paid(stdin=[left]).record
+    assert is_image(made)
+    assert (made["render_id"], paid.creates) == (left["render_id"], 1)
+    again = paid(stdin=[left]).record
+    assert (again, paid.creates) == (made, 1)
+    assert paid.sql("select state, handle from renders join submits using (render_id)") == [
+        ("done", left["pending"]["handle"])
+    ]
+
+
+def test_a_pending_line_with_the_handle_of_another_id_does_not_get_its_image(paid):
+    mine = pending_one(paid, "a cat", "--id", "mine")
+    stolen = without(mine, "render_id") | {"id": "theirs"}
+    refused = paid(stdin=[stolen])
+    assert (refused.status, error(refused)["code"]) == (1, "handle_taken")
+    assert error(refused)["billed"] == "no"
+    made = paid("a cat", "--id", "mine").record
+    assert is_image(made)
+    assert paid.creates == 1
+
+
+def test_pending_lines_of_one_handle_at_once_have_one_owner_and_the_others_are_told(paid):
+    left = pending_one(paid, "a cat", "--id", "k", env={"IMAGEN_LEDGER": "other.sqlite3"})
+    lines = [without(left, "render_id") | {"id": f"k{n}"} for n in range(8)]
+    argv = paid.tool.argv("render")
+    started = [paid.tool.start("render", argv=argv) for _ in lines]
+    for child, line in zip(started, lines, strict=True):
+        child.stdin.write(json.dumps(line).encode() + b"\n")
+        child.stdin.flush()
+    ran = [paid.tool.ended(child) for child in started]
+    codes = [one.record.get("error", {}).get("code") for one in ran]
+    assert sorted(codes, key=str) == [None, *["handle_taken"] * 7]
+    assert paid.creates == 1
+
+
+def test_whatever_is_changed_in_a_pending_line_it_never_pays(paid):
+    paid("a cat", "--id", "done")
+    left = pending_one(paid, "a dog", "--id", "left")
+    paid.server.ending = "failed"
+    paid("a cow", "--id", "failed")
+    paid.server.ending = "succeeded"
+    known = {row[1]: row[0] for row in paid.sql("select render_id, id from renders")}
+    handle = left["pending"]["handle"]
+    changes = [
+        {"id": "new", "render_id": "no uuid"},
+        {"id": "new", "render_id": known["done"]},
+        {"render_id": known["failed"]},
+        {"id": "done"},
+        {"id": "failed"},
+        {"id": "n0"},
+        {"id": "n5", "attempts": 10**9},
+        {"id": "n6", "seed": 1, "pending": {**left["pending"], "since": "x"}},
+        *(
+            {"id": f"h{n}", "pending": {**left["pending"], "handle": name}}
+            for n, name in enumerate(["z" * 26, "../" + handle, handle + "\n", ""])
+        ),
+    ]
+    changed = [{**without(left, "render_id"), **change} for change in changes]
+    creates = paid.creates
+    ran = paid(stdin=changed)
+    assert "Traceback" not in ran.err
+    assert len(ran.records) == len(changed)
+    codes = [one.get("error", {}).get("code") for one in ran.records]
+    assert "internal" not in codes, ran.err
+    dogs = [one for one in ran.records if one.get("submit") == handle and "error" not in one]
+    assert [one["id"] for one in dogs] == [], "nobody else gets what another id paid for"
+    assert paid.server.asks("POST") == paid.creates == creates
+    assert is_image(paid("a dog", "--id", "left").record)
+    assert paid.creates == creates
+
+
+def test_a_pending_line_whose_prediction_nobody_knows_is_not_rendered_anew(paid):
+    left = pending_one(paid, "a cat", "--id", "k", env={"IMAGEN_LEDGER": "other.sqlite3"})
+    paid.server.predictions.clear()
+    lost = paid(stdin=[left])
+    assert (lost.status, error(lost)["retry"], error(lost)["billed"]) == (1, "reconcile", "unknown")
+    assert paid.server.asks("POST") == 1
+
+
+# -- ComfyUI and the mock are journaled too --------------------------------------------------------
+
+
+@pytest.fixture
+def comfy(tool, configure):
+    with ComfyUI() as server:
+        fast = "poll_min_s: 0.001, poll_max_s: 0.02, retry_s: 0.01"
+        configure(f"backends: {{comfy: {{type: comfyui, url: '{server.url}', {fast}}}}}\n")
+        yield server
+
+
+def test_comfyui_is_asked_once_for_one_id_by_ten_at_once(tool, comfy):
+    args = ("a cat", *SMALL, "--id=k", "--backend=comfy")
+    started = [tool.start("render", *args, stdin=subprocess.DEVNULL) for _ in range(10)]
+    ran = [tool.ended(child) for child in started]
+    assert [one.status for one in ran] == [0] * 10, ran[0].err
+    assert len({one.out for one in ran}) == len(comfy.submits) == 1
+
+
+def test_a_free_file_that_is_gone_is_made_again(tool, comfy):
+    args = ("a cat", *SMALL, "--id=k", "--backend=comfy")
+    first = tool("render", *args).record
+    Path(first["file"]).unlink()
+    again = tool("render", *args)
+    assert (again.status, again.record["sha256"]) == (0, first["sha256"])
+    assert is_image(again.record)
+
+
+def test_a_mock_render_is_in_the_journal_from_intent_to_delivery(tool):
+    made = tool("render", "a cat", *SMALL, "--id=k").record
+    with closing(sqlite3.connect(tool.folder / "state/imagen/ledger.sqlite3")) as db:
+        (row,) = db.execute(
+            "select id, state, delivered, handle, billed, cost_usd from renders join submits"
+            " using (render_id)"
+        ).fetchall()
+    assert row == ("k", "done", 1, made["submit"], "no", 0)
+
+
+# -- seeds, secrets, modes -------------------------------------------------------------------------
+
+
+def test_a_seed_of_64_bits_goes_through_the_ledger_as_it_is(paid):
+    seed = 2**64 - 1
+    left = pending_one(paid, "a cat", "--seed", seed, "--id", "k")
+    made = paid("a cat", "--seed", seed, "--id", "k").record
+    again = paid("a cat", "--seed", seed, "--id", "k").record
+    assert left["seed"] == made["seed"] == again["seed"] == seed
+    assert paid.server.predictions[0]["input"]["seed"] == seed
+    near = paid("a cat", "--seed", seed - 1, "--id", "k")
+    assert error(near)["code"] == "id_taken"
+    assert paid.creates == 1
+
+
+def test_the_token_stands_nowhere(paid):
+    said = [paid("a cat", "--verbose"), paid("a dog", "--wait", 0, "--verbose")]
+    paid.server.fail("POST", NO_CREDIT)
+    said.append(paid("a cow", "--verbose"))
+    paid.server.fail("POST", None)
+    said.append(paid("a sow", "--verbose"))
+    for ran in said:
+        assert TOKEN not in ran.err
+        assert TOKEN.encode() not in ran.out
+    files = [path for path in paid.tool.folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".json" for path in files)
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_the_ledger_and_its_companions_are_for_their_owner_alone(paid):
+    paid.server.held = True
+    child = paid.tool.start(
+        "render", "a cat", "--size=512x512", stdin=subprocess.DEVNULL, umask=0o000
+    )
+    while not paid.creates:
+        pass
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paid.state.glob("ledger*")}
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=10)
+    names = {"ledger.sqlite3", "ledger.sqlite3-wal", "ledger.sqlite3-shm"}
+    assert found == dict.fromkeys(names, 0o600)
+    assert stat.S_IMODE(paid.state.stat().st_mode) == 0o700
+
+
+def test_what_it_cost_stands_in_the_record_and_in_the_journal(paid):
+    made = paid("a cat", "--option", "num_outputs=2").records
+    assert [one["cost_usd"] for one in made] == [2 * PRICE, 0]
+    (row,) = paid.sql("select billed, estimate_usd, cost_usd from submits")
+    assert row == ("yes", 2 * PRICE, 2 * PRICE)
