@@ -61,7 +61,9 @@ def _parameters() -> list[click.Parameter]:
         click.Option(["--out-dir"], metavar="DIR", help="Folder for dated folders of images."),
         click.Option(["--output"], metavar="FILE", help="Write the one image here; - for stdout."),
         click.Option(["--force"], is_flag=True, help="Let --output replace a file."),
-        click.Option(["--timeout"], metavar="S", help="Give up, and cancel, after S seconds."),
+        click.Option(
+            ["--timeout"], metavar="S", help="Give up after S seconds, and cancel what is free."
+        ),
         click.Option(
             ["--wait"],
             metavar="S",

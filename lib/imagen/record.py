@@ -86,7 +86,7 @@ FIELDS: dict[str, Field] = {
     "sampler": Field(_ASK, _TEXT, "the backend's name of a sampler"),
     "scheduler": Field(_ASK, _TEXT, "the backend's name of a scheduler"),
     "options": Field(_ASK, _LOOSE, "passed to the backend as it is"),
-    "caller": Field(_ASK, _TEXT, "who asked"),
+    "caller": Field(_ASK, _TEXT, "who asked; render fills it in when nobody says"),
     "owner_user_id": Field(_ASK, _UUID, "whose image it is in the cloud"),
     "job": Field(
         "listen",

@@ -7,7 +7,7 @@ prints or reads the environment: what people should see goes through `Around`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,17 +159,17 @@ class Renderer:
         if entry.state == "done" and self._store.is_there(made):
             self._store.tidy(entry.place, entry.render_id)
             yield from made
-            self._journal.delivered(entry.render_id)
+            if not entry.delivered:
+                self._written_down(lambda: self._journal.delivered(entry.render_id))
             return
         if entry.error and entry.state == "failed" and entry.error["billed"] != "no":
-            yield from made
-            job_id = entry.id if not made else f"{entry.id}.{len(made) + 1}"
-            raise ImagenError.of_record(entry.error, {**entry.request, **brought, "id": job_id})
+            yield from self._store.those_there(made)
+            raise ImagenError.of_record(entry.error, {**entry.failed, **brought})
         job = self._job_of(entry, line)
         with _naming(job):
-            copied = self._store.copy(job, made) if entry.state == "done" else None
-        if copied is not None:
-            yield from self._handed_out(job, copied)
+            written = self._store.written(job, entry, made)
+        if written is not None:
+            yield from self._handed_out(job, written, entry.place)
         else:
             yield from self._made(job, entry)
 
@@ -314,12 +314,15 @@ class Renderer:
             yield from made
             raise lacking
 
-    def _handed_out(self, job: Job, made: list[Record]) -> Iterator[Record]:
+    def _handed_out(
+        self, job: Job, made: list[Record], left: Mapping[str, Any] | None = None
+    ) -> Iterator[Record]:
         """Journal what is done, once its files are on the disk; then that it left us."""
         self._written_down(
             lambda: self._journal.done(job.render_id, job.attempts, made, job.backend.paid)
         )
         self._store.release(job)
+        self._store.tidy(left or {}, job.render_id)
         yield from made
         job.finished = True
         self._written_down(lambda: self._journal.delivered(job.render_id))

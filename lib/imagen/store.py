@@ -12,7 +12,7 @@ from typing import Any
 from . import files, image, outcome
 from .backends import Collected
 from .errors import ImagenError, TooFewImages, from_os
-from .ledger import Ledger
+from .ledger import Entry, Ledger
 from .outcome import Job
 from .record import Record
 from .request import Told
@@ -53,9 +53,20 @@ class Store:
         elsewhere = bool(wanted) and [str(Path(str(wanted)).absolute())] != places[:1]
         return bool(made) and not out and not elsewhere and all(map(_is_file, places))
 
-    def copy(self, job: Job, made: list[Record]) -> list[Record] | None:
-        """Write images that are there to where they are wanted now; None when they are not."""
-        if not made or not all(_is_file(one.get("file")) for one in made):
+    def those_there(self, made: list[Record]) -> list[Record]:
+        """Give the records whose images are still there."""
+        return [one for one in made if _is_file(one.get("file"))]
+
+    def written(self, job: Job, entry: Entry, made: list[Record]) -> list[Record] | None:
+        """Give what an earlier run has written already, brought to where it is wanted now.
+
+        None when that is not here: what is done and gone, and what was never written.
+        """
+        if entry.state == "open" and job.plan and job.plan.images == 1 and not self._image_out:
+            made = [{**one, **outcome.brought(job.asked)} for one in _left_at(job, entry.place)]
+            if self.is_there(made):
+                return made
+        if entry.state != "done" or not made or len(self.those_there(made)) < len(made):
             return None
         first = made[0]
         data = Path(first["file"]).read_bytes()
@@ -77,7 +88,7 @@ class Store:
         expected = job.plan.images if job.plan else 1
         if len(made) >= expected:
             return made, None
-        rest = {**job.record, "id": outcome.name(job, len(made) + 1)} if made else dict(job.record)
+        rest = {**job.record, "submit": job.handle, "id": outcome.name(job, len(made) + 1)}
         return made, TooFewImages(
             f"the backend returned {len(made)} of {expected} images",
             record=rest,
@@ -136,6 +147,19 @@ class Store:
             return files.reserve(folder, stem, owner, take_over, held)
         except OSError as fault:
             raise from_os(fault, "cannot write the image") from None
+
+
+def _left_at(job: Job, place: Mapping[str, Any]) -> list[Record]:
+    """Give the sidecar's record of an image that was written and not journaled, if it is whole."""
+    if not place:
+        return []
+    file = Path(place["folder"]) / (place["stem"] + place["suffix"])
+    made = files.record_of(file)
+    if made.get("render_id") != job.render_id or not _is_file(made["file"]):
+        return []
+    files.sync_folder(file.parent)  # its names may not have lasted yet
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    return [made] if found == made.get("sha256") else []
 
 
 def _is_file(path: Any) -> bool:

@@ -119,7 +119,7 @@ class Mock:
         """Remember it as a server would; without faults told, a full or read-only disk is none."""
         accepted = json.dumps({**plan.payload, "accepted_at": time.time()}).encode()
         try:
-            self._memory.mkdir(parents=True, exist_ok=True)
+            self._memory.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.publish(self._accepted(handle), accepted, replace=True, durable=False)
         except OSError:
             if self._rules_of(plan.payload):
@@ -222,7 +222,7 @@ class Mock:
             payload["prompt"] + str(payload["seed"]) if rule in payload.get("faults", []) else ""
         )
         key = json.dumps([self._name, whose, rule], sort_keys=True)
-        self._memory.mkdir(parents=True, exist_ok=True)
+        self._memory.mkdir(mode=0o700, parents=True, exist_ok=True)
         counter = self._memory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.count"
         descriptor = os.open(counter, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:

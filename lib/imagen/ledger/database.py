@@ -190,6 +190,8 @@ class Database:
             yield
         except sqlite3.IntegrityError:
             raise
+        except locks.NoLocks as fault:
+            raise self._fault(f"no lock beside it: {fault}") from None
         except sqlite3.Error as fault:
             if getattr(fault, "sqlite_errorcode", 0) & 0xFF in (5, 6):  # BUSY, LOCKED
                 raise LedgerBusy(f"another process holds the ledger {self.path}") from None

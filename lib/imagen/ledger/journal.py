@@ -52,6 +52,14 @@ class Entry:
         """Whether its records were handed out, or there will be none."""
         return self.state == "failed" or (self.state == "done" and self.delivered)
 
+    @property
+    def failed(self) -> dict[str, Any]:
+        """The record of the image that never came: the first, or the one after those that did."""
+        number = len(self.records) + 1
+        name = self.id if number == 1 else f"{self.id}.{number}"
+        submit = {"submit": self.handle} if self.handle else {}
+        return {**self.request, **submit, "id": name}
+
     def about(self) -> dict[str, Any]:
         """Give what `--resume` says of it."""
         since = datetime.fromtimestamp(self.intended_at, UTC).isoformat(timespec="seconds")
