@@ -9,6 +9,7 @@ import sys
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_opened_by_many_at_once_it_has_one_id(path):
     with ThreadPoolExecutor(8) as pool:
         ids = {each.id for each in pool.map(lambda _: Ledger(path), range(8))}
     assert len(ids) == 1
+
+
+def test_whoever_makes_it_waits_for_others_that_are_making_it(path):
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("begin immediate")
+        timer = threading.Timer(0.2, other.execute, ["commit"])
+        timer.start()
+        assert Ledger(path).id
+        timer.join()
 
 
 def test_a_uuid_is_its_own_global_id_and_any_other_name_is_made_one(path, tmp_path):

@@ -841,7 +841,7 @@ def test_comfyui_is_asked_once_for_one_id_by_ten_at_once(tool, comfy):
     args = ("a cat", *SMALL, "--id=k", "--backend=comfy")
     started = [tool.start("render", *args, stdin=subprocess.DEVNULL) for _ in range(10)]
     ran = [tool.ended(child) for child in started]
-    assert [one.status for one in ran] == [0] * 10, ran[0].err
+    assert [one.status for one in ran] == [0] * 10, [one.err for one in ran]
     assert len({one.out for one in ran}) == len(comfy.submits) == 1
 
 
