@@ -69,6 +69,11 @@ def test_a_cap_of_nothing_lets_nothing_be_paid():
     assert refusal(Caps(per_day=0), 0.003, spent()).retry == "never"
 
 
+@pytest.mark.parametrize("name", Caps._fields)
+def test_what_costs_nothing_is_never_over_a_cap(name):
+    judge(Caps(**{name: 0}), 0, "flux", spent(9, 9, 9))
+
+
 # -- when it may be tried again --------------------------------------------------------------------
 
 
@@ -150,7 +155,7 @@ def test_what_is_allowed_never_passes_a_cap_and_what_is_refused_would_have(caps,
     passes = any(cap is not None and total > cap for cap, total in zip(caps, sums, strict=True))
     try:
         judge(caps, estimate, "flux", gone)
-        assert fits
+        assert fits or estimate == 0
     except OverBudget:
         assert passes
 

@@ -1,4 +1,4 @@
-"""The ledger: its random id, and the locks that tell a living render from a dead one."""
+"""The ledger: its random id, its locks, its versions, the journal, and what was spent."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imagen import ledger
-from imagen.ledger import Ledger, LedgerFault
+from imagen.ledger import Journal, Ledger, LedgerFault
+from imagen.ledger.database import Database
+from imagen.ledger.journal import Asker, Intent
+from imagen.ledger.spend import Spent, spent
 
 NAME = "0b3c1d5e-0000-4000-8000-0123456789ab"
 
@@ -41,6 +48,16 @@ def test_opened_by_many_at_once_it_has_one_id(path):
     with ThreadPoolExecutor(8) as pool:
         ids = {each.id for each in pool.map(lambda _: Ledger(path), range(8))}
     assert len(ids) == 1
+
+
+def test_whoever_makes_it_waits_for_others_that_are_making_it(path):
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("begin immediate")
+        timer = threading.Timer(0.2, other.execute, ["commit"])
+        timer.start()
+        assert Ledger(path).id
+        timer.join()
 
 
 def test_a_uuid_is_its_own_global_id_and_any_other_name_is_made_one(path, tmp_path):
@@ -171,3 +188,291 @@ for _ in range(100):
     children = [tool.start("", argv=argv, stderr=subprocess.STDOUT) for _ in range(3)]
     assert [child.communicate(timeout=20)[0] for child in children] == [b"", b"", b""]
     assert number.read_text() == "300"
+
+
+# -- versions --------------------------------------------------------------------------------------
+
+
+def raw(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        for statement in statements:
+            db.execute(statement)
+        db.commit()
+
+
+def test_a_ledger_of_the_first_version_keeps_its_id_and_gets_a_journal(path):
+    path.parent.mkdir(parents=True)
+    raw(
+        path,
+        "pragma journal_mode = wal",
+        "create table ledger (id text not null)",
+        f"insert into ledger values ('{NAME}')",
+        "pragma user_version = 1",
+    )
+    upgraded = Ledger(path)
+    assert upgraded.id == NAME
+    assert upgraded.journal.unfinished() == []
+    assert upgraded.usage.rows() == []
+    assert Ledger(path).id == NAME
+
+
+def test_an_upgrade_that_fails_in_the_middle_leaves_the_version_as_it_was(path, monkeypatch):
+    from imagen.ledger import database
+
+    kept = Ledger(path).id
+    broken = [*database._VERSIONS, "create table more (x);\ncreate table ledger (x)"]
+    monkeypatch.setattr(database, "_VERSIONS", broken)
+    with pytest.raises(LedgerFault):
+        Ledger(path)
+    monkeypatch.undo()
+    assert Ledger(path).id == kept
+
+
+def test_a_ledger_of_a_newer_version_is_left_alone(path):
+    Ledger(path).close()
+    raw(path, "pragma user_version = 99")
+    with pytest.raises(LedgerFault, match="newer imagen") as caught:
+        Ledger(path)
+    assert "$IMAGEN_LEDGER" in str(caught.value.hint)
+
+
+# -- the journal -----------------------------------------------------------------------------------
+
+RECORD: dict[str, Any] = {"id": "k", "prompt": "é🎨\n\x00'", "backend": "rep", "seed": 2**64 - 1}
+PLACE = {"folder": "/out", "stem": "k-1", "suffix": "", "asked_for": False}
+UNNAMED = Asker(False, "asked", "ann")
+ERROR = {"code": "x", "message": "m", "billed": "unknown", "retry": "never"}
+
+
+def intent(render: str = "r", number: int = 1, usd: float | None = 0.25, **more: Any) -> Intent:
+    return Intent(render, number, RECORD, PLACE, {"cost_usd": usd, "seed": 2**64 - 1}, **more)
+
+
+@pytest.fixture
+def journal(path) -> Journal:
+    return Ledger(path).journal
+
+
+def spent_of(path: Path, caller: str = "ann", now: float | None = None) -> Spent:
+    return spent(Database(path), caller, now or time.time())
+
+
+def test_an_intent_comes_back_as_it_was_also_in_another_process(path, journal):
+    began = journal.intend(intent(), UNNAMED)
+    entry = Ledger(path).journal.entry("r")
+    assert entry is not None
+    assert (entry.request, entry.place) == (RECORD, PLACE)
+    assert entry.plan == {"cost_usd": 0.25, "seed": 2**64 - 1}
+    assert (entry.state, entry.number, entry.handle) == ("open", 1, None)
+    assert (entry.intended_at, entry.is_over) == (began, False)
+    assert journal.entry("other") is None
+
+
+def test_from_intent_to_delivery_it_is_unfinished_and_taken_up_until_it_is_delivered(journal):
+    steps = [
+        lambda: journal.intend(intent(), UNNAMED),
+        lambda: journal.submitted("r", 1, "h"),
+        lambda: journal.done("r", 1, [{"id": "k", "cost_usd": 0.2}], paid=True),
+    ]
+    for number, step in enumerate(steps):
+        step()
+        assert (journal.unfinished(), journal.undelivered(UNNAMED)) == (["r"], ["r"])
+        assert journal.is_open("r") is (number < 2)
+    journal.delivered("r")
+    assert (journal.unfinished(), journal.undelivered(UNNAMED)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "other", [Asker(False, "asked", "ben"), Asker(False, "other", "ann"), Asker(False, "", "")]
+)
+def test_another_asker_takes_up_nothing(journal, other):
+    journal.intend(intent(), UNNAMED)
+    assert journal.undelivered(other) == []
+
+
+def test_what_has_a_name_or_failed_or_is_old_is_not_taken_up(path, journal):
+    journal.intend(intent("named"), Asker(True, "asked", "ann"))
+    journal.intend(intent("failed"), UNNAMED)
+    journal.failed("failed", 1, ERROR, [])
+    journal.intend(intent("old"), UNNAMED)
+    raw(path, "update renders set created_at = created_at - 3601 where render_id = 'old'")
+    assert journal.undelivered(UNNAMED) == []
+    assert journal.unfinished() == ["old", "named"]
+
+
+def test_those_to_take_up_come_oldest_first(journal):
+    names = ["b", "c", "a"]
+    for name in names:
+        journal.intend(intent(name), UNNAMED)
+    assert journal.undelivered(UNNAMED) == journal.unfinished() == names
+
+
+def test_a_handle_belongs_to_one_submit_of_an_instance(path, journal):
+    for name in ("one", "two"):
+        journal.intend(intent(name), UNNAMED)
+    assert journal.submitted("one", 1, "h")
+    assert journal.submitted("one", 1, "h"), "written twice is no theft"
+    assert not Ledger(path).journal.submitted("two", 1, "h")
+    assert journal.owner("rep", "h") == ("one", 1)
+    assert journal.owner("another", "h") is None
+    entry = journal.entry("two")
+    assert entry is not None
+    assert entry.handle is None
+    assert not journal.adopt(intent("three", handle="h"), UNNAMED)
+    assert journal.entry("three") is None
+    elsewhere = intent("three", handle="h")._replace(request={**RECORD, "backend": "another"})
+    assert journal.adopt(elsewhere, UNNAMED)
+
+
+def test_an_intent_that_is_withdrawn_was_never_there(path, journal):
+    journal.intend(intent(), UNNAMED)
+    journal.withdraw("r", 1)
+    assert journal.entry("r") is None
+    assert spent_of(path).day == 0
+
+
+def test_a_second_intent_that_is_withdrawn_leaves_what_the_first_came_to(journal):
+    journal.intend(intent(), UNNAMED)
+    journal.failed("r", 1, {**ERROR, "billed": "no"}, [])
+    journal.intend(intent(number=2), UNNAMED)
+    journal.withdraw("r", 2)
+    entry = journal.entry("r")
+    assert entry is not None
+    assert (entry.state, entry.number) == ("failed", 1)
+
+
+def test_an_intent_that_is_refused_leaves_nothing(path, journal):
+    def refuse(_spent: Spent) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        journal.intend(intent(), UNNAMED, refuse)
+    assert journal.entry("r") is None
+    assert spent_of(path) == (0, 0, 0, pytest.approx(time.time(), abs=5))
+
+
+# -- what was spent --------------------------------------------------------------------------------
+
+
+def test_an_open_submit_counts_with_its_estimate_and_a_done_one_with_its_cost(path, journal):
+    journal.intend(intent(), UNNAMED)
+    assert spent_of(path)[:3] == (0.25, 0.25, 0.25)
+    journal.done("r", 1, [{"id": "k", "cost_usd": 0.2}], paid=True)
+    assert spent_of(path)[:3] == (0.2, 0.2, 0.2)
+    assert spent_of(path, "ben")[:3] == (0.2, 0.2, 0)
+
+
+@pytest.mark.parametrize(("billed", "usd"), [("no", 0), ("unknown", 0.25), ("yes", 0.25)])
+def test_a_failed_submit_counts_unless_it_was_not_billed(path, journal, billed, usd):
+    journal.intend(intent(), UNNAMED)
+    journal.failed("r", 1, {**ERROR, "billed": billed}, [])
+    assert spent_of(path).day == usd
+
+
+def test_what_another_submit_has_replaced_does_not_count_against_it(path, journal):
+    journal.intend(intent(), UNNAMED)
+    seen: list[Spent] = []
+    journal.intend(intent(number=2), UNNAMED, seen.append)
+    assert seen[0].day == 0
+    assert spent_of(path).day == 0.25
+
+
+def test_what_costs_nothing_or_nobody_knows_how_much_is_not_summed(path, journal):
+    journal.intend(intent("free", usd=0), UNNAMED)
+    journal.intend(intent("unknown", usd=None), UNNAMED)
+    assert spent_of(path)[:3] == (0, 0, 0)
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "day", "month"),
+    [
+        ("2026-11-23T00:00:00", "2026-11-23T23:59:59", 1, 1),
+        ("2026-11-22T23:59:59", "2026-11-23T00:00:00", 0, 1),
+        ("2026-10-31T23:59:59", "2026-11-01T00:00:00", 0, 0),
+        ("2026-11-01T00:00:00", "2026-11-30T12:00:00", 0, 1),
+        ("2026-12-31T23:59:59", "2027-01-01T00:00:00", 0, 0),
+        ("2028-02-29T12:00:00", "2028-02-29T13:00:00", 1, 1),
+        ("2028-02-29T23:00:00", "2028-03-01T00:00:00", 0, 0),
+    ],
+)
+def test_days_and_months_end_at_midnight_utc_whatever_the_clock_on_the_wall(
+    path, journal, monkeypatch, begun, now, day, month
+):
+    for zone in ("UTC", "Pacific/Auckland", "America/Los_Angeles"):
+        with monkeypatch.context() as wall:
+            wall.setenv("TZ", zone)
+            time.tzset()
+            journal.intend(intent(usd=1), UNNAMED)
+            journal.done("r", 1, [{"id": "k", "cost_usd": 1}], paid=True)
+            raw(path, f"update submits set intended_at = {at(begun)}")
+            assert spent_of(path, now=at(now))[:3] == (day, month, day), zone
+            raw(path, "update submits set billed = null")
+            assert spent_of(path, now=at(now))[:3] == (1, 1, 1), "still open"
+            journal.withdraw("r", 1)
+    time.tzset()
+
+
+# -- the cost log ----------------------------------------------------------------------------------
+
+ROW: dict[str, Any] = {
+    "usage_id": "u1",
+    "created_at": "2026-11-23T12:00:00Z",
+    "backend": "rep",
+    "model": "m",
+    "seed": 2**64 - 1,
+    "prompt_hash": "0" * 64,
+    "latency_ms": 1200,
+    "cost_usd_estimate": 0.003,
+    "caller": "é",
+    "render_id": NAME,
+    "submit": "h",
+}
+
+
+def test_a_usage_row_comes_back_as_it_was_and_twice_adds_nothing(path):
+    usage = Ledger(path).usage
+    assert usage.add(ROW, to_send=False)
+    assert not Ledger(path).usage.add({**ROW, "usage_id": "u2"}, to_send=False)
+    assert usage.rows() == [ROW]
+
+
+def test_a_submit_costs_the_largest_that_was_told_and_unknown_is_not_0(path):
+    usage = Ledger(path).usage
+    costs = [None, 0.001, None, 0.003, 0.002]
+    told = []
+    for cost in costs:
+        usage.add({**ROW, "cost_usd_estimate": cost}, to_send=False)
+        told.append(usage.rows()[0]["cost_usd_estimate"])
+    assert told == [None, 0.001, 0.001, 0.003, 0.003]
+
+
+def test_rows_without_what_nobody_knows(path):
+    usage = Ledger(path).usage
+    lacking = dict.fromkeys(("model", "seed", "latency_ms", "cost_usd_estimate", "render_id"))
+    usage.add({**ROW, **lacking}, to_send=False)
+    assert usage.rows() == [{**ROW, **lacking}]
+
+
+def test_what_is_to_be_sent_stays_so_until_it_has_arrived(path):
+    usage = Ledger(path).usage
+    usage.add(ROW, to_send=True)
+    usage.add({**ROW, "submit": "here", "usage_id": "u2"}, to_send=False)
+    assert [row["usage_id"] for row in usage.unsent()] == ["u1"]
+    usage.add(ROW, to_send=False)
+    assert [row["usage_id"] for row in usage.unsent()] == ["u1"], "that did not send it"
+    usage.sent(["u1"])
+    assert usage.unsent() == []
+
+
+def test_rows_of_a_time_have_its_begin_and_not_its_end(path):
+    usage = Ledger(path).usage
+    days = [f"2026-11-{day}T00:00:00Z" for day in (21, 22, 23)]
+    for number, day in enumerate(days):
+        usage.add({**ROW, "created_at": day, "submit": str(number), "usage_id": day}, False)
+    found = usage.rows("2026-11-22", "2026-11-23T00:00:00Z")
+    assert [row["created_at"] for row in found] == [days[1]]
+    assert len(usage.rows()) == 3

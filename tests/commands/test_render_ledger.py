@@ -383,13 +383,12 @@ def test_again_does_not_take_up_the_very_line_that_it_makes_anew(paid):
     assert (made["request"], paid.creates) == (left["id"], 2)
 
 
-def test_what_nobody_read_is_handed_out_to_the_next_and_paid_once(paid):
+def test_what_nobody_read_is_handed_out_to_the_next_and_paid_once(paid, until):
     read, write = os.pipe()
     paid.server.held = True
     child = paid.tool.start("render", "a cat", "--size=512x512", stdout=write, stdin=-3)
     os.close(write)
-    while not paid.creates:
-        pass
+    until(lambda: paid.creates)
     os.close(read)  # `| head -0`, once it is submitted
     paid.server.held = False
     assert b"Traceback" not in child.communicate(timeout=20)[1]
@@ -415,13 +414,12 @@ def test_two_equal_lines_take_up_two_that_were_left(paid):
     assert paid.creates == 3
 
 
-def test_a_count_that_was_left_in_the_middle_goes_on(paid):
+def test_a_count_that_was_left_in_the_middle_goes_on(paid, until):
     paid.server.statuses = ["starting"] * 10_000
     child = paid.tool.start(
         "render", "a cat", "--seed=5", "--count=3", "--size=512x512", stdin=subprocess.DEVNULL
     )
-    while not paid.creates:
-        pass
+    until(lambda: paid.creates)
     child.kill()
     child.communicate()
     paid.server.statuses = []
@@ -495,11 +493,10 @@ def test_resume_finishes_what_is_open_and_then_there_is_nothing(paid):
     assert paid("a cat", "--id", "k1").record == ran.records[0]
 
 
-def test_resume_leaves_alone_what_a_living_process_holds(paid):
+def test_resume_leaves_alone_what_a_living_process_holds(paid, until):
     paid.server.held = True
     child = paid.tool.start("render", "a cat", "--id=k", "--size=512x512", stdin=-3)
-    while not paid.creates:
-        pass
+    until(lambda: paid.creates)
     ran = paid.tool("render", "--resume")
     assert (ran.status, ran.out) == (0, b"")
     paid.server.held = False
@@ -844,7 +841,7 @@ def test_comfyui_is_asked_once_for_one_id_by_ten_at_once(tool, comfy):
     args = ("a cat", *SMALL, "--id=k", "--backend=comfy")
     started = [tool.start("render", *args, stdin=subprocess.DEVNULL) for _ in range(10)]
     ran = [tool.ended(child) for child in started]
-    assert [one.status for one in ran] == [0] * 10, ran[0].err
+    assert [one.status for one in ran] == [0] * 10, [one.err for one in ran]
     assert len({one.out for one in ran}) == len(comfy.submits) == 1
 
 
@@ -896,13 +893,12 @@ def test_the_token_stands_nowhere(paid):
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
 
 
-def test_the_ledger_and_its_companions_are_for_their_owner_alone(paid):
+def test_the_ledger_and_its_companions_are_for_their_owner_alone(paid, until):
     paid.server.held = True
     child = paid.tool.start(
         "render", "a cat", "--size=512x512", stdin=subprocess.DEVNULL, umask=0o000
     )
-    while not paid.creates:
-        pass
+    until(lambda: paid.creates)
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paid.state.glob("ledger*")}
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=10)
