@@ -104,7 +104,7 @@ ALLOWED: dict[str, set[str]] = {
     "image": {"errors"},
     "ledger": {"errors", "record", "ledger"},
     "ledger.locks": set(),
-    "ledger.database": {"errors", "ledger"},
+    "ledger.database": {"errors", "ledger", "retry"},
     "ledger.journal": {"ledger"},
     "ledger.spend": {"ledger"},
     "ledger.usage": {"ledger"},

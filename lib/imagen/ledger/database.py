@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import retry
 from ..errors import ImagenError, Refused
 from . import locks
 
@@ -123,14 +124,19 @@ class Database:
         if not self._is_ours():
             raise self._fault("it is the database of something else")
         if self._version() < len(_VERSIONS):
-            mode = self._db.execute("pragma journal_mode = wal").fetchone()[0]
-            if self.path and mode != "wal":
-                raise self._fault("write-ahead logging cannot be had there (a network folder?)")
+            # the one statement that does not wait by itself while another process has it open
+            retry.for_a_while(self._write_ahead, BUSY_S, 0.02, when=(LedgerBusy,))
             with self.transaction():
                 self._upgrade()
         if self._version() > len(_VERSIONS):
             raise self._fault("a newer imagen made it")
         self._db.execute("pragma foreign_keys = on")
+
+    def _write_ahead(self) -> None:
+        with self._guarded():
+            mode = self._db.execute("pragma journal_mode = wal").fetchone()[0]
+        if self.path and mode != "wal":
+            raise self._fault("write-ahead logging cannot be had there (a network folder?)")
 
     def _is_ours(self) -> bool:
         """Whether it is empty or a ledger, seen at one moment: another process may be making it."""
