@@ -27,6 +27,7 @@ $(RUN): pyproject.toml
 
 $(TESTED): $(RUN)
 	@$(PIP) --editable '.[test]'
+	@sh tests/get_postgrest.sh '$(VENV)'
 	@touch $(TESTED)
 
 $(LINTED): $(TESTED)

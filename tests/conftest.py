@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
 from jsonschema import Draft202012Validator
 
 import imagen
 from imagen import record
+
+if TYPE_CHECKING:
+    from servers.postgres import Cluster, Place
+    from servers.postgrest import Rest
 
 LIB = Path(imagen.__file__).resolve().parents[1]
 REQUIRE_REAL = os.environ.get("IMAGEN_REQUIRE_REAL") == "1"
@@ -72,13 +76,73 @@ def needs() -> Callable[[str, str], str]:
     def find(program: str, debian_package: str) -> str:
         path = shutil.which(program)
         if path is None:
-            missing = f"no {program} here (Debian: apt install {debian_package})"
-            if REQUIRE_REAL:
-                pytest.fail(missing)
-            pytest.skip(missing)
+            missing(f"no {program} here (Debian: apt install {debian_package})")
         return path
 
     return find
+
+
+def missing(what: str) -> NoReturn:
+    """Skip for want of something real, or fail where everything must be real."""
+    if REQUIRE_REAL:
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The PostgreSQL of this test run, one for all its workers."""
+    from servers import postgres
+
+    root = tmp_path_factory.getbasetemp()
+    try:
+        found = postgres.shared(root.parent if "PYTEST_XDIST_WORKER" in os.environ else root)
+    except postgres.NoPostgres as none:
+        missing(str(none))
+    yield found
+    found.let_go()
+
+
+@pytest.fixture
+def database(cluster: Cluster) -> Iterator[Place]:
+    """A migrated database of the test's own."""
+    with cluster.database() as place:
+        yield place
+
+
+@pytest.fixture
+def bare_database(cluster: Cluster) -> Iterator[Place]:
+    """A database as a new Supabase project has it; no other test changes roles meanwhile."""
+    from servers import postgres
+
+    with cluster.roles_held(), cluster.database(postgres.BARE) as place:
+        yield place
+
+
+@pytest.fixture
+def plain_database(cluster: Cluster) -> Iterator[Place]:
+    """An empty database, though the server's roles are there; only this test changes roles."""
+    with cluster.roles_held(), cluster.database("template0") as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[Rest]]:
+    """Start a PostgREST for a database: `with serve(database) as rest`."""
+    from servers import postgrest
+
+    try:
+        postgrest.find()
+    except postgrest.NoPostgrest as none:
+        missing(str(none))
+    return postgrest.serving
+
+
+@pytest.fixture
+def rest(database: Place, serve: Callable[..., AbstractContextManager[Rest]]) -> Iterator[Rest]:
+    """A PostgREST for the test's database."""
+    with serve(database) as found:
+        yield found
 
 
 class Ran(NamedTuple):

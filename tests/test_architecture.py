@@ -108,6 +108,7 @@ ALLOWED: dict[str, set[str]] = {
     "caller": set(),
     "http": {"errors", "retry"},
     "db": {"errors", "retry"},
+    "migrations": {"errors", "db"},
     "config": {"errors", "record", "settings"},
     "preview": {"errors"},
     "sheet": {"errors", "record"},

@@ -142,3 +142,24 @@ def test_the_ledger_lies_where_xdg_says_or_where_it_is_told(tmp_path, monkeypatc
     assert config.ledger_path() == tmp_path / "home/.local/state/imagen/ledger.sqlite3"
     monkeypatch.setenv("IMAGEN_LEDGER", "~/l.db")
     assert config.ledger_path() == tmp_path / "home" / "l.db"
+
+
+def test_a_secret_is_the_variable_or_else_in_a_file_that_only_its_owner_may_read(
+    tmp_path, monkeypatch
+):
+    held = tmp_path / "key"
+    held.write_text("from the file\n")
+    held.chmod(0o600)
+    monkeypatch.setenv("MY_KEY_FILE", str(held))
+    assert config.secret("MY_KEY") == "from the file"
+    monkeypatch.setenv("MY_KEY", "from the variable")
+    assert config.secret("MY_KEY") == "from the variable"
+    monkeypatch.setenv("MY_KEY", "")
+    for mode in (0o640, 0o604):
+        held.chmod(mode)
+        with pytest.raises(ConfigFault, match="others may read") as caught:
+            config.secret("MY_KEY")
+        assert "from the file" not in caught.value.as_line()
+    held.unlink()
+    with pytest.raises(ConfigFault, match="cannot read the file that"):
+        config.secret("MY_KEY")

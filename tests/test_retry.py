@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -108,3 +109,58 @@ def test_the_faults_are_told_as_they_are_and_not_wrapped():
     with pytest.raises(ImagenError) as caught:
         retry.once_more(call, wait_s=0)
     assert caught.value is fault
+
+
+def test_as_told_waits_as_long_as_the_server_says_and_longer_each_time():
+    told = ServerFault("503", retry_after_s=0.2)
+    faults = [told, ServerFault("500"), ServerFault("500")]
+    times = []
+
+    def call(left_s: float) -> str:
+        times.append(time.monotonic())
+        if faults:
+            raise faults.pop(0)
+        return "done"
+
+    assert retry.as_told(call, patience_s=10, wait_s=0.02) == "done"
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert waits[0] >= 0.2
+    assert 0.04 <= waits[1] < 0.2
+    assert waits[2] >= 0.08
+
+
+def test_as_told_ends_before_its_patience_does_and_says_how_much_is_left():
+    left = []
+
+    def never(left_s: float) -> None:
+        left.append(left_s)
+        raise Unreachable("still not")
+
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="still not"):
+        retry.as_told(never, patience_s=0.5, least_s=0.2, wait_s=0.05)
+    assert time.monotonic() - began < 0.3
+    assert left == sorted(left, reverse=True)
+    assert min(left) >= 0.2
+
+
+def test_as_told_does_not_wait_longer_than_it_may():
+    def later(_left_s: float) -> None:
+        raise Throttled("429", retry_after_s=60)
+
+    began = time.monotonic()
+    with pytest.raises(Throttled):
+        retry.as_told(later, patience_s=20)
+    assert time.monotonic() - began < 1
+
+
+def test_as_told_never_repeats_what_was_refused():
+    calls = []
+
+    def refused(_left_s: float) -> None:
+        calls.append(1)
+        raise Rejected("400")
+
+    with pytest.raises(Rejected):
+        retry.as_told(refused, patience_s=20)
+    assert len(calls) == 1

@@ -177,8 +177,27 @@ def shown(name: str, value: Any) -> Any:
 
 
 def secret(variable: str) -> str | None:
-    """Give a secret from the environment, None when not set; never print what this returns."""
-    return os.environ.get(variable) or None
+    """Give a secret, None when there is none; never print what this returns.
+
+    It is the variable's value, else what the file holds that <variable>_FILE names. ConfigFault
+    when that file cannot be read, or when others than its owner may read it too.
+    """
+    named = os.environ.get(f"{variable}_FILE")
+    if os.environ.get(variable) or not named:
+        return os.environ.get(variable) or None
+    path = expanded(named)
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigFault(
+                f"others may read the file that ${variable}_FILE names: {path}",
+                hint=f"chmod 600 {path}",
+            )
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as fault:
+        why = getattr(fault, "strerror", None) or "not UTF-8"
+        raise ConfigFault(
+            f"cannot read the file that ${variable}_FILE names: {path}: {why}"
+        ) from None
 
 
 def line_of(place: Place, lines: Mapping[Place, int]) -> int:

@@ -60,8 +60,13 @@ class Server:
         headers: Mapping[str, str] | None = None,
         read_s: float = 60,
         who: str = "server",
+        plain_headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Take the base URL, headers that go with every request, and the read time-out."""
+        """Take the base URL, headers that go with every request, and the read time-out.
+
+        What stands in `headers` is a secret, and hidden wherever the server says it again; what
+        stands in `plain_headers` is not.
+        """
         import requests
         from requests.utils import get_auth_from_url, urldefragauth
 
@@ -73,7 +78,9 @@ class Server:
         self.read_s = read_s
         self.until = math.inf  # of time.monotonic(): no body is waited for any longer
         self._session = requests.Session()
-        self._session.headers.update({"User-Agent": "imagen", **(headers or {})})
+        self._session.headers.update(
+            {"User-Agent": "imagen", **(headers or {}), **(plain_headers or {})}
+        )
         self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
@@ -83,9 +90,9 @@ class Server:
         """GET; `limit` caps the body's bytes."""
         return self._ask("GET", path, limit, params=params)
 
-    def post(self, path: str, body: Any) -> Answer:
-        """POST a JSON body."""
-        return self._ask("POST", path, MAX_JSON, json=body)
+    def post(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Answer:
+        """POST a JSON body; `headers`, which hold no secret, are for this once."""
+        return self._ask("POST", path, MAX_JSON, json=body, headers=headers)
 
     def close(self) -> None:
         """Close the session's connections."""
@@ -144,10 +151,11 @@ class Server:
             return
         body = answer.for_people()
         said = f"the {self.who} at {self.url} answered {answer.status}: {excerpt(body)}"
+        told = _seconds(answer.headers.get("Retry-After"))
         if answer.status >= 500:
-            raise ServerFault(said, status=answer.status)
+            raise ServerFault(said, status=answer.status, body=body, retry_after_s=told)
         if answer.status == 429:
-            raise Throttled(said, retry_after_s=_seconds(answer.headers.get("Retry-After")))
+            raise Throttled(said, status=answer.status, body=body, retry_after_s=told)
         if answer.status == 402:
             raise OutOfCredit(said)
         raise Rejected(said, status=answer.status, body=body)

@@ -7,5 +7,6 @@ TOOLS = {
     "compare": "Send one request to several backends, and show what came side by side.",
     "backends": "List the backends and whether they can be used.",
     "config": "Print a sample configuration, check one, or show what is in force.",
+    "migrate": "Set up the database: apply the SQL migrations, each once.",
     "preview": "Show each image in a tmux window beside yours.",
 }

@@ -1,0 +1,152 @@
+"""The migrations of sql/: which are to be applied, and applying them, each once."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .db import SQL, Database, Row, Transaction
+from .errors import ConfigFault, Refused
+
+STATEMENT_S, LOCK_S, TURN_S = 300, 10, 30
+BOOTSTRAP = "bootstrap"
+
+
+class MigrationFault(ConfigFault):
+    """What was applied is not what the file says now"""
+
+    code = "migration_changed"
+
+
+class Migration(NamedTuple):
+    """One file of sql/."""
+
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of the file's text."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+class State(NamedTuple):
+    """Where one migration stands: applied, pending, changed, or unknown to this version."""
+
+    name: str
+    status: str
+    applied_at: str | None = None
+
+
+def read(folder: Path = SQL) -> list[Migration]:
+    """Give the migrations of a folder in their order."""
+    paths = sorted(folder.glob("[0-9][0-9][0-9]_*.sql"))
+    return [Migration(path.stem, path.read_text(encoding="utf-8")) for path in paths]
+
+
+def states(files: Sequence[Migration], applied: Mapping[str, Row]) -> list[State]:
+    """Compare the files with what was applied, `applied` being (name, sha256, when) by name."""
+    found = []
+    for one in files:
+        if one.name not in applied:
+            found.append(State(one.name, "pending"))
+            continue
+        _, checksum, when = applied[one.name]
+        status = "applied" if checksum == one.sha256 else "changed"
+        found.append(State(one.name, status, when.isoformat()))
+    known = {one.name for one in files}
+    others = [row for name, row in applied.items() if name not in known]
+    return [*found, *(State(name, "unknown", when.isoformat()) for name, _, when in others)]
+
+
+def check(found: Sequence[State]) -> None:
+    """MigrationFault when a file was changed after it was applied."""
+    for one in found:
+        if one.status == "changed":
+            raise MigrationFault(
+                f"{one.name}.sql was changed after it was applied",
+                hint="put the file back as it was, and make the change in a new one",
+            )
+
+
+def look(database: Database, files: Sequence[Migration]) -> list[State]:
+    """Give the state of every migration; writes nothing."""
+    with database.transaction() as step:
+        return states(files, _applied(step))
+
+
+def _applied(step: Transaction) -> dict[str, Row]:
+    if not step.named("migrations_there")[0][0]:
+        return {}
+    return {row[0]: row for row in step.named("migrations_applied")}
+
+
+def apply(database: Database, files: Sequence[Migration]) -> Iterator[dict[str, Any]]:
+    """Apply what is pending, each in a transaction of its own; yield what was done, as done."""
+    with database.transaction() as step:
+        check(states(files, _applied(step)))
+        _check_roles(step)
+    for one in files:
+        begun = time.monotonic()
+        if _apply_one(database, files, one):
+            yield _line(one, begun)
+
+
+def _apply_one(database: Database, files: Sequence[Migration], one: Migration) -> bool:
+    """Apply one unless another process was faster; it is looked at again under the lock."""
+    with database.transaction(STATEMENT_S, TURN_S) as step:
+        step.named("migrations_lock")
+        step.rows("select set_config('lock_timeout', %s, true)", f"{LOCK_S * 1000}")
+        step.named("migrations_table")
+        found = states(files, _applied(step))
+        check(found)
+        if State(one.name, "pending") not in found:
+            return False
+        step.rows(one.sql)
+        step.named("migrations_record", one.name, one.sha256)
+        return True
+
+
+def bootstrap(database: Database) -> Iterator[dict[str, Any]]:
+    """Make the stand-ins of a Supabase project's roles and schemas; Refused where they are real."""
+    begun = time.monotonic()
+    one = Migration(BOOTSTRAP, (SQL / "bootstrap.sql").read_text(encoding="utf-8"))
+    with database.transaction(STATEMENT_S, TURN_S) as step:
+        step.named("migrations_lock")
+        check_bootstrap(step)
+        step.rows(one.sql)
+    yield _line(one, begun)
+
+
+def check_bootstrap(step: Transaction) -> None:
+    """Refused where a bootstrap would touch what it did not make, or may not be done."""
+    foreign = [name for (name,) in step.named("foreign_schemas")]
+    if foreign:
+        raise Refused(
+            f"there already is a schema {' and '.join(foreign)}, not made by --bootstrap",
+            code="not_ours",
+            hint="a Supabase project needs no --bootstrap",
+        )
+    who, is_superuser, version = step.named("whoami")[0]
+    if not is_superuser:
+        raise Refused(f"--bootstrap makes roles: {who} is no superuser", code="not_permitted")
+    if version < 150000:
+        raise Refused("--bootstrap needs PostgreSQL 15 or newer", code="not_permitted")
+
+
+def _check_roles(step: Transaction) -> None:
+    missing = [name for (name,) in step.named("missing_roles")]
+    if missing:
+        raise Refused(
+            f"the database has no role {', '.join(missing)}",
+            code="no_roles",
+            hint="on a plain PostgreSQL --bootstrap makes what a Supabase project has",
+        )
+
+
+def _line(one: Migration, begun: float) -> dict[str, Any]:
+    took = round((time.monotonic() - begun) * 1000)
+    return {"migration": one.name, "status": "applied", "sha256": one.sha256, "ms": took}

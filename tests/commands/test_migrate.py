@@ -1,0 +1,276 @@
+"""imagen-migrate on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+from contextlib import closing
+
+import pytest
+
+from imagen import db, migrations
+from imagen.db import Database, DatabaseBusy, DatabaseFault
+from imagen.migrations import Migration, State
+from servers import postgres
+
+NAMES = [one.name for one in migrations.read()]
+SECRET = "hunter2hunter2"
+
+
+@pytest.fixture
+def migrate(tool):
+    """Run imagen-migrate on a database as the role that is no superuser."""
+
+    def run(place, *options, user="migrator", **more):
+        return tool("migrate", *options, env={"IMAGEN_DATABASE_URL": place.dsn(user)}, **more)
+
+    return run
+
+
+def tables(place):
+    with place.cursor() as cursor:
+        cursor.execute(
+            "select schemaname || '.' || tablename from pg_tables"
+            " where schemaname in ('imagen', 'mai') order by 1"
+        )
+        return [name for (name,) in cursor.fetchall()]
+
+
+def done(ran):
+    return [(line["migration"], line["status"]) for line in ran.records]
+
+
+# -- applying --------------------------------------------------------------------------------------
+
+
+def test_all_are_applied_in_order_and_each_once(bare_database, migrate):
+    first = migrate(bare_database)
+    assert first.status == 0, first.err
+    assert done(first) == [(name, "applied") for name in NAMES]
+    assert tables(bare_database) == ["imagen.images", "imagen.migrations", "mai.imagen_usage"]
+    again = migrate(bare_database)
+    assert (again.status, again.out) == (0, b"")
+    assert again.err == "imagen-migrate: nothing to do: every migration is applied\n"
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(bare_database, migrate):
+    ran = migrate(bare_database, "--dry-run")
+    assert ran.status == 0
+    assert done(ran) == [(name, "pending") for name in NAMES]
+    assert tables(bare_database) == []
+
+
+def test_the_status_lists_all_of_them(database, migrate):
+    with database.cursor() as cursor:
+        cursor.execute("delete from imagen.migrations where name = %s", [NAMES[-1]])
+        cursor.execute("insert into imagen.migrations values ('999_of_a_newer_imagen', 'x')")
+    ran = migrate(database, "--status")
+    expected = [(name, "applied") for name in NAMES[:-1]]
+    expected += [(NAMES[-1], "pending"), ("999_of_a_newer_imagen", "unknown")]
+    assert done(ran) == expected
+    assert ran.records[0]["applied_at"].endswith("+00:00")
+
+
+def test_a_file_that_was_changed_after_it_was_applied_stops_all(database, migrate):
+    with database.cursor() as cursor:
+        cursor.execute("delete from imagen.migrations where name = %s", [NAMES[0]])
+        cursor.execute("update imagen.migrations set sha256 = 'x' where name = %s", [NAMES[2]])
+    for option in ([], ["--dry-run"]):
+        ran = migrate(database, *option)
+        assert (ran.status, ran.out) == (2, b"")
+        assert f"{NAMES[2]}.sql was changed after it was applied (hint: " in ran.err
+    status = dict(done(migrate(database, "--status")))
+    assert (status[NAMES[0]], status[NAMES[2]]) == ("pending", "changed")
+
+
+def test_four_at_once_apply_each_once(bare_database, tool):
+    env = {"IMAGEN_DATABASE_URL": bare_database.dsn("migrator")}
+    running = [tool.start("migrate", env=env) for _ in range(4)]
+    lines = []
+    for child in running:
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 0, err.decode()
+        lines += [json.loads(line)["migration"] for line in out.splitlines()]
+    assert sorted(lines) == NAMES
+
+
+def test_one_that_fails_leaves_nothing_behind_and_those_before_it_stay(bare_database):
+    good = Migration("001_good", "create table imagen.good ()")
+    bad = Migration("002_bad", "create table imagen.bad (); select 1 / 0")
+    after = Migration("003_after", "create table imagen.after ()")
+    with closing(connected(bare_database)) as database:
+        with pytest.raises(DatabaseFault, match="division by zero"):
+            list(migrations.apply(database, [good, bad, after]))
+        assert [one.status for one in migrations.look(database, [good, bad, after])] == [
+            *("applied", "pending", "pending")
+        ]
+    assert tables(bare_database) == ["imagen.good", "imagen.migrations"]
+
+
+def test_who_waits_for_another_too_long_may_run_again(bare_database, monkeypatch):
+    monkeypatch.setattr(migrations, "TURN_S", 0.05)
+    lock = db.queries()["migrations_lock"]
+    with bare_database.cursor() as other, closing(connected(bare_database)) as database:
+        other.execute(f"begin; {lock}")
+        with pytest.raises(DatabaseBusy) as caught:
+            list(migrations.apply(database, migrations.read()))
+    assert caught.value.exit_status == 75
+
+
+def connected(place, user="migrator"):
+    return Database(db.address(place.dsn(user)), "tests")
+
+
+def test_on_a_terminal_it_is_a_table(bare_database, tool):
+    upper, lower = pty.openpty()
+    env = {"IMAGEN_DATABASE_URL": bare_database.dsn("migrator")}
+    ran = tool("migrate", "--status", env=env, stdout=lower)
+    os.close(lower)
+    said = os.read(upper, 10_000).decode().splitlines()
+    os.close(upper)
+    assert ran.status == 0
+    assert said == [f"pending  {name}" for name in NAMES]
+
+
+# -- bootstrap -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def empty_server(cluster):
+    """A PostgreSQL of its own, just started, with none of our roles."""
+    server = postgres.started()
+    yield server
+    server.let_go()
+
+
+def test_a_plain_postgresql_gets_what_it_lacks(empty_server, tool):
+    env = {"IMAGEN_DATABASE_URL": empty_server.dsn()}
+    plain = tool("migrate", env=env)
+    assert (plain.status, plain.out) == (2, b"")
+    assert "no role anon, authenticated, service_role, authenticator (hint: " in plain.err
+    dry = tool("migrate", "--bootstrap", "--dry-run", env=env)
+    assert done(dry) == [(name, "pending") for name in ("bootstrap", *NAMES)]
+    ran = tool("migrate", "--bootstrap", env=env)
+    assert (ran.status, ran.err) == (0, "")
+    assert done(ran) == [(name, "applied") for name in ("bootstrap", *NAMES)]
+    again = tool("migrate", "--bootstrap", env=env)
+    assert (again.status, done(again)) == (0, [("bootstrap", "applied")])
+
+
+@pytest.mark.parametrize("schema", ["auth", "storage"])
+def test_no_bootstrap_where_a_schema_is_anothers(schema, plain_database, migrate):
+    with plain_database.cursor() as cursor:
+        cursor.execute(f"create schema {schema}")
+    ran = migrate(plain_database, "--bootstrap", user=None)
+    assert (ran.status, ran.out) == (2, b"")
+    assert f"there already is a schema {schema}, not made by --bootstrap" in ran.err
+    with plain_database.cursor() as cursor:
+        cursor.execute("select to_regclass('auth.users'), to_regclass('storage.objects')")
+        assert cursor.fetchall() == [(None, None)]
+
+
+def test_no_bootstrap_by_who_is_no_superuser(plain_database, migrate):
+    ran = migrate(plain_database, "--bootstrap")
+    assert ran.status == 2
+    assert "migrator is no superuser" in ran.err
+
+
+def test_the_status_goes_alone(tool):
+    assert tool("migrate", "--status", "--bootstrap").status == 2
+
+
+# -- the address -----------------------------------------------------------------------------------
+
+
+def test_without_an_address_it_says_where_to_put_one(tool):
+    ran = tool("migrate")
+    assert ran.status == 2
+    assert "no database (hint: set $IMAGEN_DATABASE_URL, or give --database-url)" in ran.err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://m:{SECRET}@h/x",
+        f"host=h password={SECRET}",
+        f"postgres://h/x?password={SECRET}",
+    ],
+)
+def test_a_password_on_the_command_line_is_refused(url, tool):
+    ran = tool("migrate", "--database-url", url)
+    assert ran.status == 2
+    assert "~/.pgpass" in ran.err
+    assert SECRET not in ran.err
+
+
+def test_a_password_in_the_variable_or_a_file_of_ones_own_is_taken(database, tool, tmp_path):
+    url = database.tcp("migrator", database.cluster.password)
+    assert tool("migrate", "--status", env={"IMAGEN_DATABASE_URL": url}).status == 0
+    held = tmp_path / "url"
+    held.write_text(f"{url}\n")
+    held.chmod(0o600)
+    assert tool("migrate", "--status", env={"IMAGEN_DATABASE_URL_FILE": str(held)}).status == 0
+    held.chmod(0o640)
+    open_to_others = tool("migrate", "--status", env={"IMAGEN_DATABASE_URL_FILE": str(held)})
+    assert open_to_others.status == 2
+    assert f"(hint: chmod 600 {held})" in open_to_others.err
+
+
+def test_a_password_in_pgpass_is_found(database, tool, tmp_path):
+    pgpass = tmp_path / "home" / ".pgpass"
+    pgpass.write_text(f"127.0.0.1:*:*:migrator:{database.cluster.password}\n")
+    pgpass.chmod(0o600)
+    ran = tool("migrate", "--status", "--database-url", database.tcp("migrator"))
+    assert ran.status == 0, ran.err
+
+
+def test_the_flag_goes_over_the_variable(database, tool):
+    ran = tool(
+        *("migrate", "--status", "--database-url", database.dsn()),
+        env={"IMAGEN_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/x"},
+    )
+    assert ran.status == 0
+
+
+def test_a_database_that_cannot_be_reached_may_be_later(tool):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"postgresql://m:{SECRET}@127.0.0.1:{taken.getsockname()[1]}/x"
+        ran = tool("migrate", env={"IMAGEN_DATABASE_URL": url})
+    assert ran.status == 75
+    assert ran.err.endswith("connection refused\n")
+    assert SECRET not in ran.err
+
+
+def test_a_wrong_password_must_be_changed(database, tool):
+    url = database.tcp("migrator", SECRET)
+    ran = tool("migrate", env={"IMAGEN_DATABASE_URL": url})
+    assert ran.status == 2
+    assert "the password is wrong" in ran.err
+    assert SECRET not in ran.err
+
+
+def test_who_may_not_migrate_is_told(bare_database, tool):
+    ran = tool("migrate", env={"IMAGEN_DATABASE_URL": bare_database.dsn("authenticator")})
+    assert ran.status == 2
+    assert "permission denied" in ran.err
+
+
+# -- judging, without a database -------------------------------------------------------------------
+
+
+def test_states_compare_files_with_what_was_applied():
+    from datetime import UTC, datetime
+
+    one, two, three = (Migration(name, f"select '{name}'") for name in ("001", "002", "003"))
+    when = datetime(2026, 1, 2, tzinfo=UTC)
+    applied = {"001": ("001", one.sha256, when), "002": ("002", "?", when), "4": ("4", "?", when)}
+    said = when.isoformat()
+    assert migrations.states([one, two, three], applied) == [
+        State("001", "applied", said),
+        State("002", "changed", said),
+        State("003", "pending"),
+        State("4", "unknown", said),
+    ]

