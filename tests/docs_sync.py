@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import imagen
-from imagen import backends, record, settings, workflow
+from imagen import backends, prices, record, settings, workflow
 from imagen.backends import mock
 from imagen.commands import TOOLS
 from imagen.errors import ImagenError
@@ -183,6 +183,7 @@ _KINDS = {
     "count": "whole number from 1",
     "seconds": "seconds",
     "amount": "USD",
+    "date": "date",
     "strings": "list of words",
     "mapping": "keys and values",
     "environment": "header: variable",
@@ -217,6 +218,14 @@ def _workflows(_page: Path) -> str:
     )
 
 
+def _prices(_page: Path) -> str:
+    rows = [
+        [f"`{model}`", f"{one['amount']}", one["unit"], one["as_of"], f"<{one['source']}>"]
+        for model, one in prices.read(prices.LIST).items()
+    ]
+    return _table(["model", "USD", "for each", "as of", "source"], rows)
+
+
 _MAKERS: dict[str, Callable[[Path], str]] = {
     "tools": _tools,
     "record fields": _record_fields,
@@ -225,6 +234,7 @@ _MAKERS: dict[str, Callable[[Path], str]] = {
     "config keys": _config_keys,
     "instance keys": _instance_keys,
     "workflows": _workflows,
+    "prices": _prices,
 }
 
 

@@ -95,6 +95,10 @@ ALLOWED: dict[str, set[str]] = {
     "workflow": {"errors", "record", "settings"},
     "retry": {"errors"},
     "request": {"errors", "record", "files"},  # files: is_slug and is_date, both pure
+    "prices": {"config", "errors", "settings"},
+    "replicate_api": {"errors", "replicate_models"},
+    "replicate_models": set(),
+    "replicate_plan": {"backends", "errors", "replicate_models"},
     "comfy_api": {"errors", "image"},  # image: the text chunks of a returned PNG
     "files": {"errors", "record", "signals"},  # signals are put off while a file is made
     "image": {"errors"},
@@ -132,6 +136,7 @@ OF_BACKENDS = {
     *("http", "retry", "image", "workflow", "errors"),
     *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
     "files",  # the mock keeps the memory of a server
+    *("prices", "replicate_api", "replicate_models", "replicate_plan"),
 }
 
 

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -358,6 +359,92 @@ def test_a_body_of_just_the_limit_is_read(serve, client):
     assert len(client(serve(answering(200, b"x" * 1000)).url).get("/", limit=1000).body) == 1000
 
 
+def test_a_length_that_is_waited_for_in_vain_ends_at_the_time_out_of_bodies(
+    serve, client, monkeypatch
+):
+    def trickle(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "100000")
+        handler.end_headers()
+        try:
+            while True:
+                handler.wfile.write(b"x")
+                time.sleep(0.01)
+        except OSError:
+            return
+
+    monkeypatch.setattr(http, "BODY_S", 0.2)
+    began = time.monotonic()
+    with pytest.raises(AnswerLost, match="too slowly"):
+        client(serve(trickle).url, read_s=0.1).get("/")
+    assert time.monotonic() - began < 1
+
+
+def late(handler: Handler) -> None:
+    """Answer to who is still there."""
+    time.sleep(0.3)
+    with suppress(OSError):
+        handler.send(200, b"{}")
+
+
+def test_no_answer_is_waited_for_beyond_a_time_that_was_set_and_that_ends_with_its_block(
+    serve, client
+):
+    server = serve(late)
+    one, began = client(server.url), time.monotonic()
+    with one.within(time.monotonic() + 0.1), pytest.raises(AnswerLost, match="timed out"):
+        one.get("/")
+    assert time.monotonic() - began < 0.25
+    assert one.get("/").status == 200
+
+
+def test_the_body_of_a_redirect_is_limited_too(serve, client):
+    def endless(handler: Handler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", "/")
+        handler.end_headers()
+        handler.close_connection = True
+        try:
+            while True:
+                handler.wfile.write(b"x" * 2**20)
+        except OSError:
+            return
+
+    with pytest.raises(ServerFault, match="more than 2 MiB"):
+        client(serve(endless).url).get("/", limit=2 * 2**20)
+
+
+# -- fetching from elsewhere -----------------------------------------------------------------------
+
+
+def test_a_stranger_gets_none_of_our_headers_and_no_name_of_our_address(serve, client):
+    theirs = serve(answering(200, b"data"))
+    ours = client("http://me:pw@127.0.0.1:1", headers={"X-Token": "long-secret", "X-Own": "1"})
+    assert ours.fetch(f"{theirs.url}/x", lambda url: False).body == b"data"
+    assert not {"X-Token", "X-Own", "Authorization"} & {*theirs.seen[0].headers}
+    assert theirs.seen[0].headers["User-Agent"] == "imagen"
+    ours.fetch(f"{theirs.url}/x", lambda url: url.startswith(theirs.url))
+    assert theirs.seen[1].headers["X-Token"] == "long-secret"
+
+
+def test_a_fault_of_a_stranger_names_the_stranger_and_not_the_whole_address(serve, client):
+    theirs = serve(answering(500, b"no"))
+    with pytest.raises(ServerFault) as caught:
+        client("http://127.0.0.1:1").fetch(f"{theirs.url}/x?signature=hunter2", lambda url: False)
+    assert theirs.url in caught.value.message
+    assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://h/", "/x", "", "http://a b/", "http://a@b/", "http://a\\@b", "http://h:0/"]
+)
+def test_an_address_that_can_be_read_in_two_ways_is_not_fetched(client, url):
+    asked: list[str] = []
+    with pytest.raises(Rejected, match="cannot be fetched"):
+        client("http://127.0.0.1:1").fetch(url, lambda one: bool(asked.append(one)))
+    assert asked == []
+
+
 # -- who we are ------------------------------------------------------------------------------------
 
 
@@ -375,6 +462,16 @@ def test_netrc_does_not_replace_our_header(serve, client):
     client(server.url).get("/")
     sent = [seen.headers.get("Authorization") for seen in server.seen]
     assert sent == ["Bearer mine", None]
+
+
+def test_a_post_may_have_headers_and_a_time_out_of_its_own(serve, client):
+    server = serve(late)
+    ours = client(server.url, headers={"X-Mine": "yes"}, read_s=0.1)
+    ours.post("/", {}, {"Prefer": "wait=1"}, 5)
+    assert (server.seen[0].headers["Prefer"], server.seen[0].headers["X-Mine"]) == ("wait=1", "yes")
+    with pytest.raises(AnswerLost):
+        ours.post("/", {})
+    assert "Prefer" not in server.seen[1].headers
 
 
 def test_a_name_in_the_address_is_sent_and_never_told(serve, client):

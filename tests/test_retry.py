@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,7 +112,7 @@ def test_the_faults_are_told_as_they_are_and_not_wrapped():
     assert caught.value is fault
 
 
-def test_as_told_waits_as_long_as_the_server_says_and_longer_each_time():
+def test_within_waits_as_long_as_the_server_says_and_longer_each_time():
     told = ServerFault("503", retry_after_s=0.2)
     faults = [told, ServerFault("500"), ServerFault("500")]
     times = []
@@ -122,14 +123,14 @@ def test_as_told_waits_as_long_as_the_server_says_and_longer_each_time():
             raise faults.pop(0)
         return "done"
 
-    assert retry.as_told(call, patience_s=10, wait_s=0.02) == "done"
+    assert retry.within(call, patience_s=10, wait_s=0.02) == "done"
     waits = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert waits[0] >= 0.2
     assert 0.04 <= waits[1] < 0.2
     assert waits[2] >= 0.08
 
 
-def test_as_told_ends_before_its_patience_does_and_says_how_much_is_left():
+def test_within_ends_before_its_patience_does_and_says_how_much_is_left():
     left = []
 
     def never(left_s: float) -> None:
@@ -138,23 +139,23 @@ def test_as_told_ends_before_its_patience_does_and_says_how_much_is_left():
 
     began = time.monotonic()
     with pytest.raises(Unreachable, match="still not"):
-        retry.as_told(never, patience_s=0.5, least_s=0.2, wait_s=0.05)
+        retry.within(never, patience_s=0.5, least_s=0.2, wait_s=0.05)
     assert time.monotonic() - began < 0.3
     assert left == sorted(left, reverse=True)
     assert min(left) >= 0.2
 
 
-def test_as_told_does_not_wait_longer_than_it_may():
+def test_within_does_not_wait_longer_than_it_may():
     def later(_left_s: float) -> None:
         raise Throttled("429", retry_after_s=60)
 
     began = time.monotonic()
     with pytest.raises(Throttled):
-        retry.as_told(later, patience_s=20)
+        retry.within(later, patience_s=20)
     assert time.monotonic() - began < 1
 
 
-def test_as_told_never_repeats_what_was_refused():
+def test_within_never_repeats_what_was_refused():
     calls = []
 
     def refused(_left_s: float) -> None:
@@ -162,5 +163,67 @@ def test_as_told_never_repeats_what_was_refused():
         raise Rejected("400")
 
     with pytest.raises(Rejected):
-        retry.as_told(refused, patience_s=20)
+        retry.within(refused, patience_s=20)
     assert len(calls) == 1
+
+
+# -- as the server tells us ------------------------------------------------------------------------
+
+
+class Busy(Calls):
+    """A server that asks to wait so long, each time in turn; None does not say how long."""
+
+    def __init__(self, *seconds: float | None) -> None:
+        super().__init__()
+        self.told = [*seconds]
+
+    def __call__(self) -> str:
+        self.count += 1
+        if self.told:
+            raise Throttled(retry_after_s=self.told.pop(0))
+        return "done"
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waits.append))
+    return waits
+
+
+@pytest.mark.parametrize(
+    ("told", "waits"),
+    [
+        ([], []),
+        ([0], [0]),
+        ([7, 60], [7, 60]),
+        ([None, None, None], [1, 2, 4]),
+        ([None, 5, None], [1, 5, 4]),
+    ],
+)
+def test_a_wait_is_as_long_as_told_or_else_longer_each_time(slept, told, waits):
+    call = Busy(*told)
+    assert (retry.as_told(call), call.count) == ("done", 1 + len(told))
+    assert slept == waits
+
+
+@pytest.mark.parametrize(("told", "calls"), [([1] * 9, 4), ([61], 1), ([1, 61, 1], 2)])
+def test_after_three_retries_or_for_a_longer_wait_the_fault_is_told(slept, told, calls):
+    call = Busy(*told)
+    with pytest.raises(Throttled) as caught:
+        retry.as_told(call)
+    assert (call.count, len(slept)) == (calls, calls - 1)
+    assert caught.value.retry_after_s == told[calls - 1]
+
+
+@pytest.mark.parametrize("fault", [*TRANSIENT, *LASTING])
+def test_whatever_else_fails_is_not_tried_again_there(slept, fault):
+    call = Calls(fault)
+    with pytest.raises(fault):
+        retry.as_told(call)
+    assert (call.count, slept) == (1, [])
+
+
+def test_a_read_waits_as_told_too_but_not_beyond_its_patience(slept):
+    assert retry.for_a_while(Busy(3, None, 99), patience_s=5, wait_s=0.5) == "done"
+    assert slept == [3, 0.5, 5]

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class Config:
     sources: dict[str, str] = field(default_factory=dict)
     backends: dict[str, Tree] = field(default_factory=dict)
     styles: dict[str, Tree] = field(default_factory=dict)
+    prices: dict[str, Tree] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Any:
         """Give the value in force, None when there is none."""
@@ -53,8 +55,8 @@ def load(flag: str | None) -> Config:
             f"{path}: {place}: {found[0].message}{more}",
             hint=found[0].hint or "imagen-config validate",
         )
-    config = Config(path, styles=tree.get("styles") or {})
-    for section in ("backends", "styles"):
+    config = Config(path, styles=tree.get("styles") or {}, prices=tree.get("prices") or {})
+    for section in ("backends", "styles", "prices"):
         config.sources |= {f"{section}.{name}": "file" for name in tree.get(section) or {}}
     config.backends = {"mock": {"type": "mock"}, **(tree.get("backends") or {})}
     for name, key, value, source in _effective(tree):
@@ -122,6 +124,8 @@ def parse(path: Path) -> Parsed:
         ) from None
     except (RecursionError, ValueError) as fault:
         why = fault if isinstance(fault, UnicodeDecodeError) else "it cannot be read as YAML"
+        if type(fault) is ValueError:  # of a date that is none
+            why = f"{why}: {fault}"
         raise ConfigFault(f"{path}: {why}") from None
     except OSError as fault:
         raise ConfigFault(f"cannot read {path}: {fault.strerror}") from None
@@ -200,6 +204,11 @@ def secret(variable: str) -> str | None:
         ) from None
 
 
+def variable(name: str) -> str | None:
+    """Give what an environment variable that is no secret says, None when it is not set."""
+    return os.environ.get(name) or None
+
+
 def line_of(place: Place, lines: Mapping[Place, int]) -> int:
     """Give the line of a place in the file, or of the nearest key around it."""
     while place not in lines and place:
@@ -211,8 +220,9 @@ def all_values(config: Config) -> Iterator[tuple[str, Any, str]]:
     """Yield every dotted key with its value in force and where that came from."""
     for key, value in config.values.items():
         yield key, str(value) if isinstance(value, Path) else value, config.sources[key]
-    for section, named in (("backends", config.backends), ("styles", config.styles)):
-        for name, settings in named.items():
+    for section in ("backends", "styles", "prices"):
+        for name, settings in getattr(config, section).items():
             for key, value in settings.items():
                 source = config.sources.get(f"{section}.{name}", "default")
-                yield f"{section}.{name}.{key}", value, source
+                shown_as = str(value) if isinstance(value, date) else value
+                yield f"{section}.{name}.{key}", shown_as, source

@@ -162,6 +162,7 @@ class Throttled(ImagenError):
 
     code = "rate_limited"
     retry = "after"
+    body = b""
 
 
 class OutOfCredit(ImagenError):

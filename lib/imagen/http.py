@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
 
 from .errors import (
     AnswerLost,
@@ -20,9 +23,12 @@ from .errors import (
 )
 
 CONNECT_S = 5
+BODY_S = 60  # that a body may take, however steadily it trickles; more where read_s is more
 MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
 _PART = 2**14  # bytes: a part is waited for whole, and only then is the clock looked at
 MAX_IMAGE = 512 * 2**20  # bytes
+_MOST_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class Answer(NamedTuple):
@@ -77,9 +83,12 @@ class Server:
         self.who = who
         self.read_s = read_s
         self.until = math.inf  # of time.monotonic(): no body is waited for any longer
+        self._own = headers or {}  # for this host, and whom it trusts
         self._session = requests.Session()
+        # else it prepares the next request of a redirect, and for that reads a body without end
+        setattr(self._session, "get_redirect_target", _nowhere)  # noqa: B010
         self._session.headers.update(
-            {"User-Agent": "imagen", **(headers or {}), **(plain_headers or {})}
+            {"User-Agent": "imagen", **self._own, **(plain_headers or {})}
         )
         self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
@@ -88,69 +97,132 @@ class Server:
 
     def get(self, path: str, limit: int = MAX_JSON, **params: str) -> Answer:
         """GET; `limit` caps the body's bytes."""
-        return self._ask("GET", path, limit, params=params)
+        return self._checked("GET", self.url + path, limit, params=params)
 
-    def post(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Answer:
-        """POST a JSON body; `headers`, which hold no secret, are for this once."""
-        return self._ask("POST", path, MAX_JSON, json=body, headers=headers)
+    def post(
+        self,
+        path: str,
+        body: Any,
+        headers: Mapping[str, str] | None = None,
+        read_s: float | None = None,
+    ) -> Answer:
+        """POST a JSON body; `headers` and `read_s` are of this request alone."""
+        more = {"json": body, "headers": dict(headers or {})}
+        return self._checked("POST", self.url + path, MAX_JSON, read_s, **more)
+
+    def fetch(self, url: str, trusted: Callable[[str], bool], limit: int = MAX_IMAGE) -> Answer:
+        """GET from any http or https address, over at most five redirects.
+
+        Our headers, the token among them, go only to addresses that are `trusted`: that is asked
+        anew at each of them.
+        """
+        place = url
+        for _ in range(1 + _MOST_REDIRECTS):
+            url = self._fetchable(url, place)
+            answer = self._asked("GET", url, limit, **({} if trusted(url) else self._stranger()))
+            if answer.status not in _REDIRECTS or "Location" not in answer.headers:
+                return self._judged(answer, origin(url))
+            place = answer.headers["Location"]
+        raise Rejected(f"the {self.who} redirects more than {_MOST_REDIRECTS} times")
+
+    @contextmanager
+    def within(self, until: float) -> Iterator[None]:
+        """Let no answer be waited for beyond a time of time.monotonic()."""
+        self.until = until
+        try:
+            yield
+        finally:
+            self.until = math.inf
 
     def close(self) -> None:
         """Close the session's connections."""
         self._session.close()
 
-    def _ask(self, method: str, path: str, limit: int, **more: Any) -> Answer:
+    def _stranger(self) -> dict[str, Any]:
+        """Give what keeps our headers, and a name in our own address, from a request."""
+        return {"headers": dict.fromkeys(self._own), "auth": _unchanged}
+
+    def _fetchable(self, url: str, place: str) -> str:
+        """Give the address of a place seen from a URL, when all who read it read it alike.
+
+        No @, no \\, no port that is none, nothing but ASCII: who is trusted is read from it.
+        """
+        from requests.utils import requote_uri
+
+        try:
+            plain = requote_uri(urljoin(url, place))
+            if _PLAIN_URL.fullmatch(plain) and urlsplit(plain).port != 0:
+                return plain
+        except (ValueError, AttributeError):
+            pass
+        raise Rejected(f"the {self.who} names an address that cannot be fetched: {place[:60]!r}")
+
+    def _checked(self, *request: Any, **more: Any) -> Answer:
+        return self._judged(self._asked(*request, **more), self.url)
+
+    def _asked(
+        self, method: str, url: str, limit: int, read_s: float | None = None, **more: Any
+    ) -> Answer:
         import requests
         from urllib3.exceptions import HTTPError
 
+        where = self.url if url.startswith(self.url) else origin(url)
+        read_s = self.read_s if read_s is None else read_s
+        left = max(self.until - time.monotonic(), 0.1)
         try:
             with self._session.request(
                 method,
-                self.url + path,
-                timeout=(CONNECT_S, self.read_s),
+                url,
+                timeout=(min(CONNECT_S, left), min(read_s, left)),
                 allow_redirects=False,
                 stream=True,
                 **more,
             ) as response:
-                body = self._body(response, limit)
-                answer = Answer(response.status_code, response.headers, body, self._secrets)
+                body = self._body(response, limit, where)
+                return Answer(response.status_code, response.headers, body, self._secrets)
         except (requests.RequestException, HTTPError, ValueError) as fault:
-            raise self._lost(fault) from None
-        self._check(answer)
-        return answer
+            raise self._lost(fault, where) from None
 
-    def _body(self, response: Any, limit: int) -> bytes:
+    def _body(self, response: Any, limit: int, where: str) -> bytes:
         """Read the body whole; a slow one ends at the time-out too, not only a silent one."""
-        until = min(time.monotonic() + max(self.read_s, 60), self.until)
+        until = min(time.monotonic() + max(self.read_s, BODY_S), self.until)
         parts, size = [], 0
-        for part in response.iter_content(_PART):
+        for part in _parts(response):
             parts.append(part)
             size += len(part)
             if size > limit:
-                raise ServerFault(f"the {self.who} answered more than {limit // 2**20} MiB")
+                raise ServerFault(f"the {self.who} at {where} answered more than {limit >> 20} MiB")
             if time.monotonic() > until:
-                raise AnswerLost(f"the {self.who} at {self.url} answers too slowly")
+                raise AnswerLost(f"the {self.who} at {where} answers too slowly")
+        promised = response.headers.get("Content-Length", "")
+        if promised.isdecimal() and response.raw.tell() < int(promised):  # urllib3 1 lets it pass
+            raise AnswerLost(f"lost the answer of the {self.who} at {where}: it was cut short")
         return b"".join(parts)
 
-    def _lost(self, fault: Exception) -> ImagenError:
+    def _lost(self, fault: Exception, where: str) -> ImagenError:
         """Tell a request that never left from one that may have arrived."""
         import requests
-        from urllib3.exceptions import NewConnectionError
+        from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
 
         wrong = (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader)
-        if isinstance(fault, wrong) or not isinstance(fault, requests.RequestException):
-            return ConfigFault(f"the {self.who}'s address or headers cannot be used: {self.url}")
+        ours = isinstance(fault, (ValueError, LocationParseError)) and not isinstance(
+            fault, requests.RequestException
+        )
+        if isinstance(fault, wrong) or ours or not isinstance(fault, (OSError, HTTPError)):
+            return ConfigFault(f"the {self.who}'s address or headers cannot be used: {where}")
         reason = getattr(fault.args[0] if fault.args else None, "reason", None)
         never = (requests.ConnectTimeout, requests.exceptions.ProxyError)
         handshake = any(sign in str(fault) for sign in _HANDSHAKE)
         if isinstance(fault, never) or isinstance(reason, NewConnectionError) or handshake:
-            return Unreachable(f"cannot reach the {self.who} at {self.url}: {_why(fault)}")
-        return AnswerLost(f"lost the answer of the {self.who} at {self.url}: {_why(fault)}")
+            return Unreachable(f"cannot reach the {self.who} at {where}: {_why(fault)}")
+        return AnswerLost(f"lost the answer of the {self.who} at {where}: {_why(fault)}")
 
-    def _check(self, answer: Answer) -> None:
+    def _judged(self, answer: Answer, where: str) -> Answer:
+        """Give an answer that is one; its error otherwise."""
         if answer.status < 300:
-            return
+            return answer
         body = answer.for_people()
-        said = f"the {self.who} at {self.url} answered {answer.status}: {excerpt(body)}"
+        said = f"the {self.who} at {where} answered {answer.status}: {excerpt(body)}"
         told = _seconds(answer.headers.get("Retry-After"))
         if answer.status >= 500:
             raise ServerFault(said, status=answer.status, body=body, retry_after_s=told)
@@ -159,6 +231,25 @@ class Server:
         if answer.status == 402:
             raise OutOfCredit(said)
         raise Rejected(said, status=answer.status, body=body)
+
+
+_PLAIN_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?([/?][!-~]*)?", re.ASCII)
+
+
+def origin(url: str) -> str:
+    """Give the part of an address that says which server: scheme, host, port."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+
+
+def _parts(response: Any) -> Iterator[bytes]:
+    """Give a body as it comes; an older urllib3 waits until a part is whole."""
+    raw = response.raw
+    if not hasattr(raw, "read1"):
+        yield from response.iter_content(_PART)
+        return
+    while part := raw.read1(_PART, decode_content=True):
+        yield part
 
 
 def _secrets(headers: Mapping[str, str]) -> set[str]:
@@ -173,6 +264,10 @@ def _no_constant(text: str) -> float:
 
 def _unchanged(request: Any) -> Any:
     return request
+
+
+def _nowhere(_response: Any) -> None:
+    return None
 
 
 def _seconds(text: str | None) -> float | None:

@@ -6,24 +6,58 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, repeat
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .errors import AnswerLost, ImagenError, ServerFault, Throttled, Unreachable
 
 T = TypeVar("T")
 
-TRANSIENT: tuple[type[ImagenError], ...] = (Unreachable, AnswerLost, ServerFault)
-_OF_READS: tuple[type[ImagenError], ...] = (*TRANSIENT, Throttled)
+Faults = tuple[type[ImagenError], ...]
+
+TRANSIENT: Faults = (Unreachable, AnswerLost, ServerFault)
+_OF_READS = (*TRANSIENT, Throttled)
+LONGEST_WAIT_S = 60  # that a server may ask for: beyond, whoever asks is told and not kept waiting
 
 
-def once_more(call: Callable[[], T], wait_s: float = 0.3) -> T:
+def once_more(call: Callable[[], T], wait_s: float = 0.3, when: Faults = TRANSIENT) -> T:
     """Call, and after a transient fault (5xx, network) once more; for what may be sent twice."""
-    return _trying(call, wait_s, TRANSIENT, attempts=2)
+    return _trying(call, wait_s, when, attempts=2)
 
 
-def for_a_while(call: Callable[[], T], patience_s: float, wait_s: float = 0.3) -> T:
+def for_a_while(
+    call: Callable[[], T], patience_s: float, wait_s: float = 0.3, when: Faults = _OF_READS
+) -> T:
     """Call until it works or transient faults have lasted for `patience_s`; for reads."""
-    return _trying(call, wait_s, _OF_READS, patience_s=patience_s)
+    return _trying(call, wait_s, when, patience_s=patience_s)
+
+
+def as_told(call: Callable[[], T], backoff_s: float = 1.0, retries: int = 3) -> T:
+    """Call, and when the server asks to wait, wait so long and call again.
+
+    For requests that it certainly has not accepted then. Where it does not say how long, each wait
+    is twice the one before, from `backoff_s` on. A longer wait than LONGEST_WAIT_S is not waited.
+    """
+
+    def bearable() -> T:
+        try:
+            return call()
+        except Throttled as fault:
+            if (fault.retry_after_s or 0) > LONGEST_WAIT_S:
+                raise _TooLong(fault) from None
+            raise
+
+    try:
+        return _trying(bearable, backoff_s, (Throttled,), attempts=1 + retries, factor=2)
+    except _TooLong as end:
+        raise end.fault from None
+
+
+class _TooLong(Exception):
+    """A wait that is not waited."""
+
+    def __init__(self, fault: Throttled) -> None:
+        self.fault = fault
+        super().__init__()
 
 
 def as_told(
@@ -67,9 +101,10 @@ def as_told(
 def _trying(
     call: Callable[[], T],
     wait_s: float,
-    when: tuple[type[ImagenError], ...],
+    when: Faults,
     attempts: int = 0,
     patience_s: float = 0,
+    factor: float = 1,
 ) -> T:
     try:
         return call()
@@ -78,17 +113,30 @@ def _trying(
     import tenacity  # only now: most calls work at once, and it costs as much as click to import
 
     tries: Iterator[Callable[[], T]] = chain([partial(_raise, first)], repeat(call))
-    stop = tenacity.stop_after_delay(patience_s)
 
     def once() -> T:
         return next(tries)()
 
+    def pause(state: tenacity.RetryCallState) -> float:
+        fault = state.outcome.exception() if state.outcome else None
+        told = fault.retry_after_s if isinstance(fault, Throttled) else None
+        if told is not None:
+            return told if attempts else min(told, patience_s)
+        return wait_s * factor ** (state.attempt_number - 1)
+
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(when),
-        stop=tenacity.stop_after_attempt(attempts) if attempts else stop,
-        wait=tenacity.wait_fixed(wait_s),
+        stop=_stop(attempts, patience_s),
+        wait=pause,
         reraise=True,
     )(once)
+
+
+def _stop(attempts: int, patience_s: float) -> Any:
+    import tenacity
+
+    delay = tenacity.stop_after_delay(patience_s)
+    return tenacity.stop_after_attempt(attempts) if attempts else delay
 
 
 def _raise(fault: ImagenError) -> NoReturn:

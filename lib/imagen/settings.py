@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -55,6 +56,12 @@ KEYS: dict[str, dict[str, Key]] = {
         "job_timeout_s": Key("seconds"),
     },
 }
+PRICE_KEYS = {
+    "amount": Key("amount"),
+    "unit": Key("image|megapixel|second"),
+    "as_of": Key("date"),
+    "source": Key("string"),
+}
 STYLE_KEYS = {name: Key("string") for name in ("prefix", "suffix", "template", "negative")}
 
 
@@ -68,7 +75,7 @@ class Fault(NamedTuple):
 
 def faults(tree: Tree) -> Iterator[Fault]:
     """Yield everything wrong with the tree, but for what only a backend can judge."""
-    sections = {"backends", "styles", *KEYS} - {""}
+    sections = {"backends", "styles", "prices", *KEYS} - {""}
     for name, value in tree.items():
         if name in KEYS[""]:
             yield from check((name,), KEYS[""][name].kind, value)
@@ -78,6 +85,8 @@ def faults(tree: Tree) -> Iterator[Fault]:
             continue
         elif not isinstance(value, dict):
             yield Fault((name,), "must hold keys and values")
+        elif name == "prices":
+            yield from check_prices((name,), value)
         elif name in ("backends", "styles"):
             for inner, settings in value.items():
                 yield from _check_named(name, inner, settings)
@@ -104,6 +113,27 @@ def _check_named(section: str, name: Any, settings: Any) -> Iterator[Fault]:
         yield from check_keys((section, name), STYLE_KEYS, settings)
     else:
         yield from _check_instance(name, settings)
+
+
+def check_prices(place: Place, tree: Any) -> Iterator[Fault]:
+    """Yield the faults of a price list: models, each with an amount and its unit."""
+    if not isinstance(tree, dict):
+        yield Fault(place, "must hold models, each with its price", _PRICE)
+        return
+    for model, price in tree.items():
+        inner = (*place, str(model))
+        if not isinstance(model, str) or not MODEL.fullmatch(model):
+            yield Fault(inner, "no model of the form owner/name or owner/name:version")
+            continue
+        yield from check_keys(inner, PRICE_KEYS, price)
+        if isinstance(price, dict):
+            for name in ("amount", "unit"):
+                if price.get(name) is None:
+                    yield Fault(inner, f"no {name}", _PRICE)
+
+
+MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[A-Za-z0-9]+)?", re.ASCII)
+_PRICE = "owner/name: {amount: 0.003, unit: image}"
 
 
 def _check_instance(name: str, settings: Any) -> Iterator[Fault]:
@@ -168,6 +198,17 @@ def _is_variable(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) is not None
 
 
+def _is_date(value: str | date) -> bool:
+    """Whether it is a day or a month of ISO 8601; YAML reads a day as a date."""
+    if isinstance(value, date):
+        return True
+    try:
+        date.fromisoformat(f"{value}-01" if len(value) == 7 else value)
+    except ValueError:
+        return False
+    return len(value) in (7, 10)
+
+
 def _positive(value: float) -> bool:
     return 0 < value < float("inf")
 
@@ -185,6 +226,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str, Any]] = {
     "strings": ((list,), "a list of words", lambda value: all(isinstance(x, str) for x in value)),
     "mapping": ((dict,), "keys and values that JSON can hold", _is_json),
     "any": ((object, bool), "a value that JSON can hold", _is_json),
+    "date": ((str, date), "a date like 2026-05-31 or 2026-05", _is_date),
     "variable": ((str,), "the name of an environment variable", _is_variable),
     "environment": (
         (dict,),

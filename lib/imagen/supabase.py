@@ -101,7 +101,7 @@ class Tables:
             except (Rejected, ServerFault, Throttled) as fault:
                 raise self._said(fault) from None
 
-        found = _parsed(retry.as_told(once, PATIENCE_S, least_s=CONNECT_S + 1).body)
+        found = _parsed(retry.within(once, PATIENCE_S, least_s=CONNECT_S + 1).body)
         if not isinstance(found, list):
             raise Rejected(
                 f"the server at {self._server.url} does not answer as Supabase does",

@@ -215,6 +215,18 @@ def test_the_bytes_are_written_as_they_came(server: ComfyUI, make: Make) -> None
     assert json.loads(Path(made["sidecar"]).read_text()) == made
 
 
+def test_the_end_of_one_wait_does_not_cut_short_what_is_asked_later(
+    server: ComfyUI, backend: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagen.backends.comfyui._AT_LEAST_S", 0.01)
+    server.held, one = True, backend()
+    plan = one.plan(Ask(asked(), "a cat", None, ID))
+    wait = Wait(time.monotonic(), lambda _: None)
+    assert one.collect(one.submit(plan), wait, plan) is None
+    time.sleep(0.02)
+    assert one.find(plan, NOT_OWNED) == ID
+
+
 def test_the_wait_behind_others_is_told_apart(server: ComfyUI, make: Make) -> None:
     server.seconds = 0.2
     strangers_prompt(server)

@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from servers.comfyui import ComfyUI
+from servers.replicate import SCHNELL, TOKEN, Replicate
 
 
 @pytest.fixture
@@ -101,6 +102,60 @@ def test_headers_from_the_environment_are_asked_for_and_never_shown(tool, config
     assert given.record["status"] == "ok"
     assert "hunter2" in [head.get("Authorization") for head in server.headers]
     assert b"hunter2" not in given.out
+
+
+def paid(url: str, model: str = SCHNELL) -> str:
+    line = f"paid: {{type: replicate, model: {model}, base_url: '{url}', read_s: 1}}"
+    return f"backends:\n  {line}\n"
+
+
+def test_a_check_of_replicate_asks_whether_the_token_is_accepted(tool, configure):
+    with Replicate() as server:
+        configure(paid(server.url))
+        without = tool("backends", "--check", "paid")
+        assert (without.status, server.requests) == (1, [])
+        unasked = tool("backends", "paid", env={"REPLICATE_API_TOKEN": TOKEN})
+        assert (unasked.status, server.requests) == (0, [])
+        given = tool("backends", "--check", "paid", env={"REPLICATE_API_TOKEN": TOKEN})
+        refused = tool("backends", "--check", "paid", env={"REPLICATE_API_TOKEN": "r8_wrong-one"})
+        assert server.creates == 0
+        assert {(method, path) for method, path, _ in server.requests} == {
+            ("GET", "/v1/predictions")
+        }
+    off = tool("backends", "--check", "paid", env={"REPLICATE_API_TOKEN": TOKEN})
+    assert without.record["status"] == "not configured (set REPLICATE_API_TOKEN)"
+    assert unasked.record == given.record | {"checked": False}
+    assert (given.status, given.record["status"], given.record["model"]) == (0, "ok", SCHNELL)
+    assert refused.record["status"] == (
+        "not configured (the token in $REPLICATE_API_TOKEN is refused)"
+    )
+    assert off.record["status"].startswith("unreachable (")
+    for ran in (without, given, refused, off):
+        assert TOKEN.encode() not in ran.out
+        assert b"r8_wrong-one" not in ran.out
+
+
+def test_the_environment_says_where_replicate_is(tool, configure):
+    with Replicate() as server:
+        configure(paid("http://127.0.0.1:9"))
+        env = {"REPLICATE_API_TOKEN": TOKEN, "REPLICATE_BASE_URL": server.url}
+        assert tool("backends", "--check", "paid", env=env).status == 0
+    env["REPLICATE_BASE_URL"] = "nowhere"
+    wrong = tool("backends", "--check", "paid", env=env)
+    assert "$REPLICATE_BASE_URL must be a URL" in wrong.record["status"]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"), [("null", "no model"), ("flux-schnell", "is owner/name or owner/name:ver")]
+)
+def test_a_replicate_without_a_model_is_a_line_that_says_so(tool, configure, model, says):
+    path = configure(paid("http://127.0.0.1:9", model))
+    assert says in tool("backends").records[1]["status"]
+    ran = tool("config", "validate")
+    assert ran.status == 2
+    assert f"{path}:2: backends.paid: " in ran.err
+    assert says in ran.err
+    assert SCHNELL in ran.err
 
 
 @pytest.mark.parametrize(

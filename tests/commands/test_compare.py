@@ -234,7 +234,9 @@ def test_all_of_them_down(tool, out_dir):
 def test_one_that_must_be_changed_gives_2_and_does_not_stop_the_others(tool):
     ran = tool("compare", "a cat", "--backends", "paid,mock", *SMALL)
     assert ran.status == 2
-    assert ran.records[0]["error"]["code"] == "not_built"
+    error = ran.records[0]["error"]
+    assert (error["code"], error["billed"]) == ("config", "no")
+    assert "REPLICATE_API_TOKEN is not set" in error["message"]
     assert "file" in ran.records[1]
 
 

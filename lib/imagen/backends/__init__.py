@@ -153,6 +153,7 @@ class Instance(NamedTuple):
     settings: dict[str, Any]
     config_folder: Path
     state_folder: Path
+    prices: Mapping[str, Any] = {}  # of the configuration, over those of the package
 
     def get(self, key: str, default: Any = None) -> Any:
         """Give a setting, or the default when it is not there."""
@@ -166,7 +167,7 @@ def open_backend(name: str, config: Config, state_folder: Path) -> Backend:
         hint = suggest(name, config.backends)
         raise Refused(f"no backend {name!r}", code="unknown_backend", hint=hint)
     folder = config.path.parent if config.path else Path()
-    instance = Instance(name, config.backends[name], folder, state_folder)
+    instance = Instance(name, config.backends[name], folder, state_folder, config.prices)
     for fault in faults(instance):
         place = ".".join(fault.place)
         raise ConfigFault(f"{config.path}: {place}: {fault.message}", hint=fault.hint)

@@ -224,24 +224,24 @@ class ComfyUI:
             raise Refused(f"no prompt_id of ours: {handle[:60]!r}")
         began = time.monotonic()
         looked, missing = began, 0
-        self._server.until = max(wait.until, began + _AT_LEAST_S)
-        while True:
-            if entry := self._entry(handle):
-                return self._fetched(handle, entry)
-            now = time.monotonic()
-            if now - looked >= _LOOK_S or missing:
-                looked = now
-                place = self._place_in_queue(handle)
-                missing = missing + 1 if place is None else 0
-                if missing > 1 and not self._entry(handle):
-                    raise RenderLost(
-                        f"the ComfyUI at {self._server.url} no longer knows prompt {handle}"
-                    )
-                wait.tell(_telling(place))
-            if now >= wait.until:
-                return None
-            pause = min(max((now - began) * _SHARE, self._poll[0]), self._poll[1])
-            time.sleep(max(min(pause, wait.until - now), 0))
+        with self._server.within(max(wait.until, began + _AT_LEAST_S)):
+            while True:
+                if entry := self._entry(handle):
+                    return self._fetched(handle, entry)
+                now = time.monotonic()
+                if now - looked >= _LOOK_S or missing:
+                    looked = now
+                    place = self._place_in_queue(handle)
+                    missing = missing + 1 if place is None else 0
+                    if missing > 1 and not self._entry(handle):
+                        raise RenderLost(
+                            f"the ComfyUI at {self._server.url} no longer knows prompt {handle}"
+                        )
+                    wait.tell(_telling(place))
+                if now >= wait.until:
+                    return None
+                pause = min(max((now - began) * _SHARE, self._poll[0]), self._poll[1])
+                time.sleep(max(min(pause, wait.until - now), 0))
 
     @_reading
     def cancel(self, handle: str) -> None:

@@ -1,0 +1,308 @@
+"""What the answers of Replicate's API mean: predictions, refusals, the list, addresses. Pure.
+
+Facts are of its published API description (2025-2026).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple, TypeGuard
+from urllib.parse import urljoin, urlsplit
+
+from .errors import ImagenError, RenderFailed, ServerFault, Throttled
+from .replicate_models import Reference
+
+LIST = "/v1/predictions"
+ENDED = ("succeeded", "failed", "canceled", "aborted")  # any other status may still change
+
+# -- one prediction --------------------------------------------------------------------------------
+
+
+class Prediction(NamedTuple):
+    """A prediction as far as it can be read; times in unix seconds."""
+
+    id: str
+    status: str
+    input: dict[str, Any] | None
+    outputs: list[str]
+    error: str
+    logs: str
+    created: float | None
+    started: float | None
+    completed: float | None
+    predict_s: float | None
+    data_removed: bool
+    model: str | None
+    version: str | None
+
+    @property
+    def run_ms(self) -> int | None:
+        """How long the model ran."""
+        seconds = self.predict_s
+        if seconds is None and self.started and self.completed:
+            seconds = max(self.completed - self.started, 0)
+        return None if seconds is None else round(seconds * 1000)
+
+
+def is_id(text: Any) -> bool:
+    """Whether it can be the id of a prediction, and is safe in a path."""
+    return isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,100}", text) is not None
+
+
+def prediction(said: Any) -> Prediction:
+    """Read a prediction; ServerFault when it is none."""
+    if not isinstance(said, dict) or not is_id(said.get("id")):
+        raise ServerFault("the answer is no prediction: it has no id")
+    if not isinstance(said.get("status"), str):
+        raise ServerFault("the answer is no prediction: it has no status")
+    metrics, given = said.get("metrics"), said.get("input")
+    run: Any = metrics.get("predict_time") if isinstance(metrics, dict) else None
+    model, version = said.get("model"), said.get("version")
+    return Prediction(
+        id=said["id"],
+        status=said["status"],
+        input=given if isinstance(given, dict) and given else None,
+        outputs=_urls(said.get("output")),
+        error=_text(said.get("error")),
+        logs=str(said.get("logs") or ""),
+        created=stamp(said.get("created_at")),
+        started=stamp(said.get("started_at")),
+        completed=stamp(said.get("completed_at")),
+        predict_s=float(run) if _is_number(run) and 0 <= run < 1e6 else None,
+        data_removed=said.get("data_removed") is True,
+        model=model if isinstance(model, str) else None,
+        version=version if isinstance(version, str) else None,
+    )
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _urls(output: Any) -> list[str]:
+    found = output if isinstance(output, list) else [output]
+    return [url for url in found if isinstance(url, str) and url]
+
+
+def _text(error: Any) -> str:
+    text = error if isinstance(error, str) else json.dumps(error) if error else ""
+    return " ".join(text.split())[:500]
+
+
+def stamp(text: Any) -> float | None:
+    """Read a time of ISO 8601, with or without fractions; None when it is none."""
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def seed_in(logs: str) -> int | None:
+    """Give the seed that a model drew, which it tells in its logs; None when it does not."""
+    found = re.search(r"\busing seed:?\s*(\d{1,20})\b", logs, re.IGNORECASE)
+    return int(found[1]) if found else None
+
+
+def failure(ended: Prediction) -> ImagenError | None:
+    """Give the error of a prediction that ended without success; None for any other."""
+    why = ended.error or "it does not say why"
+    if ended.status == "failed":
+        return RenderFailed(
+            f"the prediction failed: {why}", code="prediction_failed", billed="unknown"
+        )
+    if ended.status == "aborted":
+        says = "the prediction was aborted: its deadline passed before it began"
+        return RenderFailed(says, code="prediction_aborted", retry="safe")
+    if ended.status == "canceled":
+        begun = ended.started is not None or bool(ended.predict_s)
+        says = f"the prediction was canceled {'while it ran' if begun else 'before it began'}"
+        billed = "unknown" if begun else "no"
+        return RenderFailed(says, code="prediction_canceled", billed=billed)
+    return None
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+def told_wait(fault: Throttled) -> float | None:
+    """Give the seconds to wait after a 429: of its header, else its body, else the body's text."""
+    if fault.retry_after_s is not None:
+        return fault.retry_after_s
+    try:
+        said = json.loads(fault.body)
+    except (ValueError, RecursionError):
+        said = None
+    if isinstance(said, dict):
+        told: Any = said.get("retry_after")
+        if _is_number(told) and 0 <= told < _MOST:
+            return float(told)
+    found = re.search(r"~\s*(\d{1,6}(?:\.\d+)?)\s*s", fault.body.decode(errors="replace"))
+    return float(found[1]) if found else None
+
+
+def problem(body: bytes) -> str:
+    """Give what a refusal says (problem details, all optional), nothing when it cannot be read."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(said, dict):
+        return ""
+    parts = [said[name] for name in ("title", "detail") if isinstance(said.get(name), str)]
+    return " ".join(": ".join(parts).split())[:400]
+
+
+# -- the look for a lost one -----------------------------------------------------------------------
+
+
+class Wanted(NamedTuple):
+    """What a lost prediction has: the input that we sent, the model, and since when it can be.
+
+    `since` is on the server's clock, None when that is not known.
+    """
+
+    input: Mapping[str, Any]
+    model: Reference
+    since: float | None
+
+
+class Judged(NamedTuple):
+    """A page of the list: what may be ours, what cannot be told, whether it goes back so far."""
+
+    ours: list[Prediction]
+    doubtful: bool
+    reached: bool
+
+
+def judged(items: Any, wanted: Wanted, owned: Callable[[str], bool]) -> Judged:
+    """Judge the items of a page; `owned` handles are others'. ServerFault when it is no list."""
+    if not isinstance(items, list):
+        raise ServerFault("the server's list is not Replicate's")
+    ours, doubtful, reached = [], False, False
+    for item in items:
+        try:
+            one = prediction(item)
+        except ServerFault:
+            doubtful = True
+            continue
+        if wanted.since is not None and one.created is not None and one.created < wanted.since:
+            reached = True
+            continue
+        is_it = None if owned(one.id) else _is_wanted(one, wanted)
+        if is_it is True:
+            ours.append(one)
+        doubtful |= is_it == "perhaps"
+    return Judged(ours, doubtful, reached)
+
+
+def _is_wanted(one: Prediction, wanted: Wanted) -> bool | str:
+    if one.model is not None and one.model.lower() != wanted.model.name.lower():
+        return False
+    if wanted.model.version and one.version not in (None, "hidden", wanted.model.version):
+        return False  # "hidden" is the version of official models
+    if one.input is None:
+        return "perhaps"
+    found = [_is_same(value, one.input.get(name)) for name, value in wanted.input.items()]
+    return False if False in found else "perhaps" if "perhaps" in found else True
+
+
+def _is_same(sent: Any, listed: Any) -> bool | str:
+    """Whether the list shows what we sent; "perhaps" where a server may have rewritten it."""
+    if isinstance(sent, str) and sent.startswith("data:") and listed != sent:
+        return "perhaps" if isinstance(listed, str) else False  # files are stored elsewhere
+    if isinstance(sent, dict) and isinstance(listed, dict):
+        found = [_is_same(value, listed.get(name)) for name, value in sent.items()]
+        return False if False in found else "perhaps" if "perhaps" in found else True
+    if isinstance(sent, list) and isinstance(listed, list) and len(sent) == len(listed):
+        found = [_is_same(*pair) for pair in zip(sent, listed, strict=True)]
+        return False if False in found else "perhaps" if "perhaps" in found else True
+    if isinstance(sent, bool) or isinstance(listed, bool):
+        return sent is listed
+    if sent == listed:
+        return True
+    if _is_number(sent) and _is_number(listed):
+        return "perhaps" if _is_rounded(sent, listed) else False
+    if isinstance(sent, str) and isinstance(listed, str):
+        return "perhaps" if _letters(sent) == _letters(listed) else False
+    return False
+
+
+_MOST = 1e30  # of a number that is compared or waited for: an integer may have no float at all
+
+
+def _is_rounded(sent: float, listed: float) -> bool:
+    """Whether one is what becomes of the other in JavaScript, or in 32 bits."""
+    if isinstance(sent, int) and isinstance(listed, int) and abs(sent) < 2**53:
+        return False
+    return abs(sent) < _MOST and abs(listed) < _MOST and math.isclose(sent, listed, rel_tol=1e-6)
+
+
+def _letters(text: str) -> str:
+    """Give a text without what may be trimmed or normalized on its way."""
+    return "".join(unicodedata.normalize("NFC", text).split())
+
+
+def best(ours: Iterable[Prediction]) -> Prediction | None:
+    """Give the one to take: running or succeeded before failed, then the oldest."""
+
+    def order(one: Prediction) -> tuple[bool, float]:
+        failed = one.status in ENDED and one.status != "succeeded"
+        return failed, math.inf if one.created is None else one.created
+
+    return min(ours, key=order, default=None)
+
+
+def server_now(headers: Mapping[str, str]) -> float | None:
+    """Give the server's time, of its Date header; None when it has none."""
+    try:
+        return parsedate_to_datetime(headers["Date"]).timestamp()
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+
+
+# -- addresses -------------------------------------------------------------------------------------
+
+
+def base(url: str) -> str:
+    """Give the API's address without the /v1 that other clients want in it."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def next_page(said: Any, api: str) -> str | None:
+    """Give the path of the next page on the API's own server, None when this was the last.
+
+    ServerFault when it is somewhere else: our token goes with it.
+    """
+    if said is None:
+        return None
+    if isinstance(said, str) and said:
+        there = urlsplit(urljoin(api + LIST, said))
+        own = urlsplit(api)
+        query = f"?{there.query}" if there.query else ""
+        if _server(there) == _server(own) and there.path.startswith(own.path + "/"):
+            return there.path.removeprefix(own.path) + query
+        if there.path.endswith(LIST) and query:  # the API's own name for what a proxy shows
+            return LIST + query
+    raise ServerFault("the next page of the list is not on this server")
+
+
+def is_trusted(url: str, api: str) -> bool:
+    """Whether an address may get the token: the API's server, or Replicate's files over https."""
+    there = urlsplit(url)
+    host = there.hostname or ""
+    files = host == "replicate.delivery" or host.endswith(".replicate.delivery")
+    return _server(there) == _server(urlsplit(api)) or (
+        files and _server(there) == ("https", host, 443)
+    )
+
+
+def _server(parts: Any) -> tuple[str, str, int]:
+    scheme = parts.scheme.lower()
+    return scheme, parts.hostname or "", parts.port or {"https": 443, "http": 80}.get(scheme, 0)

@@ -1,0 +1,494 @@
+"""What Replicate's models take, and what its answers mean."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagen import replicate_api as api
+from imagen.errors import ServerFault, Throttled
+from imagen.replicate_api import Wanted, best, is_trusted, judged, next_page, prediction, stamp
+from imagen.replicate_models import PIXELS, Reference, Shape, pixels, reference, shape
+from imagen.settings import MODEL
+
+SCHNELL, OTHER = "black-forest-labs/flux-schnell", "black-forest-labs/flux-1.1-pro"
+FLUX = reference(SCHNELL).flux
+PRO = reference(OTHER).flux
+assert FLUX is not None
+assert PRO is not None
+SIDE = st.integers(16, 16384)
+NOW = 1_780_000_000.0
+
+
+# -- models and sizes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("owner/name", "/v1/models/owner/name/predictions"),
+        ("black-forest-labs/flux-1.1-pro", "/v1/models/black-forest-labs/flux-1.1-pro/predictions"),
+        ("owner/name:abc123", "/v1/predictions"),
+    ],
+)
+def test_a_model_has_its_path_and_a_version_the_common_one(text, path):
+    assert MODEL.fullmatch(text)
+    assert (str(reference(text)), reference(text).path) == (text, path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "name",
+        "owner/",
+        "/name",
+        "o/n/m",
+        "o/n:",
+        "o/n:a:b",
+        "o/n?x",
+        "../name",
+        "o/..",
+        "o n/m",
+    ],
+)
+def test_what_is_no_model_is_known_as_such(text):
+    assert not MODEL.fullmatch(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1024, 1024), Shape("1:1", "1")),
+        ((512, 512), Shape("1:1", "0.25")),
+        ((1920, 1080), Shape("16:9", "1")),
+        ((1080, 1920), Shape("9:16", "1")),
+        ((640, 360), Shape("16:9", "0.25")),
+        ((800, 1000), Shape("4:5", "1")),
+        ((896, 1152), Shape("3:4", "1")),
+        ((448, 576), Shape("3:4", "0.25")),
+        ((1000, 700), Shape("3:2", "1")),
+        ((16384, 16), Shape("21:9", "0.25")),
+        ((16, 16384), Shape("9:21", "0.25")),
+        ((16, 16), Shape("1:1", "0.25")),
+        ((16384, 16384), Shape("1:1", "1")),
+        ((724, 724), Shape("1:1", "0.25")),
+        ((725, 725), Shape("1:1", "1")),
+    ],
+)
+def test_a_size_becomes_the_nearest_ratio_and_then_the_nearest_area(size, expected):
+    assert shape(FLUX, *size) == expected
+
+
+@pytest.mark.parametrize("megapixels", PIXELS)
+@pytest.mark.parametrize("ratio", PIXELS["1"])
+def test_each_size_that_a_model_makes_is_met_exactly(megapixels, ratio):
+    size = PIXELS[megapixels][ratio]
+    found = shape(FLUX, *size)
+    assert pixels(FLUX, {"aspect_ratio": found.ratio, "megapixels": found.megapixels}) == size
+
+
+def _off(ratio: str, width: int, height: int) -> float:
+    across, down = map(int, ratio.split(":"))
+    return abs(math.log(width / height) - math.log(across / down))
+
+
+@given(SIDE, SIDE)
+def test_no_other_ratio_and_no_other_area_is_nearer(width, height):
+    found = shape(FLUX, width, height)
+    made = pixels(FLUX, {"aspect_ratio": found.ratio, "megapixels": found.megapixels})
+    assert made is not None
+    if made == (width, height):
+        return
+    nearest = min(_off(ratio, width, height) for ratio in PIXELS["1"])
+    assert _off(found.ratio, width, height) == pytest.approx(nearest, abs=1e-12)
+    areas = [math.prod(PIXELS[one][found.ratio]) for one in PIXELS]
+    off = [abs(math.log(width * height / area)) for area in areas]
+    assert abs(math.log(width * height / math.prod(made))) == min(off)
+
+
+@given(SIDE, SIDE)
+def test_a_size_turned_on_its_side_gives_the_ratio_turned(width, height):
+    for flux in (FLUX, PRO):
+        one, other = shape(flux, width, height), shape(flux, height, width)
+        assert one.ratio.split(":") == other.ratio.split(":")[::-1]
+        assert one.megapixels == other.megapixels
+
+
+@given(SIDE, SIDE)
+def test_a_model_whose_sizes_are_not_known_gets_a_ratio_only(width, height):
+    found = shape(PRO, width, height)
+    assert found.ratio in PRO.ratios
+    assert found.megapixels is None
+    assert pixels(PRO, {"aspect_ratio": found.ratio}) is None
+
+
+def test_of_a_model_that_is_not_known_nothing_is_claimed():
+    assert reference("stability-ai/sdxl").flux is None
+    assert pixels(None, {"aspect_ratio": "1:1"}) is None
+    assert pixels(FLUX, {"aspect_ratio": "16:10"}) is None
+    assert pixels(FLUX, {"aspect_ratio": "1:1", "megapixels": ["1"]}) is None
+
+
+# -- one prediction --------------------------------------------------------------------------------
+
+
+def item(**more: Any) -> dict[str, Any]:
+    base = {"id": "p1", "status": "succeeded", "input": {"prompt": "a cat", "seed": 7}}
+    return {**base, "created_at": "2026-05-31T00:00:00Z", "model": SCHNELL, **more}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [],
+        {},
+        {"id": "p1"},
+        {"status": "x"},
+        *({"id": i, "status": "x"} for i in (5, "", "a/..")),
+    ],
+)
+def test_what_is_no_prediction_is_a_fault_of_the_server(said):
+    with pytest.raises(ServerFault, match="no prediction"):
+        prediction(said)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = ["input", "output", "error", "logs", "created_at", "started_at", "completed_at"]
+FIELDS += ["metrics", "data_removed", "model", "version"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON), JSON)
+def test_whatever_stands_in_the_other_fields_it_can_be_read(more, run):
+    said = {"id": "p1", "status": "succeeded", "metrics": {"predict_time": run}, **more}
+    found = prediction(said)
+    assert all(isinstance(url, str) for url in found.outputs)
+    assert found.run_ms is None or found.run_ms >= 0
+    judged([said], Wanted({"prompt": "a"}, Reference("a/b"), 0), lambda _: False)
+    api.failure(found)
+
+
+@pytest.mark.parametrize(
+    ("output", "urls"),
+    [
+        (None, []),
+        ("http://h/a.png", ["http://h/a.png"]),
+        (["http://h/a.png", "http://h/b.png"], ["http://h/a.png", "http://h/b.png"]),
+        (["http://h/a.png", None, 5, ""], ["http://h/a.png"]),
+        ({"url": "http://h"}, []),
+    ],
+)
+def test_an_output_is_a_list_of_addresses_or_one_or_none(output, urls):
+    assert prediction(item(output=output)).outputs == urls
+
+
+def test_how_long_it_ran_is_told_by_its_metrics_or_else_by_its_times():
+    times = {"started_at": "2026-05-31T00:00:00Z", "completed_at": "2026-05-31T00:00:01.5Z"}
+    assert prediction(item(metrics={"predict_time": 0.25}, **times)).run_ms == 250
+    assert prediction(item(metrics={"predict_time": "?"}, **times)).run_ms == 1500
+    assert prediction(item()).run_ms is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-05-31T00:00:00Z", 1780185600.0),
+        ("2026-05-31T00:00:00.5Z", 1780185600.5),
+        ("2026-05-31T00:00:00.123456789Z", 1780185600.123456),
+        ("2026-05-31T02:00:00+02:00", 1780185600.0),
+        ("2026-05-31T00:00:00", 1780185600.0),
+        ("yesterday", None),
+        ("", None),
+        (None, None),
+        (5, None),
+    ],
+)
+def test_times_are_read_with_and_without_fractions(text, seconds):
+    assert stamp(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("logs", "seed"),
+    [
+        ("Using seed: 42\n", 42),
+        ("loading\nusing seed 18446744073709551615\ndone", 2**64 - 1),
+        ("Using seed: 1\nUsing seed: 2", 1),
+        ("seeds of doubt", None),
+        ("Using seed: " + "9" * 5000, None),
+        ("", None),
+    ],
+)
+def test_the_seed_is_read_in_the_logs(logs, seed):
+    assert api.seed_in(logs) == seed
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "billed", "retry"),
+    [
+        ({"status": "failed", "error": "out\nof memory"}, "prediction_failed", "unknown", "never"),
+        ({"status": "failed"}, "prediction_failed", "unknown", "never"),
+        ({"status": "failed", "error": {"a": 1}}, "prediction_failed", "unknown", "never"),
+        ({"status": "aborted"}, "prediction_aborted", "no", "safe"),
+        ({"status": "canceled"}, "prediction_canceled", "no", "never"),
+        (
+            {"status": "canceled", "started_at": "2026-05-31T00:00:00Z"},
+            *("prediction_canceled", "unknown", "never"),
+        ),
+        (
+            {"status": "canceled", "metrics": {"predict_time": 1}},
+            *("prediction_canceled", "unknown", "never"),
+        ),
+    ],
+)
+def test_each_bad_ending_says_whether_money_left(more, code, billed, retry):
+    fault = api.failure(prediction(item(**more)))
+    assert fault is not None
+    assert (fault.code, fault.billed, fault.retry) == (code, billed, retry)
+    assert "\n" not in fault.message
+
+
+@pytest.mark.parametrize("status", ["succeeded", "starting", "processing", "queued", ""])
+def test_no_other_status_is_a_bad_ending(status):
+    assert api.failure(prediction(item(status=status))) is None
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "seconds"),
+    [
+        (3.0, b'{"retry_after": 5, "detail": "~7s"}', 3),
+        (0.0, b'{"retry_after": 5}', 0),
+        (None, b'{"retry_after": 5, "detail": "~7s"}', 5),
+        (None, b'{"retry_after": 0.5}', 0.5),
+        (None, b'{"retry_after": -5, "detail": "resets in ~7s."}', 7),
+        (None, b'{"retry_after": "5", "detail": "resets in ~7s."}', 7),
+        (None, b'{"retry_after": true, "detail": "in ~ 7.5 s"}', 7.5),
+        (None, b'{"retry_after": 1e999}', None),
+        (None, b'{"retry_after": 1%s}' % (b"0" * 400), None),
+        (None, b"Your rate limit resets in ~30s", 30),
+        (None, b"wait", None),
+        (None, b"[" * 100_000, None),
+        (None, b"\xff", None),
+    ],
+)
+def test_how_long_to_wait_is_told_by_header_then_body_then_text(header, body, seconds):
+    fault = Throttled("429", retry_after_s=header, body=body)
+    assert api.told_wait(fault) == seconds
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"title": "Bad", "detail": "no\\n such thing", "status": 422}', "Bad: no such thing"),
+        (b'{"detail": "no"}', "no"),
+        (b'{"title": 5, "detail": null}', ""),
+        (b"[]", ""),
+        (b"<html>", ""),
+        (b"", ""),
+    ],
+)
+def test_a_refusal_is_read_as_far_as_it_can_be(body, says):
+    assert api.problem(body) == says
+
+
+# -- the look for a lost one -----------------------------------------------------------------------
+
+AT = stamp("2026-05-31T00:00:00Z") or 0
+
+
+def look(*items: Any, since: float | None = AT - 10, sent: Any = None, **more: Any) -> Any:
+    wanted = Wanted(
+        sent or {"prompt": "a cat", "seed": 7}, more.get("model", reference(SCHNELL)), since
+    )
+    return judged([*items], wanted, more.get("owned", lambda _: False))
+
+
+def test_ours_has_every_input_that_we_sent_whatever_else_it_has():
+    assert look(item(input={"prompt": "a cat", "seed": 7, "go_fast": True})).ours
+    for other in (
+        {"prompt": "a cat"},
+        {"prompt": "a dog", "seed": 7},
+        {"prompt": "a cat", "seed": 8},
+    ):
+        found = look(item(input=other))
+        assert (found.ours, found.doubtful) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("sent", "listed", "expected"),
+    [
+        (1, 1.0, True),
+        (3.5, 3.5, True),
+        (True, 1, False),
+        (1, True, False),
+        (False, None, False),
+        (None, None, True),
+        ("1", 1, False),
+        ([1, {"a": "b"}], [1, {"a": "b", "c": 0}], True),
+        ([1], [1, 2], False),
+        ({"a": 1}, {"b": 1}, False),
+        (2**64 - 1, 2**64 - 1, True),
+        (2**64 - 1, 18446744073709552000, "perhaps"),
+        (2**64 - 1, 1.8446744073709552e19, "perhaps"),
+        (2**53 - 1, 2**53, False),
+        (1_000_000, 1_000_001, False),
+        (3.3, 3.299999952316284, "perhaps"),
+        (3.3, 3.4, False),
+        (7, 10**400, False),
+        (2**64 - 1, 10**400, False),
+        (0.5, 10**400, False),
+        ("a cat\n", "a cat", "perhaps"),
+        ("cafe\u0301", "caf\u00e9", "perhaps"),
+        ("a cat", "a bat", False),
+        ("data:image/png;base64,AA", "https://replicate.delivery/x.png", "perhaps"),
+        ("data:image/png;base64,AA", "data:image/png;base64,AA", True),
+        ("data:image/png;base64,AA", None, False),
+    ],
+)
+def test_values_are_compared_as_json_and_doubted_where_a_server_may_have_changed_them(
+    sent, listed, expected
+):
+    found = look(item(input={"x": listed}), sent={"x": sent})
+    assert (bool(found.ours), found.doubtful) == (expected is True, expected == "perhaps")
+
+
+def test_another_model_or_version_is_not_ours_even_with_the_same_input():
+    assert not look(item(model="black-forest-labs/flux-dev")).ours
+    assert look(item(model=None)).ours
+    assert look(item(model=SCHNELL.upper())).ours
+    pinned = reference(f"{SCHNELL}:abc")
+    assert look(item(version="abc"), model=pinned).ours
+    assert not look(item(version="def"), model=pinned).ours
+    assert look(item(version="hidden")).ours
+    assert look(item(version="hidden"), model=pinned).ours
+
+
+def test_what_others_own_is_skipped():
+    found = look(item(), item(id="p2"), owned=lambda handle: handle == "p1")
+    assert [one.id for one in found.ours] == ["p2"]
+    gone = item(data_removed=True, input={})
+    assert not look(gone, owned=lambda _: True).doubtful
+
+
+def test_what_has_no_input_any_more_cannot_be_told_unless_it_is_another_models():
+    for input_ in ({}, None, ...):
+        gone = item(data_removed=True, input=input_)
+        gone = {name: value for name, value in gone.items() if value is not ...}
+        assert look(gone).doubtful
+        assert not look({**gone, "model": "black-forest-labs/flux-dev"}).doubtful
+        assert not look({**gone, "created_at": "2026-05-30T00:00:00Z"}).doubtful, "long before"
+
+
+def test_what_was_made_before_the_submit_is_not_ours_and_ends_the_look():
+    found = look(item(created_at="2026-05-30T23:59:49Z"))
+    assert (found.ours, found.reached) == ([], True)
+    assert look(item(created_at="2026-05-30T23:59:50Z")).ours
+    found = look(item(created_at=None))
+    assert found.ours
+    assert not found.reached, "who knows when"
+    assert not look(item(created_at="2001-01-01T00:00:00Z"), since=None).reached
+
+
+@pytest.mark.parametrize("items", [None, {}, "x", 5])
+def test_a_list_that_is_none_is_a_fault(items):
+    with pytest.raises(ServerFault):
+        judged(items, Wanted({}, Reference("a/b"), 0), lambda _: False)
+
+
+@pytest.mark.parametrize("odd", [None, 5, "x", [], {}, {"id": "p1"}])
+def test_an_item_that_is_no_prediction_leaves_a_doubt(odd):
+    assert look(odd).doubtful
+
+
+def test_a_living_one_goes_before_a_failed_one_and_then_the_oldest():
+    def one(id_: str, status: str, at: int | None) -> Any:
+        return prediction(item(id=id_, status=status, created_at=at and f"2026-05-31T00:00:0{at}Z"))
+
+    failed = [one(f"f{n}", status, 1) for n, status in enumerate(["failed", "canceled", "aborted"])]
+    late, early = one("late", "succeeded", 5), one("early", "processing", 3)
+    unknown = one("unknown", "paused", 4)
+    undated = one("undated", "succeeded", None)
+    assert best([*failed, undated, late, unknown, early]) == early
+    assert best([*failed, undated]) == undated
+    assert best(failed) == failed[0]
+    assert best([]) is None
+
+
+@pytest.mark.parametrize(
+    ("date", "now"),
+    [("Sun, 31 May 2026 00:00:00 GMT", AT), ("soon", None), ("", None), (None, None)],
+)
+def test_the_servers_time_is_that_of_its_date(date, now):
+    assert api.server_now({} if date is None else {"Date": date}) == now
+
+
+# -- addresses -------------------------------------------------------------------------------------
+
+API = "https://api.replicate.com"
+
+
+@pytest.mark.parametrize(
+    ("said", "base", "path"),
+    [
+        (None, API, None),
+        (f"{API}/v1/predictions?cursor=a%3D", API, "/v1/predictions?cursor=a%3D"),
+        ("/v1/predictions?cursor=b", API, "/v1/predictions?cursor=b"),
+        ("http://h:1/p/v1/predictions?cursor=c", "http://h:1/p", "/v1/predictions?cursor=c"),
+        (f"{API}/v1/predictions?cursor=d", "http://h:1/p", "/v1/predictions?cursor=d"),
+        ("https://evil.example/v1/predictions?cursor=e", API, "/v1/predictions?cursor=e"),
+    ],
+)
+def test_the_next_page_is_read_on_our_own_server_only(said, base, path):
+    assert next_page(said, base) == path
+
+
+@pytest.mark.parametrize(
+    "said", ["https://evil.example/steal", "", 5, [], {}, "//evil.example/x", "ftp://x/y"]
+)
+def test_a_next_page_somewhere_else_is_a_fault(said):
+    with pytest.raises(ServerFault):
+        next_page(said, API)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (f"{API}/v1/files/x", True),
+        ("https://API.replicate.com:443/x", True),
+        ("https://replicate.delivery/x.png", True),
+        ("https://pbxt.replicate.delivery/x.png", True),
+        ("http://replicate.delivery/x.png", False),
+        ("https://replicate.delivery:8443/x.png", False),
+        ("http://api.replicate.com/x", False),
+        ("https://api.replicate.com:8443/x", False),
+        ("https://api.replicate.com.evil.example/x", False),
+        ("https://evilreplicate.delivery/x", False),
+        ("https://replicate.delivery.evil.example/x", False),
+        ("https://evil.example/replicate.delivery", False),
+        ("https://storage.googleapis.com/x", False),
+    ],
+)
+def test_the_token_goes_to_the_api_and_to_replicates_files_only(url, expected):
+    assert is_trusted(url, API) is expected
+
+
+@pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
+def test_the_address_may_be_written_with_and_without_its_v1(url):
+    assert api.base(url) == "http://h:1"
+
+
+def test_ids_are_safe_in_a_path():
+    assert api.is_id("gm3qorzdhgbfurvjtvhg6dckhu")
+    for text in ("", "a/b", "..", "a?b", "a b", "ü", "a" * 101, None, 5, "a\n"):
+        assert not api.is_id(text), text
