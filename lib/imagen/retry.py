@@ -15,7 +15,7 @@ T = TypeVar("T")
 Faults = tuple[type[ImagenError], ...]
 
 TRANSIENT: Faults = (Unreachable, AnswerLost, ServerFault)
-_OF_READS = (*TRANSIENT, Throttled)
+_OF_READS: Faults = (*TRANSIENT, Throttled)
 LONGEST_WAIT_S = 60  # that a server may ask for: beyond, whoever asks is told and not kept waiting
 
 
@@ -60,7 +60,7 @@ class _TooLong(Exception):
         super().__init__()
 
 
-def as_told(
+def within(
     call: Callable[[float], T], patience_s: float, least_s: float = 1, wait_s: float = 0.3
 ) -> T:
     """Call with the seconds that are left until it works; for what may be sent again and again.
