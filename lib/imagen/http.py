@@ -87,9 +87,7 @@ class Server:
         self._session = requests.Session()
         # else it prepares the next request of a redirect, and for that reads a body without end
         setattr(self._session, "get_redirect_target", _nowhere)  # noqa: B010
-        self._session.headers.update(
-            {"User-Agent": "imagen", **self._own, **(plain_headers or {})}
-        )
+        self._session.headers.update({"User-Agent": "imagen", **self._own, **(plain_headers or {})})
         self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
