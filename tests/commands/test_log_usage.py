@@ -292,6 +292,21 @@ def test_two_that_send_the_same_at_once_leave_one_row_each(tool, cloud, database
     assert len(sent(database)) == 300
 
 
+def test_a_row_that_another_process_puts_in_right_now_is_no_fault(tool, cloud, rest, database):
+    rest.gateway.instead.append((409, {}, b'{"code":"23505"}'))
+    assert tool("log-usage", stdin=[MADE], env=cloud).status == 0
+    assert sent(database) == ["h1"]
+
+
+def test_what_is_wrong_with_all_rows_is_not_asked_for_each(tool, cloud, rest, ledger):
+    refused = (400, {}, b'{"code":"PGRST204","message":"no such column"}')
+    rest.gateway.instead += [refused] * 1000
+    ran = tool("log-usage", stdin=[made(number) for number in range(400)], env=cloud)
+    assert (ran.status, len(ran.err.splitlines())) == (1, 1)
+    assert len(rest.gateway.asked) < 30
+    assert len(ledger().usage.unsent()) == 400
+
+
 def test_a_cut_in_the_middle_of_a_run_is_survived(tool, cloud, rest, database, until):
     rest.gateway.instead.append((503, {"Retry-After": "1"}, b'{"code":"PGRST000"}'))
     ran = tool("log-usage", stdin=[MADE], env=cloud)

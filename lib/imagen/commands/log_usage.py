@@ -25,6 +25,7 @@ Examples:
   jq -c . ~/Pictures/imagen/2026-11-23/*.json | imagen-log-usage > /dev/null
   imagen-log-usage --sink both < /dev/null
 """
+MANY = 500  # rows: so many are sent even while more records wait
 
 
 @tool("log-usage", epilog=EXAMPLES)
@@ -79,14 +80,12 @@ class Log:
                 raise
             self._failed(pipe.name_of(record, ""), fault)
             return None
-        self._waits += self._sends
         return self._passed_on(record, row)
 
     def _passed_on(self, record: Record, row: Row) -> Iterable[Record]:
-        from ..outbox import BATCH
-
         yield {**record, "usage_id": row["usage_id"]}
-        if self._waits >= BATCH:
+        self._waits += self._sends
+        if self._waits >= MANY:
             self.send()
 
     def send(self) -> None:
