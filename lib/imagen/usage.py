@@ -107,7 +107,13 @@ def for_supabase(row: Row) -> Row:
 
 def of_supabase(row: Row, columns: Sequence[str]) -> Row:
     """Give a row of the table as the ledger has it; its time in our form."""
-    found = {**row, "usage_id": row.get("id"), "created_at": _moment(row.get("created_at"))}
+    cost = row.get("cost_usd_estimate")
+    found = {
+        **row,
+        "usage_id": row.get("id"),
+        "created_at": _moment(row.get("created_at")),
+        "cost_usd_estimate": None if cost is None else float(cost),
+    }
     return {name: found.get(name) for name in columns}
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -238,6 +239,24 @@ def test_a_server_that_is_gone_loses_nothing_and_the_next_run_sends_it(
     assert (sent(database), len(ledger().usage.unsent())) == ([], 2)
     assert tool("log-usage", stdin=[], env=cloud) == (0, b"", "")
     assert (sent(database), ledger().usage.unsent()) == (["h1", "h2"], [])
+
+
+def test_a_server_that_hangs_is_left_soon_and_a_kill_meanwhile_loses_nothing(
+    tool, cloud, database, ledger, until
+):
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        env = {**cloud, "SUPABASE_URL": f"http://127.0.0.1:{hanging.getsockname()[1]}"}
+        child = tool.start("log-usage", env=env)
+        child.stdin.write(json.dumps(MADE).encode() + b"\n")
+        child.stdin.flush()
+        assert "usage_id" in json.loads(child.stdout.readline()), "the record does not wait"
+        child.kill()
+        assert len(ledger().usage.unsent()) == 1
+        began = time.monotonic()
+        ran = tool("log-usage", stdin=[made(2)], env=env)
+        assert (ran.status, time.monotonic() - began < 15) == (75, True)
+    assert tool("log-usage", env=cloud).status == 0
+    assert sent(database) == ["h1", "h2"]
 
 
 def test_with_best_effort_a_server_that_is_gone_is_a_warning(tool, cloud):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 from ..config import Config
 from ..errors import ConfigFault, Refused, suggest
@@ -161,7 +161,6 @@ class Backend(Protocol):
         """Give its model and workflow, where it has them."""
 
 
-@runtime_checkable
 class Account(Protocol):
     """A backend whose provider lists what it ran, for the whole account."""
 
