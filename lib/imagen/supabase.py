@@ -38,11 +38,11 @@ class Tables:
         key: str | None,
         key_name: str,
         schema: str,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
     ) -> None:
         """Take supabase.url and the service key; `key_name` is the variable that holds the key.
 
-        ConfigFault when one of them is missing.
+        `patience_s` goes over PATIENCE_S. ConfigFault when one of them is missing.
         """
         if not url:
             raise ConfigFault(
@@ -109,7 +109,8 @@ class Tables:
             except (Rejected, ServerFault, Throttled) as fault:
                 raise self._said(fault) from None
 
-        found = _parsed(retry.within(once, self._patience_s, least_s=CONNECT_S + 1).body)
+        patience_s = self._patience_s or PATIENCE_S
+        found = _parsed(retry.within(once, patience_s, least_s=CONNECT_S + 1).body)
         if not isinstance(found, list):
             raise Rejected(
                 f"the server at {self._server.url} does not answer as Supabase does",
