@@ -112,61 +112,6 @@ def test_the_faults_are_told_as_they_are_and_not_wrapped():
     assert caught.value is fault
 
 
-def test_within_waits_as_long_as_the_server_says_and_longer_each_time():
-    told = ServerFault("503", retry_after_s=0.2)
-    faults = [told, ServerFault("500"), ServerFault("500")]
-    times = []
-
-    def call(left_s: float) -> str:
-        times.append(time.monotonic())
-        if faults:
-            raise faults.pop(0)
-        return "done"
-
-    assert retry.within(call, patience_s=10, wait_s=0.02) == "done"
-    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert waits[0] >= 0.2
-    assert 0.04 <= waits[1] < 0.2
-    assert waits[2] >= 0.08
-
-
-def test_within_ends_before_its_patience_does_and_says_how_much_is_left():
-    left = []
-
-    def never(left_s: float) -> None:
-        left.append(left_s)
-        raise Unreachable("still not")
-
-    began = time.monotonic()
-    with pytest.raises(Unreachable, match="still not"):
-        retry.within(never, patience_s=0.5, least_s=0.2, wait_s=0.05)
-    assert time.monotonic() - began < 0.3
-    assert left == sorted(left, reverse=True)
-    assert min(left) >= 0.2
-
-
-def test_within_does_not_wait_longer_than_it_may():
-    def later(_left_s: float) -> None:
-        raise Throttled("429", retry_after_s=60)
-
-    began = time.monotonic()
-    with pytest.raises(Throttled):
-        retry.within(later, patience_s=20)
-    assert time.monotonic() - began < 1
-
-
-def test_within_never_repeats_what_was_refused():
-    calls = []
-
-    def refused(_left_s: float) -> None:
-        calls.append(1)
-        raise Rejected("400")
-
-    with pytest.raises(Rejected):
-        retry.within(refused, patience_s=20)
-    assert len(calls) == 1
-
-
 # -- as the server tells us ------------------------------------------------------------------------
 
 
@@ -227,3 +172,58 @@ def test_whatever_else_fails_is_not_tried_again_there(slept, fault):
 def test_a_read_waits_as_told_too_but_not_beyond_its_patience(slept):
     assert retry.for_a_while(Busy(3, None, 99), patience_s=5, wait_s=0.5) == "done"
     assert slept == [3, 0.5, 5]
+
+
+def test_in_time_waits_as_long_as_the_server_says_and_longer_each_time():
+    told = ServerFault("503", retry_after_s=0.2)
+    faults = [told, ServerFault("500"), ServerFault("500")]
+    times = []
+
+    def call(left_s: float) -> str:
+        times.append(time.monotonic())
+        if faults:
+            raise faults.pop(0)
+        return "done"
+
+    assert retry.in_time(call, patience_s=10, wait_s=0.02) == "done"
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert waits[0] >= 0.2
+    assert 0.04 <= waits[1] < 0.2
+    assert waits[2] >= 0.08
+
+
+def test_in_time_ends_before_its_patience_does_and_says_how_much_is_left():
+    left = []
+
+    def never(left_s: float) -> None:
+        left.append(left_s)
+        raise Unreachable("still not")
+
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="still not"):
+        retry.in_time(never, patience_s=0.5, least_s=0.2, wait_s=0.05)
+    assert time.monotonic() - began < 0.3
+    assert left == sorted(left, reverse=True)
+    assert min(left) >= 0.2
+
+
+def test_in_time_does_not_wait_longer_than_it_may():
+    def later(_left_s: float) -> None:
+        raise Throttled("429", retry_after_s=60)
+
+    began = time.monotonic()
+    with pytest.raises(Throttled):
+        retry.in_time(later, patience_s=20)
+    assert time.monotonic() - began < 1
+
+
+def test_in_time_never_repeats_what_was_refused():
+    calls = []
+
+    def refused(_left_s: float) -> None:
+        calls.append(1)
+        raise Rejected("400")
+
+    with pytest.raises(Rejected):
+        retry.in_time(refused, patience_s=20)
+    assert len(calls) == 1

@@ -60,7 +60,7 @@ class _TooLong(Exception):
         super().__init__()
 
 
-def within(
+def in_time(
     call: Callable[[float], T], patience_s: float, least_s: float = 1, wait_s: float = 0.3
 ) -> T:
     """Call with the seconds that are left until it works; for what may be sent again and again.

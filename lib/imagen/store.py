@@ -77,7 +77,7 @@ class Store:
         expected = job.plan.images if job.plan else 1
         if len(made) >= expected:
             return made, None
-        rest = {**job.record, "id": outcome.name(job, len(made) + 1)} if made else dict(job.record)
+        rest = {**job.record, "submit": job.handle, "id": outcome.name(job, len(made) + 1)}
         return made, TooFewImages(
             f"the backend returned {len(made)} of {expected} images",
             record=rest,

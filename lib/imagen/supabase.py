@@ -110,7 +110,7 @@ class Tables:
                 raise self._said(fault) from None
 
         patience_s = self._patience_s or PATIENCE_S
-        found = _parsed(retry.within(once, patience_s, least_s=CONNECT_S + 1).body)
+        found = _parsed(retry.in_time(once, patience_s, least_s=CONNECT_S + 1).body)
         if not isinstance(found, list):
             raise Rejected(
                 f"the server at {self._server.url} does not answer as Supabase does",

@@ -244,6 +244,16 @@ def test_what_was_logged_without_a_journal_is_recorded(tool, provider):
     assert tool("usage", "--reconcile").status == 0
 
 
+def test_what_was_paid_and_brought_no_image_is_in_the_log(tool, provider):
+    provider.filtered = 1
+    failed = tool("render", "a cat", "--backend", "paid")
+    assert (failed.status, failed.record["error"]["billed"]) == (1, "yes")
+    logged = tool("log-usage", stdin=failed.out)
+    assert (logged.status, "usage_id" in logged.record) == (0, True)
+    sums = tool("usage").record
+    assert (sums["renders"], sums["cost_usd"], sums["unpriced"]) == (1, None, 1)
+
+
 def test_the_problems_are_a_table_on_a_terminal(tool, provider):
     provider.add({"prompt": "a stranger"}, age_s=60)
     status, said = on_a_terminal(tool, "--reconcile")
