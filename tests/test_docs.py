@@ -101,7 +101,7 @@ def tools(tmp_path_factory) -> Path:
     """A folder with our tools as programs, run by the Python that runs the tests."""
     folder = tmp_path_factory.mktemp("tools")
     for tool in ["imagen", *(f"imagen-{name}" for name in TOOLS)]:
-        words = [sys.executable, "-m", "imagen", *tool.split("-")[1:]]
+        words = [sys.executable, "-m", "imagen", *tool.split("-", 1)[1:]]
         (folder / tool).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         (folder / tool).chmod(0o755)
     return folder

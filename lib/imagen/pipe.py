@@ -39,12 +39,15 @@ class Line(NamedTuple):
     fault: ImagenError | None = None
 
 
-def read(stream: IO[bytes], plain: str | None = None) -> Iterator[Line]:
+def read(
+    stream: IO[bytes], plain: str | None = None, idle: Callable[[], None] = lambda: None
+) -> Iterator[Line]:
     """Read JSON lines as they arrive; blank ones are skipped, bad ones come with their fault.
 
-    `plain` is the hint for lines that look like no JSON at all.
+    `plain` is the hint for lines that look like no JSON at all; `idle` is called when the next line
+    has to be waited for.
     """
-    number, stream = 0, _interruptible(stream)
+    number, stream = 0, _interruptible(stream, idle)
     while raw := stream.readline(records.MAX_LINE + 1):
         number += 1
         where = f"line {number}"
@@ -73,20 +76,23 @@ def read_prompts(stream: IO[bytes]) -> Iterator[Line]:
 class _Interruptible(io.RawIOBase):
     """A descriptor whose reads never miss a signal."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, idle: Callable[[], None]) -> None:
         self._descriptor = descriptor
+        self._idle = idle
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if not signals.is_readable(self._descriptor):
+            self._idle()
         signals.wait_readable(self._descriptor)
         return os.readv(self._descriptor, [buffer])
 
 
-def _interruptible(stream: IO[bytes]) -> IO[bytes]:
+def _interruptible(stream: IO[bytes], idle: Callable[[], None] = lambda: None) -> IO[bytes]:
     try:
-        return io.BufferedReader(_Interruptible(stream.fileno()), 2**16)
+        return io.BufferedReader(_Interruptible(stream.fileno(), idle), 2**16)
     except OSError:  # of a test: no descriptor
         return stream
 

@@ -202,6 +202,13 @@ def judged(items: Any, wanted: Wanted, owned: Callable[[str], bool]) -> Judged:
     return Judged(ours, doubtful, reached)
 
 
+def listed(items: Any) -> list[Prediction]:
+    """Read a page of the list; ServerFault when it is none, or one of its items cannot be read."""
+    if not isinstance(items, list):
+        raise ServerFault("the server's list is not Replicate's")
+    return [prediction(item) for item in items]
+
+
 def _is_wanted(one: Prediction, wanted: Wanted) -> bool | str:
     if one.model is not None and one.model.lower() != wanted.model.name.lower():
         return False

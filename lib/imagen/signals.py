@@ -54,6 +54,13 @@ def wait_readable(descriptor: int) -> None:
             return
 
 
+def is_readable(descriptor: int) -> bool:
+    """Whether a read would not wait."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 @contextmanager
 def held() -> Iterator[None]:
     """Put off a signal until the block is done."""

@@ -32,10 +32,17 @@ class Tables:
     Rows are sent and read as the service role: it is not bound by row level security.
     """
 
-    def __init__(self, url: str | None, key: str | None, key_name: str, schema: str) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        key: str | None,
+        key_name: str,
+        schema: str,
+        patience_s: float | None = None,
+    ) -> None:
         """Take supabase.url and the service key; `key_name` is the variable that holds the key.
 
-        ConfigFault when one of them is missing.
+        `patience_s` goes over PATIENCE_S. ConfigFault when one of them is missing.
         """
         if not url:
             raise ConfigFault(
@@ -44,6 +51,7 @@ class Tables:
         if not key:
             raise ConfigFault("no key for Supabase", hint=f"set ${key_name}, or ${key_name}_FILE")
         self.key_name = key_name
+        self._patience_s = patience_s
         self._server = Server(
             url,
             {
@@ -91,7 +99,7 @@ class Tables:
         return self._asked(lambda: self._server.get(path))
 
     def _asked(self, ask: Callable[[], Answer]) -> list[Row]:
-        """Ask until there is an answer, no longer than PATIENCE_S, and read it as rows."""
+        """Ask until there is an answer, no longer than the patience, and read it as rows."""
 
         def once(left_s: float) -> Answer:
             self._server.read_s = min(READ_S, left_s - CONNECT_S)
@@ -101,7 +109,8 @@ class Tables:
             except (Rejected, ServerFault, Throttled) as fault:
                 raise self._said(fault) from None
 
-        found = _parsed(retry.in_time(once, PATIENCE_S, least_s=CONNECT_S + 1).body)
+        patience_s = self._patience_s or PATIENCE_S
+        found = _parsed(retry.in_time(once, patience_s, least_s=CONNECT_S + 1).body)
         if not isinstance(found, list):
             raise Rejected(
                 f"the server at {self._server.url} does not answer as Supabase does",

@@ -25,7 +25,8 @@ def test_a_prompt_becomes_an_image_and_one_line_for_people(tool, out_dir):
     assert made["file"] == str(out_dir / made["date"] / "a-cat-7.png")
     assert Path(made["file"]).is_file()
     assert ran.err == f"imagen-generate: {made['file']}\n"
-    assert json.loads(Path(made["sidecar"]).read_bytes()) == made
+    sidecar = json.loads(Path(made["sidecar"]).read_bytes())
+    assert {**sidecar, "usage_id": made["usage_id"]} == made
 
 
 def test_on_a_terminal_the_file_is_named_and_no_json_is_shown(tool):

@@ -103,6 +103,21 @@ class Collected(NamedTuple):
     cost_usd: float | None = None
 
 
+class Ran(NamedTuple):
+    """A render that a provider says it ran; `created` is unix time on its clock.
+
+    `billed` is as in a record's error: yes, no or unknown.
+    """
+
+    handle: str
+    status: str
+    ended: bool
+    billed: str
+    created: float | None
+    model: str | None
+    prompt: str | None
+
+
 class Status(NamedTuple):
     """Whether an instance can be used: ok, not configured (…), unreachable (…), incomplete (…)."""
 
@@ -144,6 +159,16 @@ class Backend(Protocol):
 
     def about(self) -> dict[str, str]:
         """Give its model and workflow, where it has them."""
+
+
+class Account(Protocol):
+    """A backend whose provider lists what it ran, for the whole account."""
+
+    def account(self) -> str:
+        """Give what tells accounts apart; no secret can be read from it."""
+
+    def ran(self, since: float) -> Iterator[Ran]:
+        """Yield what the account ran since a time (unix), the newest first."""
 
 
 class Instance(NamedTuple):

@@ -5,6 +5,7 @@ What the answers mean is judged in replicate_api.py; what a request becomes, in 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import time
@@ -29,7 +30,7 @@ from ..errors import (
 from ..replicate_api import Prediction, Wanted
 from ..replicate_models import Reference, reference
 from ..settings import MODEL, Key, check, hide_password
-from . import Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
+from . import Ask, Collected, Instance, Lost, Plan, Ran, Sought, Status, Wait
 
 KEYS = {
     "model": Key("string"),
@@ -248,6 +249,27 @@ class Replicate:
     def cancel(self, handle: str) -> None:
         """Leave it: what is paid for is never cancelled by us."""
 
+    # -- what it ran -----------------------------------------------------------------------------
+
+    def account(self) -> str:
+        """Give a digest of the address and the token."""
+        return hashlib.sha256(f"{self._base()} {self._token()}".encode()).hexdigest()
+
+    def ran(self, since: float) -> Iterator[Ran]:
+        """Read the list of predictions back to a time; ServerFault when it cannot be read."""
+        path: str | None = replicate_api.LIST
+        seen = set()
+        while path is not None:
+            if path in seen:
+                raise ServerFault("the server's list of predictions goes round in a circle")
+            seen.add(path)
+            said = self._page(path).json_object()
+            found = replicate_api.listed(said.get("results"))
+            yield from (_ran(one) for one in found if (one.created or since) >= since)
+            if any(one.created is not None and one.created < since for one in found):
+                return
+            path = replicate_api.next_page(said.get("next"), self._server.url)
+
     # -- status ----------------------------------------------------------------------------------
 
     def status(self, ask: bool) -> Status:
@@ -360,6 +382,21 @@ def _id_in(answer: http.Answer) -> str:
         says = "Replicate accepted the prediction, but its answer holds no id"
         raise AnswerLost(says, billed="unknown")
     return str(found)
+
+
+def _ran(one: Prediction) -> Ran:
+    fault = replicate_api.failure(one)
+    billed = fault.billed if fault else "yes" if one.status == "succeeded" else "unknown"
+    prompt = (one.input or {}).get("prompt")
+    return Ran(
+        handle=one.id,
+        status=one.status,
+        ended=one.status in replicate_api.ENDED,
+        billed=billed,
+        created=one.created,
+        model=one.model,
+        prompt=prompt if isinstance(prompt, str) else None,
+    )
 
 
 def _meta(found: Prediction, plan: Plan | None) -> dict[str, Any]:

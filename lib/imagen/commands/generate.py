@@ -45,6 +45,8 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     shared = ["--config", str(values.path)] if values.path else []
     passed = [*options.as_arguments(context), *shared, *_flags(common, said["lines"])]
     stages = {"imagen-render": [*passed, "--", *prompts]}
+    if not said["dry_run"] and not binary and not said["no_ledger"]:
+        stages["imagen-log-usage"] = ["--best-effort", *shared]
     if shows and not said["dry_run"] and not binary:
         stages["imagen-preview"] = ["--preview", "--best-effort", *shared]
 

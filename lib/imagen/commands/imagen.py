@@ -31,7 +31,8 @@ def _run(tool: str, *rest: str) -> None:
         Report("imagen").say(f"no tool {tool!r} (hint: {hint})")
         sys.exit(2)
     else:
-        importlib.import_module(f"imagen.commands.{tool}").main(list(rest))
+        module = tool.replace("-", "_")
+        importlib.import_module(f"imagen.commands.{module}").main(list(rest))
 
 
 def listing() -> str:

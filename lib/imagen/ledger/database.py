@@ -86,7 +86,7 @@ _VERSIONS = [
         unique (backend, submit)
     );
     create index usage_created on usage (created_at);
-    create index usage_unsent on usage (created_at) where sent = 0;
+    create index usage_unsent on usage (created_at) where sent < 1;
     """,
 ]
 

@@ -86,6 +86,18 @@ class Intent(NamedTuple):
     handle: str | None = None
 
 
+class Paid(NamedTuple):
+    """A submit that has a handle: its render, whether it was the last one, and what came of it."""
+
+    backend: str
+    handle: str
+    render_id: str
+    id: str
+    state: str
+    last: bool
+    records: list[dict[str, Any]]
+
+
 class Journal:
     """What became of each render; every method is one transaction."""
 
@@ -126,6 +138,22 @@ class Journal:
         query = "select render_id, number from submits where backend = ? and handle = ?"
         row = self._db.row(query, backend, handle)
         return (row["render_id"], row["number"]) if row else None
+
+    def handles(self, since: float) -> dict[str, Paid]:
+        """Give the submits intended since a time (unix) that have a handle, by that."""
+        rows = self._db.rows(
+            "select s.backend, handle, render_id, id, state, records, number ="
+            " (select max(number) from submits where render_id = s.render_id) as last"
+            " from submits s join renders using (render_id)"
+            " where handle is not null and intended_at >= ?",
+            since,
+        )
+        found = {}
+        for row in rows:
+            values = {name: row[name] for name in Paid._fields}
+            values |= {"records": json.loads(row["records"]), "last": bool(row["last"])}
+            found[row["handle"]] = Paid(**values)
+        return found
 
     def intend(
         self, intent: Intent, asker: Asker, judge: Callable[[Spent], None] = lambda _spent: None

@@ -12,6 +12,17 @@ COLUMNS = (
     *("usage_id", "created_at", "backend", "model", "seed", "prompt_hash", "latency_ms"),
     *("cost_usd_estimate", "caller", "render_id", "submit"),
 )
+_PASSING, _UNSENT, _KEPT = -1, 0, 1  # of `sent`: to be sent, then gone; to be sent; only kept
+_ADD = (
+    f"insert into usage ({', '.join(COLUMNS)}, sent)"
+    f" values ({', '.join('?' * (len(COLUMNS) + 1))})"
+    " on conflict (backend, submit) do update set"
+    " cost_usd_estimate = max(coalesce(cost_usd_estimate, excluded.cost_usd_estimate),"
+    " coalesce(excluded.cost_usd_estimate, cost_usd_estimate)),"
+    " latency_ms = coalesce(latency_ms, excluded.latency_ms),"
+    # whoever wants it kept and whoever wants it sent both have their way
+    f" sent = case when sent = excluded.sent then sent else {_UNSENT} end"
+)
 
 
 def usage_id(backend: str, submit: str) -> str:
@@ -26,43 +37,45 @@ class Usage:
         """Take the ledger's database."""
         self._db = database
 
-    def add(self, row: Mapping[str, Any], to_send: bool) -> bool:
-        """Keep a row; gives whether it is new. A submit has one, its cost the largest told."""
+    def add(self, row: Mapping[str, Any], keep: bool = True, send: bool = False) -> bool:
+        """Keep a row, or hold it until it is sent; gives whether it is new.
+
+        A submit has one row, its cost the largest told: only the first of its images has it.
+        """
         values = [_stored(name, row.get(name)) for name in COLUMNS]
         with self._db.transaction():
             known = self._db.row(
                 "select 1 from usage where backend = ? and submit = ?",
-                row["backend"],
-                row["submit"],
+                *(row["backend"], row["submit"]),
             )
-            self._db.write(
-                f"insert into usage ({', '.join(COLUMNS)}, sent)"
-                f" values ({', '.join('?' * (len(COLUMNS) + 1))})"
-                " on conflict (backend, submit) do update set"
-                " cost_usd_estimate = max(coalesce(cost_usd_estimate, excluded.cost_usd_estimate),"
-                " coalesce(excluded.cost_usd_estimate, cost_usd_estimate)),"
-                " sent = min(sent, excluded.sent)",
-                *(*values, int(not to_send)),
-            )
+            self._db.write(_ADD, *values, _KEPT if not send else _UNSENT if keep else _PASSING)
         return known is None
 
-    def unsent(self) -> list[dict[str, Any]]:
+    def unsent(self, limit: int = -1) -> list[dict[str, Any]]:
         """Give the rows that are still to be sent, oldest first."""
-        return self._read("where sent = 0", ())
+        return self._read("where sent < 1", (), limit)
 
-    def sent(self, ids: Iterable[str]) -> None:
-        """Note that rows have arrived."""
+    def sent(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Note that rows have arrived; those that were held for that alone are gone then."""
         with self._db.transaction():
-            for one in ids:
-                self._db.write("update usage set sent = 1 where usage_id = ?", one)
+            for row in rows:
+                one = row["usage_id"]
+                self._db.write("delete from usage where usage_id = ? and sent = ?", one, _PASSING)
+                self._db.write("update usage set sent = ? where usage_id = ?", _KEPT, one)
 
     def rows(self, since: str = "", until: str = "9999") -> list[dict[str, Any]]:
         """Give the rows of a time, ISO 8601 in UTC, from `since` and before `until`."""
         return self._read("where created_at >= ? and created_at < ?", (since, until))
 
-    def _read(self, where: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
-        query = f"select {', '.join(COLUMNS)} from usage {where} order by created_at, usage_id"
-        return [_read(dict(row)) for row in self._db.rows(query, *values)]
+    def submits(self) -> set[str]:
+        """Give the handles of all submits that have a row."""
+        return {row["submit"] for row in self._db.rows("select submit from usage")}
+
+    def _read(self, where: str, values: tuple[Any, ...], limit: int = -1) -> list[dict[str, Any]]:
+        query = (
+            f"select {', '.join(COLUMNS)} from usage {where} order by created_at, usage_id limit ?"
+        )
+        return [_read(dict(row)) for row in self._db.rows(query, *values, limit)]
 
 
 def _stored(name: str, value: Any) -> Any:

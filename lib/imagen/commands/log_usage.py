@@ -1,0 +1,138 @@
+"""imagen-log-usage: one row of the cost log for each submit, and the record passed on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from ..command import Common, tool
+from ..errors import ImagenError, UsageFault
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..ledger import Ledger
+    from ..outbox import Outbox
+    from ..record import Record
+    from ..usage import Row
+
+EXAMPLES = """
+Examples:
+  imagen-render 'a cat in a fishbowl' | imagen-log-usage | imagen-preview
+  jq -c . ~/Pictures/imagen/2026-11-23/*.json | imagen-log-usage > /dev/null
+  imagen-log-usage --sink both < /dev/null
+"""
+MANY = 500  # rows: so many are sent even while more records wait
+
+
+@tool("log-usage", epilog=EXAMPLES)
+@click.option(
+    "--sink",
+    type=click.Choice(["local", "supabase", "both"]),
+    help="Where rows go, over usage.sink of the configuration.",
+)
+@click.option("--best-effort", is_flag=True, help="Only warn when something fails.")
+def main(common: Common, sink: str | None, best_effort: bool) -> int:
+    """Records in, the same records out with usage_id. A row has the sha256 of the prompt, never the
+    prompt. What cannot be sent to Supabase is kept in the ledger and sent by the next run.
+    """
+    from .. import config, pipe
+
+    values = config.load(common.config_file)
+    if not pipe.stdin_waits():
+        raise UsageFault("no records", hint="imagen-render 'a cat' | imagen-log-usage")
+    log = Log(common, values, sink or values["usage.sink"], best_effort)
+    try:
+        common.pipe.each(pipe.read(sys.stdin.buffer, idle=log.send), log.step)
+        log.send()
+    finally:
+        log.close()
+    return common.pipe.status
+
+
+class Log:
+    """Writes rows where they go; what fails is said, and the record goes on."""
+
+    def __init__(self, common: Common, values: Config, sink: str, best_effort: bool) -> None:
+        """Take where the rows go; nothing is opened yet."""
+        self._common = common
+        self._values = values
+        self._keeps, self._sends = sink != "supabase", sink != "local"
+        self._best_effort = best_effort
+        self._ledger: Ledger | None = None
+        self._outbox: Outbox | None = None
+        self._waits = 1 if self._sends else 0  # an earlier run may have left some
+
+    def step(self, record: Record) -> Iterable[Record] | None:
+        """Log what a record cost; it gets the id of the row."""
+        from .. import caller, pipe, usage
+
+        try:
+            row = usage.row_of(record, caller.caller, datetime.now(UTC))
+            if row is None:
+                return None
+            self._opened().usage.add(row, self._keeps, self._sends)
+        except ImagenError as fault:
+            if not self._best_effort and "error" not in record:
+                raise
+            self._failed(pipe.name_of(record, ""), fault)
+            return None
+        return self._passed_on(record, row)
+
+    def _passed_on(self, record: Record, row: Row) -> Iterable[Record]:
+        yield {**record, "usage_id": row["usage_id"]}
+        self._waits += self._sends
+        if self._waits >= MANY:
+            self.send()
+
+    def send(self) -> None:
+        """Send the rows that wait, when there are some; a failure leaves them in the ledger."""
+        if not self._waits:
+            return
+        self._waits = 0
+        try:
+            fault = self._box().send()
+        except ImagenError as broken:  # the ledger itself
+            fault = broken
+        if fault:
+            self._failed("not sent, kept for the next run", fault)
+
+    def _failed(self, where: str, fault: ImagenError) -> None:
+        say: Callable[[str, ImagenError], None] = self._common.pipe.failed
+        if self._best_effort:
+            say = self._common.report.fault
+        say(where, fault)
+
+    def _opened(self) -> Ledger:
+        from .. import config, ledger
+
+        if self._ledger is None:
+            self._ledger = ledger.required(config.ledger_path())
+        return self._ledger
+
+    def _box(self) -> Outbox:
+        from .. import config, outbox
+        from ..supabase import USAGE_SCHEMA, Tables
+
+        def connect() -> Tables:
+            name = self._values["supabase.service_key_env"]
+            url, key = self._values["supabase.url"], config.secret(name)
+            return Tables(url, key, name, USAGE_SCHEMA, outbox.PATIENCE_S)
+
+        if self._outbox is None:
+            self._outbox = outbox.Outbox(self._opened().usage, connect)
+        return self._outbox
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if self._outbox:
+            self._outbox.close()
+        if self._ledger:
+            self._ledger.close()
+
+
+if __name__ == "__main__":
+    main()
