@@ -435,8 +435,8 @@ ROW: dict[str, Any] = {
 
 def test_a_usage_row_comes_back_as_it_was_and_twice_adds_nothing(path):
     usage = Ledger(path).usage
-    assert usage.add(ROW, to_send=False)
-    assert not Ledger(path).usage.add({**ROW, "usage_id": "u2"}, to_send=False)
+    assert usage.add(ROW)
+    assert not Ledger(path).usage.add({**ROW, "usage_id": "u2"})
     assert usage.rows() == [ROW]
 
 
@@ -445,7 +445,7 @@ def test_a_submit_costs_the_largest_that_was_told_and_unknown_is_not_0(path):
     costs = [None, 0.001, None, 0.003, 0.002]
     told = []
     for cost in costs:
-        usage.add({**ROW, "cost_usd_estimate": cost}, to_send=False)
+        usage.add({**ROW, "cost_usd_estimate": cost})
         told.append(usage.rows()[0]["cost_usd_estimate"])
     assert told == [None, 0.001, 0.001, 0.003, 0.003]
 
@@ -453,18 +453,18 @@ def test_a_submit_costs_the_largest_that_was_told_and_unknown_is_not_0(path):
 def test_rows_without_what_nobody_knows(path):
     usage = Ledger(path).usage
     lacking = dict.fromkeys(("model", "seed", "latency_ms", "cost_usd_estimate", "render_id"))
-    usage.add({**ROW, **lacking}, to_send=False)
+    usage.add({**ROW, **lacking})
     assert usage.rows() == [{**ROW, **lacking}]
 
 
 def test_what_is_to_be_sent_stays_so_until_it_has_arrived(path):
     usage = Ledger(path).usage
-    usage.add(ROW, to_send=True)
-    usage.add({**ROW, "submit": "here", "usage_id": "u2"}, to_send=False)
+    usage.add(ROW, send=True)
+    usage.add({**ROW, "submit": "here", "usage_id": "u2"})
     assert [row["usage_id"] for row in usage.unsent()] == ["u1"]
-    usage.add(ROW, to_send=False)
+    usage.add(ROW)
     assert [row["usage_id"] for row in usage.unsent()] == ["u1"], "that did not send it"
-    usage.sent(["u1"])
+    usage.sent([ROW])
     assert usage.unsent() == []
 
 

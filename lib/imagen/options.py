@@ -97,7 +97,8 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
     said = {**dict.fromkeys(str(one.name) for one in _parameters()), **said}
     out_dir = said["out_dir"]
     found = Told(
-        defaults={"backend": config["default_backend"], **_defaults(said)},
+        defaults=_defaults(said),
+        default_backend=config["default_backend"],
         overrides=dict(_pair("--set", text) for text in said["sets"] or ()),
         count=said["count"],
         again=bool(said["again"]),

@@ -25,6 +25,7 @@ class Told:
 
     defaults: Record = field(default_factory=dict)
     overrides: Record = field(default_factory=dict)
+    default_backend: str | None = None
     seed: int | None = None
     count: int | None = None
     again: bool = False
@@ -47,7 +48,7 @@ class Request(dict[str, Any]):
     """A request as resolved: a record that knows which of its fields nobody said (`drawn`)."""
 
     def __init__(self, fields: Mapping[str, Any], drawn: Collection[str] = ()) -> None:
-        """Take the fields, and which of `id` and `seed` were drawn."""
+        """Take the fields, and which of `id`, `seed` and `backend` were drawn or defaulted."""
         super().__init__(fields)
         self.drawn = frozenset(drawn)
 
@@ -101,10 +102,12 @@ def requests_of(line: Record, told: Told) -> list[Request]:
     if made:
         asked = _anew(asked, told)
     if what != "retry":  # what was tried before is tried again, whatever the options say now
-        asked = record.with_defaults(asked, told.defaults)
+        backend = {"backend": told.default_backend} if told.default_backend else {}
+        asked = record.with_defaults(asked, {**backend, **told.defaults})
     asked = record.checked(record.overridden(asked, told.overrides))
     check_names(asked)
     drawn = {name for name in ("id", "seed") if name not in asked}
+    drawn |= {"backend"} - {*_said(line), *told.defaults, *told.overrides}
     base = asked.pop("id", None) or str(uuid.uuid4())
     if told.count is None or what == "retry":
         return [Request({**asked, "id": base, "seed": _seed(asked, 1)}, drawn)]
@@ -116,6 +119,10 @@ def requests_of(line: Record, told: Told) -> list[Request]:
         raise Refused(f"id has {len(base)} characters; with --count at most {longest} fit")
     names = (str(uuid.uuid4()) if made else f"{base}-{n + 1}" for n in range(told.count))
     return [Request({**asked, "id": one, "seed": first + n}, drawn) for n, one in enumerate(names)]
+
+
+def _said(line: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in line.items() if value is not None}
 
 
 GIVEN = ("id", "job", "date", "slug", "request")

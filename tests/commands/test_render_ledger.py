@@ -912,3 +912,13 @@ def test_what_it_cost_stands_in_the_record_and_in_the_journal(paid):
     assert [one["cost_usd"] for one in made] == [2 * PRICE, 0]
     (row,) = paid.sql("select billed, estimate_usd, cost_usd from submits")
     assert row == ("yes", 2 * PRICE, 2 * PRICE)
+
+
+def test_a_change_of_the_default_backend_does_not_make_another_request_of_it(tool, configure):
+    configure("backends: {one: {type: mock}, other: {type: mock}}\ndefault_backend: one\n")
+    first = tool("render", "a cat", "--id", "k", "--size", "64x64").record
+    configure("backends: {one: {type: mock}, other: {type: mock}}\ndefault_backend: other\n")
+    again = tool("render", "a cat", "--id", "k", "--size", "64x64")
+    assert (again.status, again.record) == (0, first)
+    asked = tool("render", "a cat", "--id", "k", "--size", "64x64", "--backend", "other")
+    assert (asked.status, asked.record["error"]["code"]) == (2, "id_taken")

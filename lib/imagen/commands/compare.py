@@ -64,6 +64,7 @@ def _request(prompt: str, said: dict[str, Any], values: Any) -> tuple[Record, li
 
     told = options.told(said, values)
     told.defaults.pop("backend", None)
+    told.default_backend = None
     numbers = compare.words(said["seeds"], "--seeds") if said["seeds"] else []
     lines: list[Record] = [{"prompt": prompt, "seed": options.typed(one)} for one in numbers]
     found = [request.requests_of(one, told)[0] for one in lines or [{"prompt": prompt}]]
