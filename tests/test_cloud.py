@@ -1,4 +1,4 @@
-"""The test cloud: one URL as Supabase has it, the policies of our migrations, and make dev-cloud."""
+"""The test cloud: one URL as Supabase has it, our policies behind it, and make dev-cloud."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -152,10 +154,10 @@ def test_a_cloud_of_ones_own_is_empty_and_points_the_tools_to_it(cloud):
 
 
 @pytest.fixture
-def dev_cloud(serve, tmp_path):
+def dev_cloud(serve, cluster):
     """Start it as make does, with a folder for its temporary files that must end empty."""
-    folder = tmp_path / "t"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="imagen-dev-"))  # a short path, open to PostgreSQL's user
+    folder.chmod(0o711)
     child = subprocess.Popen(
         [sys.executable, "-m", "servers.supabase"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
@@ -166,11 +168,13 @@ def dev_cloud(serve, tmp_path):
     yield child, folder
     child.kill()
     child.communicate()
+    shutil.rmtree(folder)
 
 
 def exported(child):
     """Read what it says to export."""
     lines = [child.stdout.readline().decode() for _ in range(6)]
+    assert all(lines), child.stderr.read().decode()
     words = [shlex.split(line)[1] for line in lines]
     return dict(word.split("=", 1) for word in words)
 

@@ -35,7 +35,7 @@ class Cloud:
     """A project; its gateway counts what is asked and fails on demand."""
 
     def __init__(self, database: Place, folder: Path | None = None) -> None:
-        """Take its database, and a folder for the bytes of objects; without one they are in memory."""
+        """Take its database, and a folder for the bytes of objects, else they are in memory."""
         self.database = database
         self.rest = Rest(database)
         self.storage = Storage(self.rest.secret, database.dsn("authenticator"), folder)
