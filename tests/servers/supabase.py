@@ -115,8 +115,10 @@ def main() -> None:
         _serve(port)
     except Told:
         print("dev-cloud: ended, nothing is left", file=sys.stderr)
-    except (NoPostgres, NoPostgrest, DidNotStart, OSError) as fault:
+    except (NoPostgres, NoPostgrest, DidNotStart) as fault:
         sys.exit(f"dev-cloud: {fault}")
+    except (OSError, OverflowError) as fault:
+        sys.exit(f"dev-cloud: it could not start, with port {port}: {fault}")
 
 
 def _told(_number: int, _frame: FrameType | None) -> None:
