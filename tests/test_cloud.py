@@ -138,6 +138,20 @@ def test_an_object_is_a_row_of_the_database(project):
         assert cursor.fetchall() == [(BUCKET, PATH, str(len(PNG)))]
 
 
+def test_storage_finds_its_database_again(cloud):
+    path, heads = f"/storage/v1/object/{BUCKET}/a.png", {"Content-Type": "image/png"}
+    statuses = []
+    for _ in range(3):
+        statuses.append(ask(cloud.url, "PUT", path, cloud.service_key, PNG, **heads).status_code)
+        with cloud.database.cursor() as cursor:
+            ends = "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s"
+            if len(statuses) == 1:
+                named = f"{ends} and application_name = 'storage'"
+                cursor.execute(named, [cloud.database.name])
+                assert cursor.rowcount == 1
+    assert statuses == [200, 500, 200]
+
+
 def test_a_cloud_of_ones_own_is_empty_and_points_the_tools_to_it(cloud):
     assert cloud.storage.objects() == {}
     said = cloud.environment(cloud.new_user())

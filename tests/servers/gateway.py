@@ -92,6 +92,11 @@ class Front:
         """Forget what was asked, and all faults that did not come up."""
         del self.asked[:], self.instead[:], self._faults[:]
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._http.connections)
+
     def next_fault(self, method: str, target: str) -> Fault | None:
         """Note a request; give what is to happen to it."""
         with self._lock:

@@ -107,6 +107,8 @@ class Table:
         except errors.UniqueViolation as error:
             raise Exists from error
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            if connection is not None:
+                connection.close()
             self.close()  # the others are as old
             raise Trouble(getattr(error, "pgcode", None) or "") from error
         except psycopg2.Error as error:

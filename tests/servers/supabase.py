@@ -60,7 +60,7 @@ class Cloud:
     @property
     def dsn(self) -> str:
         """The database's address as the role that migrates; it holds a password."""
-        return self.database.tcp("migrator", self.database.cluster.password)
+        return self.database.dsn("migrator")
 
     def user_key(self, user: str, lasts_s: float = 3600) -> str:
         """Give the token of a user who has signed in."""
@@ -164,7 +164,7 @@ def _tell(cloud: Cloud) -> None:
         **cloud.environment(owner),
         "SUPABASE_ANON_KEY": cloud.anon_key,
         "SUPABASE_USER_KEY": cloud.user_key(owner, DAYS_30),
-        "IMAGEN_DATABASE_URL": cloud.dsn,
+        "IMAGEN_DATABASE_URL": cloud.database.tcp("migrator", cloud.database.cluster.password),
     }
     for name, value in about.items():
         print(f"export {name}={shlex.quote(value)}")
