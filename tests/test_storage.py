@@ -21,7 +21,8 @@ import pytest
 from servers import postgres
 from servers.gateway import AS_IT_IS
 from servers.postgrest import token
-from servers.storage import DATABASE_TIMEOUT, SLOW_DOWN, Storage
+from servers.storage import Storage
+from servers.storage_wire import DATABASE_TIMEOUT, SLOW_DOWN
 
 RECORDED = json.loads((Path(__file__).parent / "data/storage/recorded.json").read_text())
 EXCHANGES = {one["name"]: one for one in RECORDED["exchanges"]}

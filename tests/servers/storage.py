@@ -10,78 +10,50 @@ storage.objects under its policies, without one only the service role gets in.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
-import json
 import re
 import time
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
-from email.parser import BytesHeaderParser
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote
+from typing import Any
+from urllib.parse import parse_qs
 
 from .gateway import JSON, Answer, Front, Request
+from .postgrest import token as sign
 from .storage_rows import SERVICE, Claims, Denied, Exists, Memory, Row, Rows, Table, Trouble
+from .storage_wire import (
+    INTERNAL,
+    NO_BUCKET,
+    NO_OBJECT,
+    Refused,
+    body_of,
+    check_file,
+    check_mime,
+    dated,
+    decoded,
+    denied,
+    first_of,
+    invalid,
+    key_of,
+    metadata_of,
+    no_route,
+    raw,
+    said,
+    seconds_of,
+    shown_bucket,
+    shown_file,
+    shown_folder,
+    shown_gone,
+    stamp,
+    uploaded,
+)
 
 KEY = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]+")
-MIME = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(\s*;.*)?")
 MOST_BYTES = 50 * 2**20  # the server's own limit, beside the bucket's
-MOST_NAME = 255  # bytes of a file's name: the recorded server keeps objects as files
 UPLOAD_LASTS_S = 2 * 3600  # a signed URL for an upload
-
-
-class Refused(Exception):
-    """What Storage says no with; nearly always as HTTP 400, with the real status in the body."""
-
-    def __init__(self, status: int, error: str, message: str, code: str, http: int = 400) -> None:
-        """Take the four fields of the body."""
-        super().__init__(message)
-        about = {"statusCode": str(status), "error": error, "message": message, "code": code}
-        self.answer = said(http, about)
-
-
-def said(status: int, about: Any, **headers: str) -> Answer:
-    """Answer in JSON, as compact as the real one."""
-    text = json.dumps(about, ensure_ascii=False, separators=(",", ":"))
-    return Answer(status, {**JSON, **headers}, text.encode())
-
-
-def invalid(message: str) -> Refused:
-    """Refuse a request that has not the form that it should."""
-    return Refused(400, "Error", message, "InvalidRequest")
-
-
-def denied(message: str) -> Refused:
-    """Refuse who asks."""
-    return Refused(403, "Unauthorized", message, "AccessDenied")
-
-
-NO_BUCKET = Refused(404, "Bucket not found", "Bucket not found", "NoSuchBucket")
-NO_OBJECT = Refused(404, "not_found", "Object not found", "NoSuchKey")
-BAD_MIME = "invalid_mime_type"
-INTERNAL = Refused(500, "Internal", "Internal Server Error", "InternalError", 500)
-# read in Storage's source, never recorded: too many connections, and none in time
-SLOW_DOWN = Refused(
-    429, "too_many_connections", "Too many connections issued to the database", "SlowDown", 429
-).answer
-DATABASE_TIMEOUT = Refused(
-    544, "DatabaseTimeout", "The connection to the database timed out", "DatabaseTimeout", 544
-).answer
-
-
-class Upload(NamedTuple):
-    """The bytes of an object and what is said of them."""
-
-    data: bytes
-    mime: str
-    cache: str
-    user_metadata: dict[str, Any] | None
 
 
 class Bytes:
@@ -194,13 +166,13 @@ class Storage:
                 return self._open(method, kind, rest, request)
             case _, ["object", *rest]:
                 return self._object(method, rest, request)
-        return _no_route(request)
+        return no_route(request)
 
     def _bucket(self, method: str, rest: list[str], request: Request) -> Answer:
         claims = self._claims(request)
         match method, rest:
             case "POST", []:
-                body = _body(request, "name")
+                body = body_of(request, "name")
                 one = {"id": body.get("id") or body["name"], **body}
                 try:
                     self.rows.add_bucket(claims, one)
@@ -210,10 +182,10 @@ class Storage:
                 return said(200, {"name": one["id"]})
             case "GET", []:
                 kind = {"type": "STANDARD"}
-                found = [_shown_bucket(one, kind) for one in self.rows.buckets(claims)]
+                found = [shown_bucket(one, kind) for one in self.rows.buckets(claims)]
                 return said(200, found)
             case "GET", [name]:
-                return said(200, _shown_bucket(self._found_bucket(name, claims), {}))
+                return said(200, shown_bucket(self._found_bucket(name, claims), {}))
             case "DELETE", [name]:
                 self._found_bucket(name, claims)
                 if self.rows.within(SERVICE, name, ""):
@@ -221,7 +193,7 @@ class Storage:
                     raise Refused(409, "ResourceNotEmpty", message, "ResourceNotEmpty")
                 self.rows.drop_bucket(claims, name)
                 return said(200, {"message": "Successfully deleted"})
-        return _no_route(request)
+        return no_route(request)
 
     def _open(self, method: str, kind: str, rest: list[str], request: Request) -> Answer:
         """Answer for /object/sign, /object/upload/sign and /object/public."""
@@ -229,18 +201,18 @@ class Storage:
             case "POST", "sign", [bucket]:
                 return self._sign_many(bucket, request)
             case "POST", "sign", [bucket, *key]:
-                return self._sign(bucket, _key(key), request)
+                return self._sign(bucket, key_of(key), request)
             case "GET", "sign", [bucket, *key]:
-                return self._signed(bucket, _key(key), request)
+                return self._signed(bucket, key_of(key), request)
             case "POST", "upload", ["sign", bucket, _, *_]:
-                return self._sign_upload(bucket, _key(rest[2:]), request)
+                return self._sign_upload(bucket, key_of(rest[2:]), request)
             case "PUT", "upload", ["sign", bucket, _, *_]:
-                return self._signed_upload(bucket, _key(rest[2:]), request)
+                return self._signed_upload(bucket, key_of(rest[2:]), request)
             case "GET", "public", [bucket, *key]:
                 if not self._found_bucket(bucket)["public"]:
                     raise NO_BUCKET
-                return self._sent(self._found(SERVICE, bucket, _key(key)))
-        return _no_route(request)
+                return self._sent(self._found(SERVICE, bucket, key_of(key)))
+        return no_route(request)
 
     def _object(self, method: str, rest: list[str], request: Request) -> Answer:
         match method, rest:
@@ -248,19 +220,19 @@ class Storage:
                 return self._list(bucket, request)
             case "GET", ["info", bucket, _, *_]:
                 claims = self._claims(request)
-                return self._info(self._found(claims, bucket, _key(rest[2:])))
+                return self._info(self._found(claims, bucket, key_of(rest[2:])))
             case "GET", ["authenticated", bucket, _, *_]:
                 claims = self._claims(request)
-                return self._sent(self._found(claims, bucket, _key(rest[2:])))
+                return self._sent(self._found(claims, bucket, key_of(rest[2:])))
             case "GET", [bucket, _, *_]:
-                return self._sent(self._found(self._claims(request), bucket, _key(rest[1:])))
+                return self._sent(self._found(self._claims(request), bucket, key_of(rest[1:])))
             case "POST" | "PUT", [bucket, _, *_]:
-                return self._upload(method, bucket, _key(rest[1:]), request)
+                return self._upload(method, bucket, key_of(rest[1:]), request)
             case "DELETE", [bucket]:
                 return self._delete_many(bucket, request)
             case "DELETE", [bucket, _, *_]:
-                return self._delete(bucket, _key(rest[1:]), request)
-        return _no_route(request)
+                return self._delete(bucket, key_of(rest[1:]), request)
+        return no_route(request)
 
     # -- objects ---------------------------------------------------------------------------------
 
@@ -273,17 +245,17 @@ class Storage:
     def _stored(self, claims: Claims, bucket: str, key: str, request: Request, upsert: bool) -> Row:
         """Judge and keep an upload. As with the real one, two at once may both be the first."""
         limits = self._found_bucket(bucket)
-        upload = _uploaded(request)
-        _check_mime(upload.mime, limits["allowed_mime_types"])
+        upload = uploaded(request)
+        check_mime(upload.mime, limits["allowed_mime_types"])
         if not KEY.fullmatch(key):
             raise Refused(400, "InvalidKey", f"Invalid key: {key}", "InvalidKey")
         self.rows.may_put(claims, bucket, key, upsert)
         if len(upload.data) > min(self.most_bytes, limits["file_size_limit"] or self.most_bytes):
             message = "The object exceeded the maximum allowed size"
             raise Refused(413, "Payload too large", message, "EntityTooLarge")
-        _check_file(bucket, key)
+        check_file(bucket, key)
         self.bytes.put((bucket, key), upload.data)
-        about = _metadata(upload, self.now())
+        about = metadata_of(upload, self.now())
         return self.rows.put(bucket, key, claims.get("sub"), about, upload.user_metadata)
 
     def _found_bucket(self, name: str, claims: Claims = SERVICE) -> dict[str, Any]:
@@ -308,7 +280,7 @@ class Storage:
         cache = {} if "expires" in headers else {"cache-control": about.get("cacheControl", "")}
         kind = about.get("mimetype", "application/octet-stream")
         fixed = {"accept-ranges": "bytes", "content-type": kind, "x-robots-tag": "none"}
-        return Answer(200, {**fixed, **_dated(row), **headers, **cache}, data)
+        return Answer(200, {**fixed, **dated(row), **headers, **cache}, data)
 
     def _info(self, row: Row) -> Answer:
         about = row.metadata or {}
@@ -320,7 +292,7 @@ class Storage:
             **{"etag": about.get("eTag"), "metadata": row.user_metadata or {}},
             **{"last_modified": stamp(row.updated_at), "created_at": stamp(row.created_at)},
         }
-        return said(200, shown, **_dated(row), **{"cache-control": cache})
+        return said(200, shown, **dated(row), **{"cache-control": cache})
 
     def _version(self, row: Row) -> str:
         return self.bytes.versions.get((row.bucket_id, row.name), "")
@@ -335,11 +307,11 @@ class Storage:
 
     def _delete_many(self, bucket: str, request: Request) -> Answer:
         claims = self._claims(request)
-        gone = self.rows.delete(claims, bucket, _body(request, "prefixes")["prefixes"])
-        return said(200, [_shown_gone(one, self.bytes.forget((bucket, one.name))) for one in gone])
+        gone = self.rows.delete(claims, bucket, body_of(request, "prefixes")["prefixes"])
+        return said(200, [shown_gone(one, self.bytes.forget((bucket, one.name))) for one in gone])
 
     def _list(self, bucket: str, request: Request) -> Answer:
-        claims, body = self._claims(request), _body(request, "prefix")
+        claims, body = self._claims(request), body_of(request, "prefix")
         inside = body["prefix"].strip("/") + "/" if body["prefix"].strip("/") else ""
         order = body.get("sortBy") or {}
         by, down = order.get("column") or "name", order.get("order") == "desc"
@@ -349,14 +321,14 @@ class Storage:
             if is_folder:
                 folders.add(first)
             else:
-                files.append((getattr(row, by), _shown_file(first, row)))
+                files.append((getattr(row, by), shown_file(first, row)))
         if by == "name":
-            named = [(one, _shown_folder(one)) for one in folders]
-            found = sorted([*named, *((one["name"], one) for _, one in files)], key=_first)
+            named = [(one, shown_folder(one)) for one in folders]
+            found = sorted([*named, *((one["name"], one) for _, one in files)], key=first_of)
             found = found[::-1] if down else found
         else:  # not recorded: folders, which have no times, come first
-            found = [(one, _shown_folder(one)) for one in sorted(folders)]
-            found += sorted(files, key=_first, reverse=down)
+            found = [(one, shown_folder(one)) for one in sorted(folders)]
+            found += sorted(files, key=first_of, reverse=down)
         start = body.get("offset") or 0
         return said(200, [one for _, one in found[start : start + (body.get("limit") or 100)]])
 
@@ -373,12 +345,12 @@ class Storage:
         parts = token.split(".")
         if len(parts) != 3:
             raise refuse("Invalid Compact JWS")
-        head, claims = _decoded(parts[0]), _decoded(parts[1])
+        head, claims = decoded(parts[0]), decoded(parts[1])
         if not isinstance(head, dict) or "alg" not in head:
             raise refuse("JWS Protected Header is invalid")
         signed = ".".join(parts[:2]).encode()
         right = hmac.digest(self.secret.encode(), signed, hashlib.sha256)
-        if head["alg"] != "HS256" or not isinstance(claims, dict) or _raw(parts[2]) != right:
+        if head["alg"] != "HS256" or not isinstance(claims, dict) or raw(parts[2]) != right:
             raise refuse("signature verification failed")
         if claims.get("exp", self.now() + 1) <= self.now():
             raise refuse('"exp" claim timestamp check failed')
@@ -387,19 +359,16 @@ class Storage:
     def token(self, lasts_s: float, **claims: Any) -> str:
         """Sign a token that lasts so long on its clock."""
         times = {"iat": int(self.now()), "exp": int(self.now() + lasts_s)}
-        head, body = (_coded(one) for one in ({"alg": "HS256"}, {**claims, **times}))
-        signed = f"{head}.{body}"
-        right = hmac.digest(self.secret.encode(), signed.encode(), hashlib.sha256)
-        return f"{signed}.{base64.urlsafe_b64encode(right).decode().rstrip('=')}"
+        return sign(self.secret, **claims, **times)
 
     def _sign(self, bucket: str, key: str, request: Request) -> Answer:
-        claims, body = self._claims(request), _body(request, "expiresIn")
+        claims, body = self._claims(request), body_of(request, "expiresIn")
         self._found(claims, bucket, key)
-        return said(200, {"signedURL": self._signed_url(bucket, key, _lasts(body))})
+        return said(200, {"signedURL": self._signed_url(bucket, key, seconds_of(body))})
 
     def _sign_many(self, bucket: str, request: Request) -> Answer:
-        claims, body = self._claims(request), _body(request, "expiresIn", "paths")
-        lasts_s, found = _lasts(body), []
+        claims, body = self._claims(request), body_of(request, "expiresIn", "paths")
+        lasts_s, found = seconds_of(body), []
         missing = "Either the object does not exist or you do not have access to it"
         for path in body["paths"]:
             there = self.rows.find(claims, bucket, path)
@@ -446,171 +415,3 @@ class Storage:
         as_owner = {**SERVICE, "sub": claims.get("owner")}
         self._stored(as_owner, bucket, key, request, bool(claims.get("upsert")))
         return said(200, {"Key": f"{bucket}/{key}"})
-
-
-# -- what stands in a request ----------------------------------------------------------------------
-
-
-def _key(words: list[str]) -> str:
-    return unquote("/".join(words))
-
-
-def _first(pair: tuple[Any, Any]) -> Any:
-    return pair[0]
-
-
-def _no_route(request: Request) -> Answer:
-    path = request.target.partition("?")[0]
-    message = f"Route {request.method}:{path} not found"
-    return said(404, {"message": message, "error": "Not Found", "statusCode": 404})
-
-
-def _body(request: Request, *required: str) -> dict[str, Any]:
-    """Read the JSON of a request, which must have these keys."""
-    is_json = request.headers.get("Content-Type", "").startswith("application/json")
-    try:
-        body = json.loads(request.body) if is_json else None
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise invalid("body must be object")
-    for name in required:
-        if name not in body:
-            raise invalid(f"body must have required property '{name}'")
-    return body
-
-
-def _lasts(body: dict[str, Any]) -> int:
-    try:
-        seconds = int(body["expiresIn"])  # a string of digits will do
-    except (TypeError, ValueError):
-        raise invalid("body/expiresIn must be integer") from None
-    if seconds < 1:
-        raise invalid("body/expiresIn must be >= 1")
-    return seconds
-
-
-def _uploaded(request: Request) -> Upload:
-    """Read an upload, sent as it is or as a form."""
-    kind = request.headers.get("Content-Type") or "application/octet-stream"
-    given = request.headers.get("x-metadata")
-    user = _decoded(given) if given else None
-    if not kind.startswith("multipart/form-data"):
-        cache = request.headers.get("cache-control", "no-cache")
-        return Upload(request.body, kind, cache, user)
-    data, mime, cache = b"", "application/octet-stream", "no-cache"
-    for name, part_kind, content in _parts(request.body, kind):
-        if name == "cacheControl":
-            cache = f"max-age={content.decode()}"
-        elif name == "metadata":
-            user = json.loads(content)
-        else:
-            data, mime = content, part_kind or mime
-    return Upload(data, mime, cache, user)
-
-
-def _parts(body: bytes, kind: str) -> list[tuple[str, str, bytes]]:
-    """Give name, content type and content of each part of a form."""
-    boundary = kind.partition("boundary=")[2].strip('"').encode()
-    found = []
-    for part in (b"\r\n" + body).split(b"\r\n--" + boundary)[1:-1]:
-        head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-        headers = BytesHeaderParser().parsebytes(head)
-        name = headers.get_param("name", "", "content-disposition")
-        found.append((str(name), headers.get("Content-Type", ""), content))
-    return found
-
-
-def _check_mime(mime: str, allowed: list[str] | None) -> None:
-    if not MIME.fullmatch(mime):
-        raise Refused(415, BAD_MIME, "Invalid Content-Type header", "InvalidMimeType")
-    families = {one.removesuffix("*") for one in allowed or [] if one.endswith("/*")}
-    if allowed and mime not in allowed and not mime.startswith((*families,)):
-        raise Refused(415, BAD_MIME, f"mime type {mime} is not supported", "InvalidMimeType")
-
-
-def _check_file(bucket: str, key: str) -> None:
-    """Refuse what a server that keeps objects as files cannot name."""
-    if {".", ".."} & {*key.split("/")}:
-        path = f"supa/local/{bucket}/{key}/{uuid.uuid4()}"
-        raise Refused(
-            400, "InvalidKey", f"Invalid key: {path} contains dot path segment", "InvalidKey"
-        )
-    if max(len(part) for part in key.split("/")) > MOST_NAME:
-        raise INTERNAL
-
-
-# -- what stands in an answer ----------------------------------------------------------------------
-
-
-def stamp(at: datetime | None) -> str | None:
-    """Write a time as Storage does."""
-    return at and at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-
-
-def _metadata(upload: Upload, now: float) -> dict[str, Any]:
-    etag = hashlib.md5(upload.data, usedforsecurity=False).hexdigest()
-    return {
-        "eTag": f'"{etag}"',
-        "size": len(upload.data),
-        "mimetype": upload.mime,
-        "cacheControl": upload.cache,
-        "lastModified": stamp(datetime.fromtimestamp(now, UTC)),
-        "contentLength": len(upload.data),
-        "httpStatusCode": 200,
-    }
-
-
-def _dated(row: Row) -> dict[str, str]:
-    modified = formatdate(row.updated_at.timestamp(), usegmt=True)
-    return {"etag": (row.metadata or {}).get("eTag", ""), "last-modified": modified}
-
-
-def _shown_bucket(one: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **{"id": one["id"], "name": one["name"], "owner": one["owner_id"] or ""},
-        **{"public": one["public"], **more, "file_size_limit": one["file_size_limit"]},
-        **{"allowed_mime_types": one["allowed_mime_types"]},
-        **{name: stamp(one[name]) for name in ("created_at", "updated_at")},
-    }
-
-
-def _times(row: Row) -> dict[str, str | None]:
-    names = ("updated_at", "created_at", "last_accessed_at")
-    return {name: stamp(getattr(row, name)) for name in names}
-
-
-def _shown_file(name: str, row: Row) -> dict[str, Any]:
-    return {"name": name, "id": row.id, **_times(row), "metadata": row.metadata}
-
-
-def _shown_folder(name: str) -> dict[str, Any]:
-    keys = ("id", "updated_at", "created_at", "last_accessed_at", "metadata")
-    return {"name": name, **dict.fromkeys(keys)}
-
-
-def _shown_gone(row: Row, version: str) -> dict[str, Any]:
-    owner = row.owner_id or ""
-    return {
-        **{"name": row.name, "bucket_id": row.bucket_id, "owner": owner, "owner_id": owner},
-        **{"version": version, "id": row.id, **_times(row)},
-        **{"metadata": row.metadata, "user_metadata": row.user_metadata or {}},
-    }
-
-
-def _raw(text: str) -> bytes:
-    try:
-        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except (binascii.Error, ValueError):
-        return b""
-
-
-def _decoded(text: str) -> Any:
-    try:
-        return json.loads(_raw(text.rstrip("=")))
-    except ValueError:
-        return None
-
-
-def _coded(about: Any) -> str:
-    return base64.urlsafe_b64encode(json.dumps(about).encode()).decode().rstrip("=")
