@@ -5,7 +5,11 @@ VENV = .venv
 RUN = $(VENV)/.tools-installed
 TESTED = $(VENV)/.tests-installed
 LINTED = $(VENV)/.lint-installed
-PIP = PIP_ROOT_USER_ACTION=ignore $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
+OFFICIAL = .venv-official
+PORT = 0
+INSTALL = -m pip --disable-pip-version-check install --quiet
+PIP = PIP_ROOT_USER_ACTION=ignore $(VENV)/bin/python $(INSTALL)
+PIP_OFFICIAL = PIP_ROOT_USER_ACTION=ignore $(OFFICIAL)/bin/python $(INSTALL)
 
 all: $(RUN)
 
@@ -13,6 +17,8 @@ help:
 	@echo 'make              set up .venv with all tools, and nothing else'
 	@echo 'make demo         set up, then make six images with the mock backend in ./demo-output'
 	@echo 'make test         set up, then run all tests'
+	@echo 'make official     run the 27 operations of the official supabase client (81 MB, in $(OFFICIAL))'
+	@echo 'make dev-cloud    a throw-away Supabase project on this machine, until Ctrl-C (PORT=54321)'
 	@echo 'make lint         ruff, mypy, and shellcheck where it is installed'
 	@echo 'make docs         write the help texts and tables into docs/ again'
 	@echo 'make soak         kill a thousand renders at random steps, run each again, count'
@@ -41,6 +47,18 @@ demo: $(RUN)
 test: $(TESTED)
 	@$(VENV)/bin/python -m pytest -n auto
 
+$(OFFICIAL)/.installed: pyproject.toml
+	@PYTHON='$(PYTHON)' sh tests/make_venv.sh '$(OFFICIAL)'
+	@$(PIP_OFFICIAL) --editable '.[test,official]'
+	@sh tests/get_postgrest.sh '$(OFFICIAL)'
+	@touch $@
+
+official: $(OFFICIAL)/.installed
+	@IMAGEN_OFFICIAL=1 $(OFFICIAL)/bin/python -m pytest tests/test_storage_official.py
+
+dev-cloud: $(TESTED)
+	@PYTHONPATH=tests exec $(VENV)/bin/python -m servers.supabase --port '$(PORT)'
+
 lint: $(LINTED)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check --quiet .
@@ -62,6 +80,6 @@ wheel-check: $(TESTED)
 	@sh tests/wheel_check.sh '$(VENV)/bin/python'
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: all help demo test lint docs soak bench wheel-check clean
+.PHONY: all help demo test official dev-cloud lint docs soak bench wheel-check clean

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from paid import Paid
     from servers.postgres import Cluster, Place
     from servers.postgrest import Rest
+    from servers.supabase import Cloud
 
 LIB = Path(imagen.__file__).resolve().parents[1]
 REQUIRE_REAL = os.environ.get("IMAGEN_REQUIRE_REAL") == "1"
@@ -143,6 +144,25 @@ def serve() -> Callable[..., AbstractContextManager[Rest]]:
 def rest(database: Place, serve: Callable[..., AbstractContextManager[Rest]]) -> Iterator[Rest]:
     """A PostgREST for the test's database."""
     with serve(database) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def serve_cloud(
+    serve: Callable[..., AbstractContextManager[Rest]],
+) -> Callable[[Place], AbstractContextManager[Cloud]]:
+    """Start a Supabase project for a database: `with serve_cloud(database) as cloud`."""
+    from servers import supabase
+
+    return supabase.serving
+
+
+@pytest.fixture
+def cloud(
+    database: Place, serve_cloud: Callable[[Place], AbstractContextManager[Cloud]]
+) -> Iterator[Cloud]:
+    """A Supabase project with a database of the test's own, behind one URL."""
+    with serve_cloud(database) as found:
         yield found
 
 

@@ -51,7 +51,7 @@ def use(tmp_path):
 
 
 def lives(pid):
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, FileNotFoundError):  # it may end between the two
         os.kill(pid, 0)
         return "zombie" not in Path(f"/proc/{pid}/status").read_text()
     return False

@@ -184,17 +184,11 @@ def started(binaries: Path | None = None) -> Cluster:
         user = "nobody"
         binaries = _within_reach(binaries, folder)
         shutil.chown(folder, user)
-    who = {"user": user, "extra_groups": []} if user else {}
-    subprocess.run(
-        [
-            *(binaries / "initdb", "-D", folder / "data", "-U", "postgres", "-E", "UTF8"),
-            *("--locale=C", "--no-sync", "--auth=trust"),
-        ],
-        check=True,
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        **who,
-    )
+    try:
+        _initialize(binaries, folder, user)
+    except BaseException:  # nobody guards the folder yet
+        shutil.rmtree(folder)
+        raise
     lines = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
     (folder / "data/pg_hba.conf").write_text(lines)
     port = _free_port()
@@ -205,6 +199,20 @@ def started(binaries: Path | None = None) -> Cluster:
     cluster = Cluster(parts, secrets.token_hex(), share)
     share.run(command, lambda: _answers(cluster), user, signal.SIGINT)
     return cluster
+
+
+def _initialize(binaries: Path, folder: Path, user: str) -> None:
+    who: dict[str, Any] = {"user": user, "extra_groups": []} if user else {}
+    subprocess.run(
+        [
+            *(binaries / "initdb", "-D", folder / "data", "-U", "postgres", "-E", "UTF8"),
+            *("--locale=C", "--no-sync", "--auth=trust"),
+        ],
+        check=True,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        **who,
+    )
 
 
 def find() -> list[Path]:
