@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,10 @@ FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state
 WRITERS = ("render", "generate", "sheet", "compare")
 NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
 
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's background: tools would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.setrecursionlimit(5_000)  # the tests read what is nested deep from a deeper place than tools
 
 _record_schema = Draft202012Validator(
