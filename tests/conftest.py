@@ -37,7 +37,7 @@ NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell's background: tools would inherit it
+):  # of a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.setrecursionlimit(5_000)  # the tests read what is nested deep from a deeper place than tools
 
