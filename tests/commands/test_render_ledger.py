@@ -293,6 +293,17 @@ def test_lost_creates_of_one_input_at_once_are_each_their_own(paid):
     assert len({one.record["submit"] for one in ran}) == paid.creates == 6
 
 
+def test_a_lost_create_is_found_though_our_clock_was_set_back_since(paid):
+    """The intent then lies in the future: where in the list it stands cannot be worked out."""
+    paid.server.fail("POST", None, after=True)
+    paid.server.fail("GET", TROUBLE, times=100)
+    assert error(paid("a cat", "--id", "k"))["retry"] == "reconcile"
+    paid.server.forgive()
+    paid.age(-600)
+    assert is_image(paid("a cat", "--id", "k").record)
+    assert paid.creates == 1
+
+
 # -- without an id ---------------------------------------------------------------------------------
 
 

@@ -149,7 +149,8 @@ class Replicate:
                 now = replicate_api.server_now(answer.headers)
                 doubtful = now is None
                 age_s = time.time() - lost.since
-                wanted = wanted._replace(since=now and now - age_s - _MARGIN_S)
+                if now is not None and age_s >= 0:  # else our clock was set back: read it all
+                    wanted = wanted._replace(since=now - age_s - _MARGIN_S)
             judged = replicate_api.judged(said.get("results"), wanted, lost.owned)
             ours += judged.ours
             doubtful |= judged.doubtful
