@@ -22,7 +22,7 @@ import pytest
 
 from paid import PRICE, TOKEN, Paid
 from servers.comfyui import ComfyUI
-from servers.replicate import NO_CREDIT, TROUBLE, throttled
+from servers.replicate import NO_CREDIT, TROUBLE, problem, throttled
 
 SMALL = ("--size", "64x64")
 
@@ -248,6 +248,14 @@ def test_a_refused_token_was_no_submit_either(paid):
 
 def test_a_create_whose_answer_was_lost_is_found(paid):
     paid.server.fail("POST", None, after=True)
+    made = paid("a cat", "--id", "k")
+    assert is_image(made.record)
+    assert (paid.creates, made.record["attempts"]) == (1, 1)
+
+
+@pytest.mark.parametrize("status", [303, 408, 499])
+def test_a_refusal_that_something_on_the_way_may_have_made_up_is_looked_for_too(paid, status):
+    paid.server.fail("POST", problem(status, "gave up waiting"), after=True)
     made = paid("a cat", "--id", "k")
     assert is_image(made.record)
     assert (paid.creates, made.record["attempts"]) == (1, 1)

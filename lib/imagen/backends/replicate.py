@@ -51,6 +51,7 @@ _MARGIN_S = 120  # the list is read back so far beyond the submit: two clocks ar
 _FIND_S = 120  # how long a look may take
 _MOST_PAGES = 100  # of a hundred predictions
 _GONE = (404, 410)
+_UNCLEAR = (303, 408, 499)  # "look elsewhere", or a proxy gave up: what is behind may have accepted
 _WHO = "Replicate API"
 
 
@@ -109,6 +110,8 @@ class Replicate:
         except Rejected as fault:
             if fault.status == 404:
                 fault.hint = "is it spelled so? a model without an official endpoint needs :version"
+            if fault.status in _UNCLEAR:
+                raise AnswerLost(fault.message, billed="unknown") from None
             raise
         except (AnswerLost, ServerFault) as fault:  # it may have arrived
             fault.billed = "unknown"
