@@ -752,6 +752,20 @@ def test_a_ledger_that_fills_up_after_the_create_costs_nothing_twice(paid, needs
     assert paid.creates == 1
 
 
+def test_a_ledger_that_is_spoiled_after_the_create_keeps_no_image_back(paid, until):
+    paid.server.held = True
+    child = paid.tool.start("render", "a cat", "--size=512x512")
+    until(lambda: paid.server.asks("GET /v1/predictions/"))
+    for file in paid.state.glob("ledger.sqlite3*"):
+        with file.open("r+b") as spoiled:
+            spoiled.write(b"x" * file.stat().st_size)
+    paid.server.held = False
+    ran = paid.tool.ended(child)
+    assert is_image(ran.record)
+    assert (ran.status, paid.creates) == (0, 1)
+    assert "goes out all the same" in ran.err
+
+
 def test_no_room_for_the_image_loses_nothing_that_was_paid(paid, needs):
     first, ran = on_a_full_disk(paid, needs, "submitted", "--out-dir=disk")
     failed, made = ran.records
