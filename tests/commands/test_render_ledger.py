@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from paid import PRICE, TOKEN, Paid
+from paid import PRICE, QUICK, SCHNELL, TOKEN, Paid
 from servers.comfyui import ComfyUI
 from servers.replicate import NO_CREDIT, TROUBLE, problem, throttled
 
@@ -290,6 +290,17 @@ def test_a_lost_create_is_not_taken_from_the_one_who_has_it(paid):
     assert is_image(other)
     assert paid.creates == 2
     assert other["submit"] == paid.server.predictions[1]["id"]
+
+
+def test_a_lost_create_is_not_taken_from_another_instance_of_the_account(paid):
+    rep = f"{{type: replicate, model: {SCHNELL}, base_url: '{paid.server.url}', {QUICK}}}"
+    paid.write(f"backends:\n  one: {rep}\n  other: {rep}")
+    one = paid("a cat", "--seed", 7, "--backend=one").record
+    paid.server.fail("POST", None)
+    other = paid("a cat", "--seed", 7, "--backend=other").record
+    assert is_image(other)
+    assert paid.creates == 2
+    assert [one["submit"], other["submit"]] == [made["id"] for made in paid.server.predictions]
 
 
 def test_lost_creates_of_one_input_at_once_are_each_their_own(paid):
