@@ -558,6 +558,16 @@ def test_resume_takes_no_prompt(paid):
     assert (ran.status, ran.out, paid.creates) == (2, b"", 0)
 
 
+@pytest.mark.parametrize("also", ["--output=x.png", "--output=-", "--no-ledger"])
+def test_resume_puts_no_two_images_into_one_file_and_needs_its_ledger(paid, also):
+    left = [pending_one(paid, prompt) for prompt in ("a cat", "a dog")]
+    ran = paid.tool("render", "--resume", "--force", also)
+    assert (ran.status, ran.out) == (2, b"")
+    assert "--resume" in ran.err
+    made = paid.tool("render", "--resume").records
+    assert len({one["file"] for one in made if is_image(one)}) == len(left)
+
+
 # -- without a ledger, and with one that cannot be used --------------------------------------------
 
 
