@@ -190,7 +190,7 @@ class Replicate:
             raise fault
         with self._billing("yes"), self._server.within(time.monotonic() + _FETCH_S):
             images = self._images(found)
-        return Collected(images, _meta(found, plan), found.run_ms, self._cost(found))
+        return Collected(images, _meta(found, plan), found.run_ms, self._cost(found, plan))
 
     def _prediction(self, handle: str, wait: Wait) -> Prediction:
         """Read it: once more after a 5xx, for a while when the network is down or it is told to."""
@@ -243,12 +243,18 @@ class Replicate:
                 return None
             raise
 
-    def _cost(self, found: Prediction) -> float | None:
-        """Give what it did cost where that depends on how long it ran."""
+    def _cost(self, found: Prediction, plan: Plan | None) -> float | None:
+        """Give what it did cost where that is not what was planned: by its time, by its images."""
         price = prices.price_of(str(self.model), self._settings.prices)
-        if price is None or price.unit != "second" or found.predict_s is None:
+        if price is None:
             return None
-        return price.estimate(1, None, found.predict_s)
+        if price.unit == "second":
+            ran_s = found.predict_s
+            return None if ran_s is None else price.estimate(1, None, ran_s)
+        made = len(found.outputs)
+        if plan is None or plan.cost_usd is None or made <= plan.images:
+            return None
+        return round(plan.cost_usd / plan.images * made, 9)
 
     def cancel(self, handle: str) -> None:
         """Leave it: what is paid for is never cancelled by us."""
