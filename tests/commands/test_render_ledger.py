@@ -947,6 +947,13 @@ def test_the_token_stands_nowhere(paid):
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
 
 
+def test_a_token_in_the_words_of_a_failed_prediction_is_hidden(paid):
+    paid.server.ending, paid.server.error = "failed", f"no access with {TOKEN}"
+    ran = paid("a cat", "--id", "k")
+    assert error(ran)["message"].endswith("no access with ***")
+    assert TOKEN not in ran.err + str(paid.sql("select error from renders"))
+
+
 def test_the_ledger_and_its_companions_are_for_their_owner_alone(paid, until):
     paid.server.held = True
     child = paid.tool.start(

@@ -197,11 +197,11 @@ class Replicate:
 
         def read() -> Prediction:
             with self._speaking():
-                said = self._server.get(f"{replicate_api.LIST}/{handle}").json_object()
-            found = replicate_api.prediction(said)
+                answer = self._server.get(f"{replicate_api.LIST}/{handle}")
+            found = replicate_api.prediction(answer.json_object())
             if found.id != handle:
                 raise ServerFault(f"asked for prediction {handle}, Replicate gave {found.id}")
-            return found
+            return found._replace(error=answer.hide(found.error))
 
         patience_s = min(self._get("patience_s"), max(wait.until - time.monotonic(), 0))
         try:
