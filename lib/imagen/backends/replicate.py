@@ -177,7 +177,7 @@ class Replicate:
         It was accepted: whatever fails here, money may have left.
         """
         if not replicate_api.is_id(handle):
-            raise Refused(f"no id of a prediction: {handle[:60]!r}", billed="unknown")
+            raise Refused(f"no id of a prediction: {handle[:60]!r}", billed="unknown", ends=True)
         ends = max(wait.until, time.monotonic() + _AT_LEAST_S)
         with self._billing("unknown"), self._server.within(ends):
             while (found := self._prediction(handle, wait)).status not in replicate_api.ENDED:
