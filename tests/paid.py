@@ -26,13 +26,13 @@ class Paid:
         self.server = server
         self.state = tool.folder / "state" / "imagen"
         self.ledger = self.state / "ledger.sqlite3"
-        self._write = configure
+        self.write = configure
         self.configure()
 
     def configure(self, more: str = "", model: str = SCHNELL, keys: str = QUICK) -> None:
         """Write the configuration; `more` are lines of their own."""
         rep = f"{{type: replicate, model: '{model}', base_url: '{self.server.url}', {keys}}}"
-        self._write(f"default_backend: rep\nbackends:\n  rep: {rep}\n{more}\n")
+        self.write(f"default_backend: rep\nbackends:\n  rep: {rep}\n{more}\n")
 
     def __call__(self, *args: object, **more: Any) -> Ran:
         """Run imagen-render with small images to its end."""

@@ -313,8 +313,8 @@ def test_a_handle_belongs_to_one_submit_of_an_instance(path, journal):
     assert journal.submitted("one", 1, "h")
     assert journal.submitted("one", 1, "h"), "written twice is no theft"
     assert not Ledger(path).journal.submitted("two", 1, "h")
-    assert journal.owner("rep", "h") == ("one", 1)
-    assert journal.owner("another", "h") is None
+    assert journal.owners("h") == {("one", 1)}
+    assert journal.owners("another") == set()
     entry = journal.entry("two")
     assert entry is not None
     assert entry.handle is None
@@ -322,6 +322,7 @@ def test_a_handle_belongs_to_one_submit_of_an_instance(path, journal):
     assert journal.entry("three") is None
     elsewhere = intent("three", handle="h")._replace(request={**RECORD, "backend": "another"})
     assert journal.adopt(elsewhere, UNNAMED)
+    assert journal.owners("h") == {("one", 1), ("three", 1)}
 
 
 def test_an_intent_that_is_withdrawn_was_never_there(path, journal):

@@ -46,6 +46,12 @@ class Answer(NamedTuple):
             body = body.replace(secret.encode(), b"***")
         return body
 
+    def hide(self, text: str) -> str:
+        """Give a text that was read in the body with them hidden."""
+        for secret in self.hidden:
+            text = text.replace(secret, "***")
+        return text
+
     def json_object(self) -> dict[str, Any]:
         """Read the body as a JSON object; ServerFault when it is none."""
         try:

@@ -195,7 +195,9 @@ def judged(items: Any, wanted: Wanted, owned: Callable[[str], bool]) -> Judged:
         if wanted.since is not None and one.created is not None and one.created < wanted.since:
             reached = True
             continue
-        is_it = None if owned(one.id) else _is_wanted(one, wanted)
+        is_it = _is_wanted(one, wanted)
+        if is_it is False or owned(one.id):
+            continue
         if is_it is True:
             ours.append(one)
         doubtful |= is_it == "perhaps"

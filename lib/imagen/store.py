@@ -12,7 +12,7 @@ from typing import Any
 from . import files, image, outcome
 from .backends import Collected
 from .errors import ImagenError, TooFewImages, from_os
-from .ledger import Entry, Ledger
+from .ledger import Entry, Ledger, LedgerBusy, LedgerFault
 from .outcome import Job
 from .record import Record
 from .request import Told
@@ -35,8 +35,11 @@ class Store:
             job.places.append(self._place(job, 1, job.render_id, place or {}))
 
     def release(self, job: Job) -> None:
-        """Give the names back, unless the render may still go on."""
-        if self._ledger.path and self._ledger.journal.is_open(job.render_id):
+        """Give the names back, unless the render may still go on, or nobody can tell."""
+        try:
+            if self._ledger.path and self._ledger.journal.is_open(job.render_id):
+                return
+        except (LedgerFault, LedgerBusy):  # a ledger that breaks keeps back no image
             return
         for place in job.places:
             place.release()

@@ -69,7 +69,7 @@ class Submitter:
             return nullcontext(True)  # we choose the handle ourselves: it tells them apart
         text = json.dumps(plan.payload, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return self._ledger.lock(f"submit {job.asked['backend']} {digest}")
+        return self._ledger.lock(f"submit {digest}")  # instances may be of one account
 
     def _found(self, job: Job) -> str | None:
         """Look for a submit whose answer was lost; None when it is certainly absent."""
@@ -92,8 +92,7 @@ class Submitter:
         )
 
     def _is_of_another(self, job: Job, handle: str) -> bool:
-        owner = self._journal.owner(job.asked["backend"], handle)
-        return owner not in (None, (job.render_id, job.attempts))
+        return bool(self._journal.owners(handle) - {(job.render_id, job.attempts)})
 
     def _sent(self, job: Job) -> str:
         """Write the intent, send, write the handle."""

@@ -291,6 +291,14 @@ def test_a_price_for_each_second_is_settled_by_how_long_it_ran(web):
     assert by_time.collect("p1", soon(), None).cost_usd is None
 
 
+def test_images_that_a_model_makes_beyond_those_asked_for_are_paid_too(web):
+    backend = opened(prices={SCHNELL: {"amount": 0.01, "unit": "image"}})
+    web.get(IMAGE, content=b"png")
+    for outputs, usd in ((1, None), (3, 0.03)):
+        web.get(ONE, json=prediction(output=[IMAGE] * outputs))
+        assert backend.collect("p1", soon(), backend.plan(ask())).cost_usd == usd
+
+
 # -- the instance ----------------------------------------------------------------------------------
 
 

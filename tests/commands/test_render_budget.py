@@ -245,6 +245,19 @@ def test_what_another_ledger_submitted_counts_once_it_is_ours(paid):
     assert error(paid("a dog"))["code"] == "over_budget"
 
 
+def test_a_pending_line_that_names_no_prediction_is_not_reserved_for_ever(paid):
+    paid.configure("budget: {per_day: 0.004}")
+    pending = {"backend": "rep", "handle": "../models", "since": "2026-11-23T00:00:00Z"}
+    line = {"prompt": "a cat", "id": "k", "seed": 7, "pending": pending}
+    first, again = (paid(stdin=[line]) for _ in range(2))
+    assert (first.status, first.record["error"]["billed"]) == (2, "unknown")
+    assert again.record["error"] == first.record["error"]
+    assert paid.tool("render", "--resume").out == b""
+    paid.age(86400)
+    assert "error" not in paid("a dog").record
+    assert paid.creates == 1
+
+
 def test_what_was_spent_yesterday_counts_for_the_month_and_not_for_today(paid):
     spend(paid, "per_day: 0.003", renders=1)
     paid.age(86400)

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from paid import PRICE, TOKEN, Paid
+from paid import PRICE, QUICK, SCHNELL, TOKEN, Paid
 from servers.comfyui import ComfyUI
-from servers.replicate import NO_CREDIT, TROUBLE, throttled
+from servers.replicate import NO_CREDIT, TROUBLE, problem, throttled
 
 SMALL = ("--size", "64x64")
 
@@ -253,6 +253,14 @@ def test_a_create_whose_answer_was_lost_is_found(paid):
     assert (paid.creates, made.record["attempts"]) == (1, 1)
 
 
+@pytest.mark.parametrize("status", [303, 408, 499])
+def test_a_refusal_that_something_on_the_way_may_have_made_up_is_looked_for_too(paid, status):
+    paid.server.fail("POST", problem(status, "gave up waiting"), after=True)
+    made = paid("a cat", "--id", "k")
+    assert is_image(made.record)
+    assert (paid.creates, made.record["attempts"]) == (1, 1)
+
+
 def test_a_create_that_is_certainly_absent_is_sent_once_more(paid):
     paid.server.fail("POST", TROUBLE)
     made = paid("a cat", "--id", "k")
@@ -284,6 +292,17 @@ def test_a_lost_create_is_not_taken_from_the_one_who_has_it(paid):
     assert other["submit"] == paid.server.predictions[1]["id"]
 
 
+def test_a_lost_create_is_not_taken_from_another_instance_of_the_account(paid):
+    rep = f"{{type: replicate, model: {SCHNELL}, base_url: '{paid.server.url}', {QUICK}}}"
+    paid.write(f"backends:\n  one: {rep}\n  other: {rep}")
+    one = paid("a cat", "--seed", 7, "--backend=one").record
+    paid.server.fail("POST", None)
+    other = paid("a cat", "--seed", 7, "--backend=other").record
+    assert is_image(other)
+    assert paid.creates == 2
+    assert [one["submit"], other["submit"]] == [made["id"] for made in paid.server.predictions]
+
+
 def test_lost_creates_of_one_input_at_once_are_each_their_own(paid):
     paid.server.fail("POST", None, times=2, after=True)
     paid.server.fail("POST", TROUBLE, times=2)
@@ -291,6 +310,17 @@ def test_lost_creates_of_one_input_at_once_are_each_their_own(paid):
     ran = paid.together(("a cat", "--seed", 7, "--id", name) for name in names)
     assert [one.status for one in ran] == [0] * 6, [one.err for one in ran]
     assert len({one.record["submit"] for one in ran}) == paid.creates == 6
+
+
+def test_a_lost_create_is_found_though_our_clock_was_set_back_since(paid):
+    """The intent then lies in the future: where in the list it stands cannot be worked out."""
+    paid.server.fail("POST", None, after=True)
+    paid.server.fail("GET", TROUBLE, times=100)
+    assert error(paid("a cat", "--id", "k"))["retry"] == "reconcile"
+    paid.server.forgive()
+    paid.age(-600)
+    assert is_image(paid("a cat", "--id", "k").record)
+    assert paid.creates == 1
 
 
 # -- without an id ---------------------------------------------------------------------------------
@@ -528,6 +558,16 @@ def test_resume_takes_no_prompt(paid):
     assert (ran.status, ran.out, paid.creates) == (2, b"", 0)
 
 
+@pytest.mark.parametrize("also", ["--output=x.png", "--output=-", "--no-ledger"])
+def test_resume_puts_no_two_images_into_one_file_and_needs_its_ledger(paid, also):
+    left = [pending_one(paid, prompt) for prompt in ("a cat", "a dog")]
+    ran = paid.tool("render", "--resume", "--force", also)
+    assert (ran.status, ran.out) == (2, b"")
+    assert "--resume" in ran.err
+    made = paid.tool("render", "--resume").records
+    assert len({one["file"] for one in made if is_image(one)}) == len(left)
+
+
 # -- without a ledger, and with one that cannot be used --------------------------------------------
 
 
@@ -733,6 +773,20 @@ def test_a_ledger_that_fills_up_after_the_create_costs_nothing_twice(paid, needs
     assert paid.creates == 1
 
 
+def test_a_ledger_that_is_spoiled_after_the_create_keeps_no_image_back(paid, until):
+    paid.server.held = True
+    child = paid.tool.start("render", "a cat", "--size=512x512")
+    until(lambda: paid.server.asks("GET /v1/predictions/"))
+    for file in paid.state.glob("ledger.sqlite3*"):
+        with file.open("r+b") as spoiled:
+            spoiled.write(b"x" * file.stat().st_size)
+    paid.server.held = False
+    ran = paid.tool.ended(child)
+    assert is_image(ran.record)
+    assert (ran.status, paid.creates) == (0, 1)
+    assert "goes out all the same" in ran.err
+
+
 def test_no_room_for_the_image_loses_nothing_that_was_paid(paid, needs):
     first, ran = on_a_full_disk(paid, needs, "submitted", "--out-dir=disk")
     failed, made = ran.records
@@ -891,6 +945,13 @@ def test_the_token_stands_nowhere(paid):
     files = [path for path in paid.tool.folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".json" for path in files)
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_a_token_in_the_words_of_a_failed_prediction_is_hidden(paid):
+    paid.server.ending, paid.server.error = "failed", f"no access with {TOKEN}"
+    ran = paid("a cat", "--id", "k")
+    assert error(ran)["message"].endswith("no access with ***")
+    assert TOKEN not in ran.err + str(paid.sql("select error from renders"))
 
 
 def test_the_ledger_and_its_companions_are_for_their_owner_alone(paid, until):

@@ -130,6 +130,10 @@ class Replicate:
         """
         self._faults += [(request, answer, after)] * times
 
+    def forgive(self) -> None:
+        """Forget the faults that were asked for and did not come."""
+        self._faults.clear()
+
     @property
     def creates(self) -> int:
         """How many predictions were accepted, which is how many are paid for."""

@@ -51,6 +51,7 @@ _MARGIN_S = 120  # the list is read back so far beyond the submit: two clocks ar
 _FIND_S = 120  # how long a look may take
 _MOST_PAGES = 100  # of a hundred predictions
 _GONE = (404, 410)
+_UNCLEAR = (303, 408, 499)  # "look elsewhere", or a proxy gave up: what is behind may have accepted
 _WHO = "Replicate API"
 
 
@@ -109,6 +110,8 @@ class Replicate:
         except Rejected as fault:
             if fault.status == 404:
                 fault.hint = "is it spelled so? a model without an official endpoint needs :version"
+            if fault.status in _UNCLEAR:
+                raise AnswerLost(fault.message, billed="unknown") from None
             raise
         except (AnswerLost, ServerFault) as fault:  # it may have arrived
             fault.billed = "unknown"
@@ -149,7 +152,8 @@ class Replicate:
                 now = replicate_api.server_now(answer.headers)
                 doubtful = now is None
                 age_s = time.time() - lost.since
-                wanted = wanted._replace(since=now and now - age_s - _MARGIN_S)
+                if now is not None and age_s >= 0:  # else our clock was set back: read it all
+                    wanted = wanted._replace(since=now - age_s - _MARGIN_S)
             judged = replicate_api.judged(said.get("results"), wanted, lost.owned)
             ours += judged.ours
             doubtful |= judged.doubtful
@@ -173,7 +177,7 @@ class Replicate:
         It was accepted: whatever fails here, money may have left.
         """
         if not replicate_api.is_id(handle):
-            raise Refused(f"no id of a prediction: {handle[:60]!r}", billed="unknown")
+            raise Refused(f"no id of a prediction: {handle[:60]!r}", billed="unknown", ends=True)
         ends = max(wait.until, time.monotonic() + _AT_LEAST_S)
         with self._billing("unknown"), self._server.within(ends):
             while (found := self._prediction(handle, wait)).status not in replicate_api.ENDED:
@@ -186,18 +190,18 @@ class Replicate:
             raise fault
         with self._billing("yes"), self._server.within(time.monotonic() + _FETCH_S):
             images = self._images(found)
-        return Collected(images, _meta(found, plan), found.run_ms, self._cost(found))
+        return Collected(images, _meta(found, plan), found.run_ms, self._cost(found, plan))
 
     def _prediction(self, handle: str, wait: Wait) -> Prediction:
         """Read it: once more after a 5xx, for a while when the network is down or it is told to."""
 
         def read() -> Prediction:
             with self._speaking():
-                said = self._server.get(f"{replicate_api.LIST}/{handle}").json_object()
-            found = replicate_api.prediction(said)
+                answer = self._server.get(f"{replicate_api.LIST}/{handle}")
+            found = replicate_api.prediction(answer.json_object())
             if found.id != handle:
                 raise ServerFault(f"asked for prediction {handle}, Replicate gave {found.id}")
-            return found
+            return found._replace(error=answer.hide(found.error))
 
         patience_s = min(self._get("patience_s"), max(wait.until - time.monotonic(), 0))
         try:
@@ -239,12 +243,18 @@ class Replicate:
                 return None
             raise
 
-    def _cost(self, found: Prediction) -> float | None:
-        """Give what it did cost where that depends on how long it ran."""
+    def _cost(self, found: Prediction, plan: Plan | None) -> float | None:
+        """Give what it did cost where that is not what was planned: by its time, by its images."""
         price = prices.price_of(str(self.model), self._settings.prices)
-        if price is None or price.unit != "second" or found.predict_s is None:
+        if price is None:
             return None
-        return price.estimate(1, None, found.predict_s)
+        if price.unit == "second":
+            ran_s = found.predict_s
+            return None if ran_s is None else price.estimate(1, None, ran_s)
+        made = len(found.outputs)
+        if plan is None or plan.cost_usd is None or made <= plan.images:
+            return None
+        return round(plan.cost_usd / plan.images * made, 9)
 
     def cancel(self, handle: str) -> None:
         """Leave it: what is paid for is never cancelled by us."""

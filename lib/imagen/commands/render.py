@@ -43,6 +43,8 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
 
     if resume and (prompts or lines):
         raise UsageFault("--resume takes no prompts: it finishes what the ledger has open")
+    if resume and (said["output"] or said["no_ledger"]):
+        raise UsageFault("--resume goes with neither --output nor --no-ledger")
     dry_run = said["dry_run"]
     values = config.load(common.config_file)
     told = options.told(said, values)

@@ -133,11 +133,13 @@ class Journal:
         query = "select 1 from renders where render_id = ? and state = 'open'"
         return self._db.row(query, render_id) is not None
 
-    def owner(self, backend: str, handle: str) -> tuple[str, int] | None:
-        """Give the render and the number of the submit that a provider's handle belongs to."""
-        query = "select render_id, number from submits where backend = ? and handle = ?"
-        row = self._db.row(query, backend, handle)
-        return (row["render_id"], row["number"]) if row else None
+    def owners(self, handle: str) -> set[tuple[str, int]]:
+        """Give the render and the number of each submit that a provider's handle belongs to.
+
+        That is one, of whatever instance of the account, but for what another ledger's line says.
+        """
+        rows = self._db.rows("select render_id, number from submits where handle = ?", handle)
+        return {(row["render_id"], row["number"]) for row in rows}
 
     def handles(self, since: float) -> dict[str, Paid]:
         """Give the submits intended since a time (unix) that have a handle, by that."""
