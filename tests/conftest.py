@@ -35,9 +35,7 @@ FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state
 WRITERS = ("render", "generate", "sheet", "compare")
 NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # of a shell's background
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.setrecursionlimit(5_000)  # the tests read what is nested deep from a deeper place than tools
 

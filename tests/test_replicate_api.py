@@ -184,7 +184,7 @@ def test_whatever_stands_in_the_other_fields_it_can_be_read(more, run):
         ("http://h/a.png", ["http://h/a.png"]),
         (["http://h/a.png", "http://h/b.png"], ["http://h/a.png", "http://h/b.png"]),
         (["http://h/a.png", None, 5, ""], ["http://h/a.png"]),
-        ({"url": "http://h"}, []),
+        ({"url": "http://h", "more": ["http://i"], "size": 3}, ["http://h", "http://i"]),
     ],
 )
 def test_an_output_is_a_list_of_addresses_or_one_or_none(output, urls):

@@ -203,6 +203,13 @@ class PaidFileGone(ImagenError):
     hint = "--again pays for a new one"
 
 
+class GivenUp(ImagenError):
+    """Given up for a new one (--again); whether it was paid nobody knows"""
+
+    code = "given_up"
+    billed = "unknown"
+
+
 class IdTaken(Refused):
     """This id belongs to another request"""
 

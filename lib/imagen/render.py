@@ -16,6 +16,7 @@ from . import backends, budget, outcome, prompt, record, signals
 from .backends import Backend, Collected, Plan, Wait
 from .config import Config
 from .errors import (
+    GivenUp,
     IdTaken,
     ImagenError,
     Interrupted,
@@ -88,6 +89,7 @@ class Renderer:
         """
         request = asked if isinstance(asked, Request) else Request(asked)
         with ExitStack() as stack:
+            self._give_up(request)
             if entry := self._attached(request, stack) or self._known(request, stack):
                 yield from self._continued(entry, request)
             else:
@@ -141,6 +143,19 @@ class Renderer:
                     )
                     return entry
         return None
+
+    def _give_up(self, asked: Request) -> None:
+        """With --again a render that could not be told is over: it no longer counts on each day."""
+        old = asked.get("request")
+        if not self._told.again or "id" not in asked.drawn or not isinstance(old, str):
+            return
+        render_id = self._ledger.render_id(old)
+        with self._ledger.lock(render_id, wait=False) as ours:
+            entry = self._journal.entry(render_id) if ours else None
+            if entry and entry.state == "open" and render_id not in self._seen:
+                error = GivenUp().as_record(TOOL)
+                self._journal.failed(render_id, entry.number, error, entry.records)
+                self._around.note(f"{old}: given up for a new one; it counts as spent")
 
     def _asker(self, asked: Request) -> Asker:
         return Asker("id" not in asked.drawn, asked.key, self._caller(asked))

@@ -86,7 +86,10 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _urls(output: Any) -> list[str]:
+    """Give the addresses in an output: a list, one, or under names, as some models have it."""
     found = output if isinstance(output, list) else [output]
+    if isinstance(output, dict):
+        return [url for one in output.values() for url in _urls(one)]
     return [url for url in found if isinstance(url, str) and url]
 
 

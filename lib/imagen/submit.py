@@ -125,10 +125,10 @@ class Submitter:
         plan, backend = known(job.plan), job.backend
         model = str(plan.resolved.get("model", job.asked["backend"]))
         if backend.paid:
-            if not job.asker.given:
-                self._note(f"{job.record['id']}: a paid render at {job.asked['backend']}")
             judge = partial(budget.judge, self._caps, plan.cost_usd, model)
             job.sent_at = self._journal.intend(self._intent(job), job.asker, judge)
+            if not job.asker.given:
+                self._note(f"{job.record['id']}: a paid render at {job.asked['backend']}")
         else:
             job.sent_at = self._journal.intend(self._intent(job), job.asker)
 

@@ -117,7 +117,7 @@ def tokens(server: Replicate, path: str) -> list[str | None]:
 
 @pytest.mark.parametrize("model", [SCHNELL, DEV, f"{SCHNELL}:{VERSION}"])
 def test_a_prediction_is_created_once_waited_for_and_fetched(server, backend, model):
-    server.queue_s, server.seconds = 0.05, 0.1
+    server.queue_s, server.seconds = 0.3, 0.1
     one = backend(model)
     plan = one.plan(ask())
     handle = one.submit(plan)

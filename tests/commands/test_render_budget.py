@@ -318,11 +318,11 @@ def test_a_second_submit_that_is_over_budget_leaves_the_first_as_it_was(paid):
 
 def test_the_seconds_that_it_ran_are_what_it_cost(paid):
     price = "prices: {black-forest-labs/flux-schnell: {amount: 0.01, unit: second}}"
-    paid.configure(f"budget: {{per_day: 0.7}}\n{price}")
+    paid.configure(f"budget: {{per_day: 6.1}}\n{price}")
     made = paid("a cat")
     assert made.status == 0
     (row,) = paid.sql("select estimate_usd, cost_usd from submits")
-    assert row == (0.6, made.record["cost_usd"]), "at most the time-out, then what it was"
+    assert row == (6, made.record["cost_usd"]), "until it is cancelled, then what it was"
     assert made.record["cost_usd"] < 0.1
     assert paid("a dog").status == 0, "the reservation is settled to what it cost"
 
@@ -339,3 +339,17 @@ def test_a_killed_shells_reservation_lives_until_its_render_is_resolved(paid, un
     assert paid("a cat", "--id", "k").status == 0
     assert error(paid("a dog"))["code"] == "over_budget"
     assert paid.creates == 1
+
+
+def test_again_gives_up_what_cannot_be_told_and_it_counts_on_its_own_day_alone(paid):
+    paid.configure("budget: {per_day: 0.004}")
+    paid.server.add({"prompt": "x"}, data_removed=True, input={})
+    paid.server.fail("POST", None)
+    lost = paid("a cat", "--id", "k")
+    assert error(lost)["retry"] == "reconcile"
+    again = paid("--again", stdin=lost.out)
+    assert error(again)["code"] == "over_budget", "it may have been paid today"
+    paid.age(3 * 86400)
+    made = paid("--again", stdin=lost.out)
+    assert (made.status, made.record["request"]) == (0, "k")
+    assert error(paid("a cat", "--id", "k"))["code"] == "given_up"

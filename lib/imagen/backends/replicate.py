@@ -76,6 +76,7 @@ class Replicate:
         self._settings = instance
         self.model = _model(instance)
         self.timeout_s = instance.get("timeout_s", 60 if "schnell" in self.model.name else 120)
+        self._cancel_after_s = instance.get("cancel_after_s", 10 * self.timeout_s)
         self.retry_s = self._get("retry_s")
         self._token_env = str(self._get("api_token_env"))
         self._opened: http.Server | None = None
@@ -87,7 +88,7 @@ class Replicate:
         if price:
             sides = [plan.resolved[side] for side in ("width", "height") if side in plan.resolved]
             area = math.prod(sides) if len(sides) == 2 else None
-            plan.cost_usd = price.estimate(plan.images, area, self.timeout_s)
+            plan.cost_usd = price.estimate(plan.images, area, self._cancel_after_s)
         return plan
 
     # -- submit ----------------------------------------------------------------------------------
@@ -95,8 +96,7 @@ class Replicate:
     def submit(self, plan: Plan) -> str:
         """Create one prediction; repeated only when told to wait, for then it was not accepted."""
         server = self._server
-        cancel_s = self._settings.get("cancel_after_s", 10 * self.timeout_s)
-        headers = {"Cancel-After": f"{math.ceil(cancel_s)}s"}
+        headers = {"Cancel-After": f"{math.ceil(self._cancel_after_s)}s"}
         prefer_s = self._settings.get("prefer_wait_s", 0)
         if prefer_s:
             headers["Prefer"] = f"wait={prefer_s}"

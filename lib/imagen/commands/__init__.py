@@ -9,6 +9,6 @@ TOOLS = {
     "config": "Print a sample configuration, check one, or show what is in force.",
     "migrate": "Set up the database: apply the SQL migrations, each once.",
     "log-usage": "Write down what each render cost, once.",
-    "usage": "Show what was rendered and what it cost.",
+    "usage": "Add up the cost log: what was logged, and what it cost.",
     "preview": "Show each image in a tmux window beside yours.",
 }
