@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from .errors import (
@@ -66,12 +66,10 @@ class Server:
         headers: Mapping[str, str] | None = None,
         read_s: float = 60,
         who: str = "server",
-        plain_headers: Mapping[str, str] | None = None,
     ) -> None:
         """Take the base URL, headers that go with every request, and the read time-out.
 
-        What stands in `headers` is a secret, and hidden wherever the server says it again; what
-        stands in `plain_headers` is not.
+        What stands in `headers` is a secret, and hidden wherever the server says it again.
         """
         import requests
         from requests.utils import get_auth_from_url, urldefragauth
@@ -87,15 +85,26 @@ class Server:
         self._session = requests.Session()
         # else it prepares the next request of a redirect, and for that reads a body without end
         setattr(self._session, "get_redirect_target", _nowhere)  # noqa: B010
-        self._session.headers.update({"User-Agent": "imagen", **self._own, **(plain_headers or {})})
+        self._session.headers.update({"User-Agent": "imagen", **self._own})
         self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
         self._session.auth = named if any(named) else _unchanged
 
-    def get(self, path: str, limit: int = MAX_JSON, **params: str) -> Answer:
-        """GET; `limit` caps the body's bytes."""
-        return self._checked("GET", self.url + path, limit, params=params)
+    def get(
+        self,
+        path: str,
+        limit: int = MAX_JSON,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """GET; `limit` caps the body's bytes, `headers` are of this request alone."""
+        more = {"params": dict(params or {}), "headers": dict(headers or {})}
+        return self._checked("GET", self.url + path, limit, **more)
+
+    def put(self, path: str, body: IO[bytes], headers: Mapping[str, str]) -> Answer:
+        """PUT an open file, from where it stands to its end, read as it is sent."""
+        return self._checked("PUT", self.url + path, MAX_JSON, data=body, headers=dict(headers))
 
     def post(
         self,
