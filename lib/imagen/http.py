@@ -104,7 +104,8 @@ class Server:
 
     def put(self, path: str, body: IO[bytes], headers: Mapping[str, str]) -> Answer:
         """PUT an open file, from where it stands to its end, read as it is sent."""
-        return self._checked("PUT", self.url + path, MAX_JSON, data=body, headers=dict(headers))
+        sent = _Sent(body, self)
+        return self._checked("PUT", self.url + path, MAX_JSON, data=sent, headers=dict(headers))
 
     def post(
         self,
@@ -238,6 +239,28 @@ class Server:
         if answer.status == 402:
             raise OutOfCredit(said)
         raise Rejected(said, status=answer.status, body=body)
+
+
+class _Sent:
+    """A file as requests reads it while it is sent: not beyond the server's `until`."""
+
+    def __init__(self, body: IO[bytes], server: Server) -> None:
+        self._body = body
+        self._server = server
+        self.tell = body.tell
+        start = body.tell()
+        self.len = body.seek(0, 2)
+        body.seek(start)
+
+    def read(self, size: int = -1) -> bytes:
+        """Give the next part; AnswerLost when it is too late for one."""
+        if time.monotonic() > self._server.until:
+            who, where = self._server.who, self._server.url
+            raise AnswerLost(f"the {who} at {where} takes what is sent too slowly")
+        return self._body.read(size)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
 
 
 _PLAIN_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?([/?][!-~]*)?", re.ASCII)

@@ -6,14 +6,19 @@ some of ASCII, and the status that is meant stands in the body.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin
 
 from .errors import Rejected, ServerFault
+from .http import MAX_IMAGE
 from .supabase import Project, parsed
 
+if TYPE_CHECKING:
+    from .http import Answer, Server
+
+SLOWEST = 2**16  # bytes a second: a line that is slower is a dead one
 _LISTED = 1000  # objects a page
 
 
@@ -25,16 +30,16 @@ class Bucket:
         self._project = project
         self.name = name
 
-    def put(self, path: str, file: Path, kind: str) -> None:
-        """Store a file under a path, over what is there; read anew at each try."""
+    def put(self, path: str, stream: IO[bytes], length: int, kind: str) -> None:
+        """Store an open file under a path, over what is there; from its start at each try."""
+        where = self._path("object", path)
+        headers = {"Content-Type": kind, "x-upsert": "true"}
 
-        def put(server: Any) -> Any:
-            with file.open("rb") as stream:
-                return server.put(
-                    self._path("object", path), stream, {"Content-Type": kind, "x-upsert": "true"}
-                )
+        def put(server: Server) -> Answer:
+            stream.seek(0)
+            return server.put(where, stream, headers)
 
-        self._project.ask(put)
+        self._project.ask(put, sends_s=length / SLOWEST)
 
     def size(self, path: str) -> int | None:
         """Give an object's length in bytes, None when there is no such object."""
@@ -46,6 +51,17 @@ class Bucket:
             raise
         size = found.get("size") if isinstance(found, dict) else None
         return size if isinstance(size, int) else -1
+
+    def sha256(self, path: str) -> str | None:
+        """Give the sha256 of an object's bytes, None when there is no such object."""
+        where = self._path("object/authenticated", path)
+        try:
+            found = self._project.ask(lambda server: server.get(where, MAX_IMAGE))
+        except Rejected as fault:
+            if fault.status == 404:
+                return None
+            raise
+        return hashlib.sha256(found.body).hexdigest()
 
     def signed_url(self, path: str, seconds: int) -> str:
         """Give an address at which anybody may fetch the object for so long."""
@@ -62,7 +78,7 @@ class Bucket:
             path = f"{prefix}/{entry['name']}" if prefix else str(entry["name"])
             if entry.get("id") is not None:
                 yield path, entry
-            elif entry["name"]:
+            elif entry["name"]:  # the look inside a folder without a name would be this one again
                 yield from self.objects(path)
 
     def _entries(self, prefix: str) -> Iterator[Mapping[str, Any]]:
@@ -75,7 +91,7 @@ class Bucket:
                 "sortBy": {"column": "name", "order": "asc"},
             }
             found = self._json("post", self._path("object/list"), asked)
-            if not isinstance(found, list):
+            if not isinstance(found, list) or not all(map(_is_entry, found)):
                 raise ServerFault("Supabase gave no list of objects")
             if not found:
                 return
@@ -88,3 +104,7 @@ class Bucket:
 
     def _json(self, method: str, path: str, *body: Any) -> Any:
         return parsed(self._project.ask(lambda server: getattr(server, method)(path, *body)).body)
+
+
+def _is_entry(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("name"), str)

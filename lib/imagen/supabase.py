@@ -1,4 +1,4 @@
-"""A Supabase project's tables, through PostgREST: put rows in once, read all of them."""
+"""A Supabase project, and its tables through PostgREST: put rows in once, read all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 from . import retry
-from .errors import ConfigFault, ImagenError, Rejected, ServerFault, Throttled
+from .errors import (
+    AnswerLost,
+    ConfigFault,
+    ImagenError,
+    Rejected,
+    ServerFault,
+    Throttled,
+    Unreachable,
+)
 from .http import CONNECT_S, Answer, Server, excerpt
 
 PATIENCE_S = 20  # all retries of one request end within it
@@ -48,25 +56,41 @@ class Project:
             raise ConfigFault("no key for Supabase", hint=f"set ${key_name}, or ${key_name}_FILE")
         self.key_name = key_name
         self._patience_s = patience_s
+        self._is_down = False
         headers = {
             "apikey": key,  # the hosted gateway wants this one, the servers behind it the other
             "Authorization": f"Bearer {key}",
         }
         self.server = Server(url, headers, who="Supabase")
 
-    def ask(self, ask: Callable[[Server], Answer]) -> Answer:
-        """Ask until there is an answer, no longer than PATIENCE_S; for what may be asked again."""
+    def ask(self, ask: Callable[[Server], Answer], sends_s: float = 0) -> Answer:
+        """Ask until there is an answer, no longer than PATIENCE_S; for what may be asked again.
+
+        `sends_s` is what a body may take beside that, each time; no try begins after PATIENCE_S.
+        Where the last question got no answer, this one is asked once: a server that is down is
+        not waited for again and again.
+        """
 
         def once(left_s: float) -> Answer:
             self.server.read_s = min(READ_S, left_s - CONNECT_S)
-            self.server.until = time.monotonic() + left_s
+            self.server.until = time.monotonic() + left_s + sends_s
             try:
                 return ask(self.server)
             except (Rejected, ServerFault, Throttled) as fault:
                 raise self._said(fault) from None
 
         patience_s = self._patience_s or PATIENCE_S  # as it is now, not when this was read
-        return retry.in_time(once, patience_s, least_s=CONNECT_S + 1)
+        least_s = patience_s if self._is_down else CONNECT_S + 1
+        try:
+            answer = retry.in_time(once, patience_s, least_s=least_s)
+        except (Unreachable, AnswerLost, ServerFault, Throttled):
+            self._is_down = True
+            raise
+        except ImagenError:
+            self._is_down = False
+            raise
+        self._is_down = False
+        return answer
 
     def _said(self, fault: Any) -> ImagenError:
         """Say again what the server said, without details: they may hold a whole row."""
