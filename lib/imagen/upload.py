@@ -121,7 +121,7 @@ def _check_written(record: Mapping[str, Any]) -> None:
     for name in _NEEDED:
         if record.get(name) is None:
             raise Refused(f"no {name}: the record is not one of a finished image")
-    if record["format"] not in KINDS:
+    if not (isinstance(record["format"], str) and record["format"] in KINDS):
         raise Refused(f"format must be one of {', '.join(KINDS)}")
     if not re.fullmatch("[0-9a-f]{64}", str(record["sha256"])):
         raise Refused("sha256 is none")
