@@ -1,7 +1,7 @@
 """Uploads: one process, one kept connection, beside the official Supabase client doing the same.
 
-Both look for the row by id and by path, PUT the object and insert the row, for each image, after its
-sha256 was checked. The server is `make dev-cloud` in processes of its own, whose CPU is not counted.
+Both check the sha256 of each image, look for its row by id and by path, send the object and insert
+the row. The server is `make dev-cloud` in processes of its own, whose CPU is not counted.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(state: str) -> None:
         else:
             print("\nuploads: no official client beside it: `make official` installs it")
     show(
-        f"{COUNT} uploads of {SIZE / 1e6} MB (asked: ≤ 0.6 × the official client's CPU, memory flat)",
+        f"{COUNT} uploads of {SIZE / 1e6} MB (asked: ≤ 0.6 × the official CPU, memory flat)",
         ["", "CPU s", "of it, ms an upload", f"peak MiB of {FEW}", f"peak MiB of {COUNT}"],
         rows,
     )
@@ -71,7 +71,8 @@ def measured(state: str, who: str, environment: dict[str, str]) -> list[str]:
 
 
 def _ratios(rows: list[list[str]]) -> list[str]:
-    return [f"{float(ours) / float(theirs):.2f}" for ours, theirs in zip(*rows, strict=True)][1:3]
+    ours, theirs = (row[1:3] for row in rows)
+    return [f"{float(one) / float(other):.2f}" for one, other in zip(ours, theirs, strict=True)]
 
 
 def _run(state: str, name: str, who: str, count: int, environment: dict[str, str]) -> Run:
