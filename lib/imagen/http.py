@@ -25,6 +25,7 @@ from .errors import (
 CONNECT_S = 5
 BODY_S = 60  # that a body may take, however steadily it trickles; more where read_s is more
 MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
+_SENT = 2**18  # bytes of a body at once
 _PART = 2**14  # bytes: a part is waited for whole, and only then is the clock looked at
 MAX_IMAGE = 512 * 2**20  # bytes
 _MOST_REDIRECTS = 5
@@ -83,6 +84,7 @@ class Server:
         self.until = math.inf  # of time.monotonic(): no body is waited for any longer
         self._own = headers or {}  # for this host, and whom it trusts
         self._session = requests.Session()
+        self._around: dict[str, Any] = {}  # by origin: proxies, certificates
         # else it prepares the next request of a redirect, and for that reads a body without end
         setattr(self._session, "get_redirect_target", _nowhere)  # noqa: B010
         self._session.headers.update({"User-Agent": "imagen", **self._own})
@@ -178,18 +180,26 @@ class Server:
         read_s = self.read_s if read_s is None else read_s
         left = max(self.until - time.monotonic(), 0.1)
         try:
-            with self._session.request(
-                method,
-                url,
+            with self._sent(
+                requests.Request(method, url, **more),
                 timeout=(min(CONNECT_S, left), min(read_s, left)),
-                allow_redirects=False,
-                stream=True,
-                **more,
             ) as response:
                 body = self._body(response, limit, where)
                 return Answer(response.status_code, response.headers, body, self._secrets)
         except (requests.RequestException, HTTPError, ValueError) as fault:
             raise self._lost(fault, where) from None
+
+    def _sent(self, request: Any, timeout: tuple[float, float]) -> Any:
+        """Send a request; what the environment says of proxies and certificates is read once."""
+        prepared = self._session.prepare_request(request)
+        place = origin(str(prepared.url))
+        if place not in self._around:
+            self._around[place] = self._session.merge_environment_settings(
+                prepared.url, {}, True, None, None
+            )
+        return self._session.send(
+            prepared, timeout=timeout, allow_redirects=False, **self._around[place]
+        )
 
     def _body(self, response: Any, limit: int, where: str) -> bytes:
         """Read the body whole; a slow one ends at the time-out too, not only a silent one."""
@@ -257,7 +267,7 @@ class _Sent:
         if time.monotonic() > self._server.until:
             who, where = self._server.who, self._server.url
             raise AnswerLost(f"the {who} at {where} takes what is sent too slowly")
-        return self._body.read(size)
+        return self._body.read(max(size, _SENT))  # fewer and larger parts than it asks for
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._body)
