@@ -9,7 +9,8 @@ import lateness
 import memory
 import sheets
 import startup
+import uploads
 
 with tempfile.TemporaryDirectory() as state:
-    for part in (startup, pipes, memory, lateness, sheets):
+    for part in (startup, pipes, memory, lateness, sheets, uploads):
         part.main(state)

@@ -108,6 +108,7 @@ ALLOWED: dict[str, set[str]] = {
     "ledger.journal": {"ledger"},
     "ledger.spend": {"ledger"},
     "ledger.usage": {"ledger"},
+    "ledger.uploads": {"ledger"},
     "budget": {"errors", "ledger"},  # ledger: the type of what was spent
     "caller": set(),
     "http": {"errors", "retry"},
@@ -128,7 +129,10 @@ ALLOWED: dict[str, set[str]] = {
         *("ledger", "prompt", "backends", "budget", "submit", "store"),
         *("errors", "record", "request", "signals", "config", "outcome"),
     },
-    "supabase": {"http", "db", "retry", "errors", "record"},
+    "supabase": {"http", "retry", "errors"},
+    "storage": {"errors", "http", "supabase"},
+    "upload": {"errors", "files", "record", "storage", "supabase"},  # files: the rules of names
+    "repair": {"errors", "files", "record", "upload"},
     "jobs": {"http", "db", "retry", "errors", "record"},
     "usage": {"errors", "ledger", "record"},  # ledger: the id of a submit's row, pure
     "outbox": {"errors", "ledger", "supabase", "usage"},

@@ -102,7 +102,7 @@ def answering(status: int, body: bytes = b"", **headers: str) -> Reply:
 @pytest.mark.parametrize("status", [200, 201, 204])
 def test_a_good_answer_has_status_headers_and_body(serve, client, status):
     server = serve(answering(status, b"" if status == 204 else b"data", X_Mine="yes"))
-    answer = client(server.url).get("/path", a="1 2", b="ü")
+    answer = client(server.url).get("/path", params={"a": "1 2", "b": "ü"})
     assert (answer.status, answer.body) == (status, b"" if status == 204 else b"data")
     assert answer.headers["x-mine"] == "yes"
     assert server.seen[0].path == "/path?a=1+2&b=%C3%BC"

@@ -14,7 +14,7 @@ import requests
 
 from imagen import supabase
 from imagen.errors import ConfigFault, Rejected, ServerFault, Throttled, Unreachable
-from imagen.supabase import Tables, Unauthorized
+from imagen.supabase import Project, Tables, Unauthorized
 from servers import postgres
 
 MOST = 2**64 - 1
@@ -48,7 +48,7 @@ def rest(served, database):
 
 @pytest.fixture
 def usage(rest):
-    with closing(Tables(rest.url, rest.key(), VARIABLE, "mai")) as tables:
+    with closing(Tables(Project(rest.url, rest.key(), VARIABLE), "mai")) as tables:
         yield tables
 
 
@@ -155,13 +155,13 @@ def test_an_owner_sees_their_own_images_only_and_others_none(rest, database):
         "bytes": 1,
         "sha256": SHA,
     }
-    with closing(Tables(rest.url, rest.key(), VARIABLE, "imagen")) as service:
+    with closing(Tables(Project(rest.url, rest.key(), VARIABLE), "imagen")) as service:
         for user in (owner, other):
             new = {**image, "id": str(uuid.uuid4()), "owner_user_id": user, "storage_path": user}
             service.insert_ignoring("images", [new], "id")
         assert len([*service.rows("images")]) == 2
     mine = rest.key("authenticated", sub=owner)
-    with closing(Tables(rest.url, mine, VARIABLE, "imagen")) as signed_in:
+    with closing(Tables(Project(rest.url, mine, VARIABLE), "imagen")) as signed_in:
         assert [one["owner_user_id"] for one in signed_in.rows("images")] == [owner]
         with pytest.raises(Rejected, match="42501") as caught:
             signed_in.insert_ignoring("images", [{**image, "id": owner}], "id")
@@ -171,7 +171,7 @@ def test_an_owner_sees_their_own_images_only_and_others_none(rest, database):
 def test_an_expired_key_is_said_once_and_names_its_variable(rest):
     expired = rest.key(lasts_s=-60)
     with (
-        closing(Tables(rest.url, expired, VARIABLE, "mai")) as tables,
+        closing(Tables(Project(rest.url, expired, VARIABLE), "mai")) as tables,
         pytest.raises(Unauthorized, match="JWT expired") as caught,
     ):
         supabase.send_usage(tables, [row()])
@@ -184,7 +184,7 @@ def test_an_expired_key_is_said_once_and_names_its_variable(rest):
 @pytest.mark.parametrize("key", ["nonsense-nonsense", "a.b.c"])
 def test_a_key_that_is_none_is_unauthorized_and_not_shown(key, rest):
     with (
-        closing(Tables(rest.url, key, VARIABLE, "mai")) as tables,
+        closing(Tables(Project(rest.url, key, VARIABLE), "mai")) as tables,
         pytest.raises(Unauthorized) as caught,
     ):
         [*tables.rows("imagen_usage")]
@@ -193,7 +193,7 @@ def test_a_key_that_is_none_is_unauthorized_and_not_shown(key, rest):
 
 def test_anon_is_unauthorized(rest):
     with (
-        closing(Tables(rest.url, rest.key("anon"), VARIABLE, "mai")) as tables,
+        closing(Tables(Project(rest.url, rest.key("anon"), VARIABLE), "mai")) as tables,
         pytest.raises(Unauthorized, match="permission denied for schema mai"),
     ):
         [*tables.rows("imagen_usage")]
@@ -209,7 +209,7 @@ def test_anon_is_unauthorized(rest):
 )
 def test_what_is_missing_is_named(url, key, says):
     with pytest.raises(ConfigFault) as caught:
-        Tables(url, key, "MY_KEY", "mai")
+        Tables(Project(url, key, "MY_KEY"), "mai")
     assert says in caught.value.as_line()
 
 
@@ -236,7 +236,7 @@ def test_a_row_that_is_refused_is_sent_once_and_not_shown(wrong, state, usage, r
 @pytest.mark.parametrize(("schema", "table"), [("nothing", "imagen_usage"), ("mai", "nothing")])
 def test_a_table_that_is_not_served_points_to_imagen_migrate(schema, table, rest):
     with (
-        closing(Tables(rest.url, rest.key(), VARIABLE, schema)) as tables,
+        closing(Tables(Project(rest.url, rest.key(), VARIABLE), schema)) as tables,
         pytest.raises(Rejected) as caught,
     ):
         [*tables.rows(table)]
@@ -312,7 +312,7 @@ def test_a_postgrest_without_its_database_does_not_hang_us(database, serve, monk
     monkeypatch.setattr(supabase, "PATIENCE_S", 7)
     gone = postgres.Place(database.cluster, "nothing_here")
     with serve(gone, wait=False) as rest:
-        tables = Tables(rest.url, rest.key(), VARIABLE, "mai")
+        tables = Tables(Project(rest.url, rest.key(), VARIABLE), "mai")
         begun = time.monotonic()
         with closing(tables), pytest.raises(Exception, match="timed out"):
             [*tables.rows("imagen_usage")]
@@ -326,7 +326,7 @@ def test_a_server_that_never_answers_is_given_up_within_the_patience(monkeypatch
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         begun = time.monotonic()
         with (
-            closing(Tables(url, "k", VARIABLE, "mai")) as tables,
+            closing(Tables(Project(url, "k", VARIABLE), "mai")) as tables,
             pytest.raises(Exception, match="timed out"),
         ):
             [*tables.rows("imagen_usage")]
@@ -337,7 +337,7 @@ def test_a_server_that_is_not_there_is_unreachable(monkeypatch):
     monkeypatch.setattr(supabase, "PATIENCE_S", 6.5)
     with (
         nobody_listens() as url,
-        closing(Tables(url, "k", VARIABLE, "mai")) as tables,
+        closing(Tables(Project(url, "k", VARIABLE), "mai")) as tables,
         pytest.raises(Unreachable) as caught,
     ):
         supabase.send_usage(tables, [row()])
@@ -353,7 +353,7 @@ def nobody_listens():
 
 def test_a_migration_is_served_without_a_restart(bare_database, serve):
     with serve(bare_database) as rest:
-        tables = Tables(rest.url, rest.key(), VARIABLE, "imagen")
+        tables = Tables(Project(rest.url, rest.key(), VARIABLE), "imagen")
         with closing(tables), pytest.raises(Rejected, match="PGRST106"):
             [*tables.rows("images")]
         postgres.migrate(bare_database.cluster, bare_database.name)

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from .errors import (
@@ -25,6 +25,7 @@ from .errors import (
 CONNECT_S = 5
 BODY_S = 60  # that a body may take, however steadily it trickles; more where read_s is more
 MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
+_SENT = 2**18  # bytes of a body at once
 _PART = 2**14  # bytes: a part is waited for whole, and only then is the clock looked at
 MAX_IMAGE = 512 * 2**20  # bytes
 _MOST_REDIRECTS = 5
@@ -72,12 +73,10 @@ class Server:
         headers: Mapping[str, str] | None = None,
         read_s: float = 60,
         who: str = "server",
-        plain_headers: Mapping[str, str] | None = None,
     ) -> None:
         """Take the base URL, headers that go with every request, and the read time-out.
 
-        What stands in `headers` is a secret, and hidden wherever the server says it again; what
-        stands in `plain_headers` is not.
+        What stands in `headers` is a secret, and hidden wherever the server says it again.
         """
         import requests
         from requests.utils import get_auth_from_url, urldefragauth
@@ -91,17 +90,30 @@ class Server:
         self.until = math.inf  # of time.monotonic(): no body is waited for any longer
         self._own = headers or {}  # for this host, and whom it trusts
         self._session = requests.Session()
+        self._around: dict[str, Any] = {}  # by origin: proxies, certificates
         # else it prepares the next request of a redirect, and for that reads a body without end
         setattr(self._session, "get_redirect_target", _nowhere)  # noqa: B010
-        self._session.headers.update({"User-Agent": "imagen", **self._own, **(plain_headers or {})})
+        self._session.headers.update({"User-Agent": "imagen", **self._own})
         self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
         self._session.auth = named if any(named) else _unchanged
 
-    def get(self, path: str, limit: int = MAX_JSON, **params: str) -> Answer:
-        """GET; `limit` caps the body's bytes."""
-        return self._checked("GET", self.url + path, limit, params=params)
+    def get(
+        self,
+        path: str,
+        limit: int = MAX_JSON,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """GET; `limit` caps the body's bytes, `headers` are of this request alone."""
+        more = {"params": dict(params or {}), "headers": dict(headers or {})}
+        return self._checked("GET", self.url + path, limit, **more)
+
+    def put(self, path: str, body: IO[bytes], headers: Mapping[str, str]) -> Answer:
+        """PUT an open file, from where it stands to its end, read as it is sent."""
+        sent = _Sent(body, self)
+        return self._checked("PUT", self.url + path, MAX_JSON, data=sent, headers=dict(headers))
 
     def post(
         self,
@@ -174,18 +186,26 @@ class Server:
         read_s = self.read_s if read_s is None else read_s
         left = max(self.until - time.monotonic(), 0.1)
         try:
-            with self._session.request(
-                method,
-                url,
+            with self._sent(
+                requests.Request(method, url, **more),
                 timeout=(min(CONNECT_S, left), min(read_s, left)),
-                allow_redirects=False,
-                stream=True,
-                **more,
             ) as response:
                 body = self._body(response, limit, where)
                 return Answer(response.status_code, response.headers, body, self._secrets)
         except (requests.RequestException, HTTPError, ValueError) as fault:
             raise self._lost(fault, where) from None
+
+    def _sent(self, request: Any, timeout: tuple[float, float]) -> Any:
+        """Send a request; what the environment says of proxies and certificates is read once."""
+        prepared = self._session.prepare_request(request)
+        place = origin(str(prepared.url))
+        if place not in self._around:
+            self._around[place] = self._session.merge_environment_settings(
+                prepared.url, {}, True, None, None
+            )
+        return self._session.send(
+            prepared, timeout=timeout, allow_redirects=False, **self._around[place]
+        )
 
     def _body(self, response: Any, limit: int, where: str) -> bytes:
         """Read the body whole; a slow one ends at the time-out too, not only a silent one."""
@@ -235,6 +255,28 @@ class Server:
         if answer.status == 402:
             raise OutOfCredit(said)
         raise Rejected(said, status=answer.status, body=body)
+
+
+class _Sent:
+    """A file as requests reads it while it is sent: not beyond the server's `until`."""
+
+    def __init__(self, body: IO[bytes], server: Server) -> None:
+        self._body = body
+        self._server = server
+        self.tell = body.tell
+        start = body.tell()
+        self.len = body.seek(0, 2)
+        body.seek(start)
+
+    def read(self, size: int = -1) -> bytes:
+        """Give the next part; AnswerLost when it is too late for one."""
+        if time.monotonic() > self._server.until:
+            who, where = self._server.who, self._server.url
+            raise AnswerLost(f"the {who} at {where} takes what is sent too slowly")
+        return self._body.read(max(size, _SENT))  # fewer and larger parts than it asks for
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
 
 
 _PLAIN_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?([/?][!-~]*)?", re.ASCII)

@@ -308,6 +308,14 @@ def _check_text(name: str, text: str) -> None:
         raise Refused(f"{name} has a NUL character in it", hint="Postgres has no place for one")
 
 
+def check_storable(record: Mapping[str, Any]) -> None:
+    """Refuse a record that Postgres has no place for: a NUL in any text, or nested too deep."""
+    if _depth(record) > _DEEPEST:
+        raise Refused(f"the record is nested more than {_DEEPEST} deep")
+    for text in _strings(record):
+        _check_text("the record", text)
+
+
 def _check_length(name: str, text: str, schema: Mapping[str, Any]) -> None:
     if len(text) < schema.get("minLength", 0) or ("pattern" in schema and not text.strip()):
         raise Refused(f"{name} is empty")

@@ -1,4 +1,4 @@
-"""A Supabase project's tables, through PostgREST: put rows in once, read all of them."""
+"""A Supabase project, and its tables through PostgREST: put rows in once, read all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any, cast
 from urllib.parse import quote, urlencode
 
 from . import retry
-from .errors import ConfigFault, ImagenError, Rejected, ServerFault, Throttled
+from .errors import (
+    AnswerLost,
+    ConfigFault,
+    ImagenError,
+    Rejected,
+    ServerFault,
+    Throttled,
+    Unreachable,
+)
 from .http import CONNECT_S, Answer, Server, excerpt
 
 PATIENCE_S = 20  # all retries of one request end within it
@@ -26,18 +34,14 @@ class Unauthorized(Rejected):
     code = "unauthorized"
 
 
-class Tables:
-    """The tables of one schema.
-
-    Rows are sent and read as the service role: it is not bound by row level security.
-    """
+class Project:
+    """A Supabase project, spoken to as its service role: row level security does not bind it."""
 
     def __init__(
         self,
         url: str | None,
         key: str | None,
         key_name: str,
-        schema: str,
         patience_s: float | None = None,
     ) -> None:
         """Take supabase.url and the service key; `key_name` is the variable that holds the key.
@@ -52,15 +56,77 @@ class Tables:
             raise ConfigFault("no key for Supabase", hint=f"set ${key_name}, or ${key_name}_FILE")
         self.key_name = key_name
         self._patience_s = patience_s
-        self._server = Server(
-            url,
-            {
-                "apikey": key,  # the hosted gateway wants this one, PostgREST the other
-                "Authorization": f"Bearer {key}",
-            },
-            who="Supabase",
-            plain_headers={"Accept-Profile": schema, "Content-Profile": schema},
-        )
+        self._is_down = False
+        headers = {
+            "apikey": key,  # the hosted gateway wants this one, the servers behind it the other
+            "Authorization": f"Bearer {key}",
+        }
+        self.server = Server(url, headers, who="Supabase")
+
+    def ask(self, ask: Callable[[Server], Answer], sends_s: float = 0) -> Answer:
+        """Ask until there is an answer, no longer than PATIENCE_S; for what may be asked again.
+
+        `sends_s` is what a body may take beside that, each time; no try begins after PATIENCE_S.
+        Where the last question got no answer, this one is asked once: a server that is down is
+        not waited for again and again.
+        """
+
+        def once(left_s: float) -> Answer:
+            self.server.read_s = min(READ_S, left_s - CONNECT_S)
+            self.server.until = time.monotonic() + left_s + sends_s
+            try:
+                return ask(self.server)
+            except (Rejected, ServerFault, Throttled) as fault:
+                raise self._said(fault) from None
+
+        patience_s = self._patience_s or PATIENCE_S  # as it is now, not when this was read
+        least_s = patience_s if self._is_down else CONNECT_S + 1
+        try:
+            answer = retry.in_time(once, patience_s, least_s=least_s)
+        except (Unreachable, AnswerLost, ServerFault, Throttled):
+            self._is_down = True
+            raise
+        except ImagenError:
+            self._is_down = False
+            raise
+        self._is_down = False
+        return answer
+
+    def _said(self, fault: Any) -> ImagenError:
+        """Say again what the server said, without details: they may hold a whole row."""
+        if not getattr(fault, "status", 0):
+            return cast(ImagenError, fault)  # no answer came to its end
+        found = parsed(fault.body)
+        found = found if isinstance(found, dict) else {}
+        status = meant(fault.status, found)
+        code, said = str(found.get("code") or ""), str(found.get("message") or "")
+        what = excerpt(f"{code} {said}".strip().encode())
+        message = f"Supabase at {self.server.url} answered {status}: {what}"
+        facts = {"status": status, "body": b"", "retry_after_s": fault.retry_after_s}
+        if status == 401 or (status == 403 and code in _BAD_KEY):
+            hint = f"${self.key_name} must hold this project's service key"
+            return Unauthorized(message, **facts, hint=hint)
+        kind: type[ImagenError] = type(fault)
+        if status == 429 or status >= 500:
+            kind = Throttled if status == 429 else ServerFault
+        return kind(message, **facts, hint=_hint(code, status))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.server.close()
+
+
+class Tables:
+    """The tables of one schema."""
+
+    def __init__(self, project: Project, schema: str) -> None:
+        """Take the project, and the schema that PostgREST is to look in."""
+        self._project = project
+        self._headers = {"Accept-Profile": schema, "Content-Profile": schema}
+
+    def close(self) -> None:
+        """Close the project's connections."""
+        self._project.close()
 
     def insert_ignoring(self, table: str, rows: Sequence[Row], on_conflict: str) -> list[Row]:
         """Put rows in, leaving out those whose unique `on_conflict` columns are there already.
@@ -72,7 +138,13 @@ class Tables:
             return []
         columns = ",".join(f'"{name}"' for name in sorted({name for row in rows for name in row}))
         path = f"{_path(table)}?on_conflict={quote(on_conflict)}&columns={quote(columns)}"
-        return self._asked(lambda: self._server.post(path, list(rows), {"Prefer": _IGNORING}))
+        headers = {**self._headers, "Prefer": _IGNORING}
+        return self._rows(lambda server: server.post(path, list(rows), headers))
+
+    def some(self, table: str, select: str, **filters: str) -> list[Row]:
+        """Give the rows that PostgREST's filters leave, in one request: for those that are few."""
+        path = f"{_path(table)}?{urlencode({'select': select, **filters})}"
+        return self._rows(lambda server: server.get(path, headers=self._headers))
 
     def rows(
         self, table: str, select: str = "*", key: str = "id", **filters: Sequence[str] | str
@@ -96,48 +168,16 @@ class Tables:
         if after is not None:
             asked.append((key, f"gt.{after}"))
         path = f"{_path(table)}?{urlencode(asked)}"
-        return self._asked(lambda: self._server.get(path))
+        return self._rows(lambda server: server.get(path, headers=self._headers))
 
-    def _asked(self, ask: Callable[[], Answer]) -> list[Row]:
-        """Ask until there is an answer, no longer than the patience, and read it as rows."""
-
-        def once(left_s: float) -> Answer:
-            self._server.read_s = min(READ_S, left_s - CONNECT_S)
-            self._server.until = time.monotonic() + left_s
-            try:
-                return ask()
-            except (Rejected, ServerFault, Throttled) as fault:
-                raise self._said(fault) from None
-
-        patience_s = self._patience_s or PATIENCE_S
-        found = _parsed(retry.in_time(once, patience_s, least_s=CONNECT_S + 1).body)
+    def _rows(self, ask: Callable[[Server], Answer]) -> list[Row]:
+        found = parsed(self._project.ask(ask).body)
         if not isinstance(found, list):
             raise Rejected(
-                f"the server at {self._server.url} does not answer as Supabase does",
+                f"the server at {self._project.server.url} does not answer as Supabase does",
                 hint="look at supabase.url",
             )
         return found
-
-    def _said(self, fault: Any) -> ImagenError:
-        """Say again what the server said, without details: they may hold a whole row."""
-        status = getattr(fault, "status", 0)
-        if not status:
-            return cast(ImagenError, fault)  # no answer came to its end
-        found = _parsed(fault.body)
-        found = found if isinstance(found, dict) else {}
-        code, said = str(found.get("code") or ""), str(found.get("message") or "")
-        what = excerpt(f"{code} {said}".strip().encode())
-        message = f"Supabase at {self._server.url} answered {status}: {what}"
-        facts = {"status": status, "body": b"", "retry_after_s": fault.retry_after_s}
-        if status == 401:
-            hint = f"${self.key_name} must hold this project's service key"
-            return Unauthorized(message, **facts, hint=hint)
-        kind: type[ImagenError] = type(fault)
-        return kind(message, **facts, hint=_hint(code, status))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._server.close()
 
 
 def send_usage(tables: Tables, rows: Sequence[Row]) -> list[Row]:
@@ -156,14 +196,30 @@ def _path(table: str) -> str:
     return f"/rest/v1/{quote(table)}"
 
 
-def _parsed(body: bytes) -> Any:
+def parsed(body: bytes) -> Any:
+    """Give a body as JSON, None when it is none."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
 
 
+def meant(status: int, said: Mapping[str, Any]) -> int:
+    """Give the status that is meant: Storage answers 400 to most, with the real one in its body."""
+    real = str(said.get("statusCode", ""))
+    return int(real) if status == 400 and real.isdecimal() and len(real) == 3 else status
+
+
+_BAD_KEY = ("AccessDenied", "InvalidJWT")
+
+
 def _hint(code: str, status: int) -> str | None:
+    if code == "NoSuchBucket":
+        return "imagen-migrate makes the bucket; supabase.bucket names it"
+    if code == "EntityTooLarge":
+        return "the bucket's file_size_limit is smaller than the image"
+    if code == "InvalidMimeType":
+        return "the bucket's allowed_mime_types leave it out"
     if code in ("PGRST106", "PGRST205", "42P01") or status == 404:
         return "imagen-migrate makes the tables and has PostgREST serve them"
     if code == "42501":

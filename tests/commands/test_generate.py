@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from servers.gateway import Answer
+
 SMALL = ("--size", "64x64")
 
 
@@ -196,3 +198,64 @@ def test_a_module_in_the_working_folder_is_not_run(tool):
     argv = [sys.executable, "-P", "-m", "imagen", "generate", "a cat", "--size", "64x64"]
     ran = tool("generate", argv=argv)
     assert (ran.status, "by mistake" in ran.err) == (0, False)
+
+
+# -- the cloud -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def owned(cloud, monkeypatch):
+    """A project to which the environment points."""
+    for name, value in cloud.environment(cloud.new_user()).items():
+        monkeypatch.setenv(name, value)
+    return cloud
+
+
+def test_where_a_project_is_configured_the_image_goes_there_and_that_is_said(tool, owned):
+    ran = tool("generate", "a cat", *SMALL, "--seed", 7)
+    cloud = ran.record["cloud"]
+    assert (ran.status, [*owned.storage.objects()]) == (0, [cloud["path"]])
+    place = f"{cloud['bucket']}/{cloud['path']} ({cloud['image_id']})"
+    assert ran.err == f"imagen-generate: {ran.record['file']} → {place}\n"
+    assert "usage_id" in ran.record
+
+
+@pytest.mark.parametrize(
+    ("args", "variable", "file", "asks"),
+    [
+        (["--no-cloud"], "on", "on", False),
+        ([], "off", "on", False),
+        ([], None, "off", False),
+        ([], "on", "off", True),
+        (["--dry-run"], None, "on", False),
+        (["--output=-"], None, "on", False),
+    ],
+)
+def test_off_makes_no_request_at_all(tool, owned, configure, args, variable, file, asks):
+    configure(f"output: {{cloud_sync: {file}}}\n")
+    env = {"IMAGEN_CLOUD_SYNC": variable}
+    assert tool("generate", "a cat", *SMALL, *args, env=env).status == 0
+    assert (owned.gateway.asks() > 0) is asks
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_a_cloud_that_fails_is_a_warning_and_the_status_is_renders(tool, owned, mode):
+    later = Answer(503, {"Retry-After": "60"}, b"{}")
+    owned.gateway.fail("GET /rest/v1/images", later)
+    ran = tool("generate", "a cat", *SMALL, env={"IMAGEN_CLOUD_SYNC": mode})
+    assert (ran.status, "cloud" in ran.record, "error" in ran.record) == (0, False, False)
+    assert ran.err.startswith("imagen: cloud sync: ")
+    assert ran.err.endswith(f"imagen-generate: {ran.record['file']}\n")
+    assert tool("upload", "--retry-pending").status == 0
+    assert len(owned.storage.objects()) == 1
+
+
+def test_on_without_a_project_is_a_warning_for_each_image(tool):
+    ran = tool("generate", "a", "b", *SMALL, env={"IMAGEN_CLOUD_SYNC": "on"})
+    assert (ran.status, len(ran.records)) == (0, 2)
+    assert ran.err.count("imagen: cloud sync: ") == 2
+
+
+def test_a_render_that_failed_is_not_uploaded(tool, owned):
+    assert tool("generate", "a cat", *SMALL, *fault("out_of_credit")).status == 1
+    assert owned.gateway.asks() == 0

@@ -336,7 +336,7 @@ class ComfyUI:
         wanted = {key: place[key] for key in ("filename", "subfolder", "type")}
         try:
             body = retry.once_more(
-                lambda: self._server.get("/view", http.MAX_IMAGE, **wanted).body, self.retry_s
+                lambda: self._server.get("/view", http.MAX_IMAGE, wanted).body, self.retry_s
             )
         except Rejected as fault:
             if fault.status == 404:

@@ -30,7 +30,7 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     """Renders like imagen-render, then does what is set up behind it, and says on stderr where each
     image is. The exit status is render's: what fails later is a warning, the image is safe.
     """
-    from .. import chain, config, pipe, preview
+    from .. import chain, config, pipe, preview, upload
 
     values = config.load(common.config_file)
     options.told(said, values)
@@ -45,13 +45,17 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     shared = ["--config", str(values.path)] if values.path else []
     passed = [*options.as_arguments(context), *shared, *_flags(common, said["lines"])]
     stages = {"imagen-render": [*passed, "--", *prompts]}
-    if not said["dry_run"] and not binary and not said["no_ledger"]:
+    makes_files = not said["dry_run"] and not binary
+    mode, url = values["output.cloud_sync"], values["supabase.url"]
+    if makes_files and upload.syncs(said["no_cloud"], mode, url):
+        stages["imagen-upload"] = ["--best-effort", *shared]
+    if makes_files and not said["no_ledger"]:
         stages["imagen-log-usage"] = ["--best-effort", *shared]
-    if shows and not said["dry_run"] and not binary:
+    if shows and makes_files:
         stages["imagen-preview"] = ["--preview", "--best-effort", *shared]
 
     def on_line(line: bytes) -> None:
-        if not said["dry_run"] and not binary:
+        if makes_files:
             _tell(line, common)
         if not on_terminal or said["dry_run"] or binary:
             pipe.write_out(line)

@@ -115,12 +115,12 @@ class Log:
 
     def _box(self) -> Outbox:
         from .. import config, outbox
-        from ..supabase import USAGE_SCHEMA, Tables
+        from ..supabase import USAGE_SCHEMA, Project, Tables
 
         def connect() -> Tables:
             name = self._values["supabase.service_key_env"]
             url, key = self._values["supabase.url"], config.secret(name)
-            return Tables(url, key, name, USAGE_SCHEMA, outbox.PATIENCE_S)
+            return Tables(Project(url, key, name, outbox.PATIENCE_S), USAGE_SCHEMA)
 
         if self._outbox is None:
             self._outbox = outbox.Outbox(self._opened().usage, connect)

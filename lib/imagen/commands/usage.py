@@ -117,7 +117,7 @@ def _rows(values: Config, source: str | None, span: Span) -> Iterable[Row]:
         return rows.rows(**{name: said for name, said in span._asdict().items() if said})
     name = values["supabase.service_key_env"]
     url, key = values["supabase.url"], config.secret(name)
-    tables = supabase.Tables(url, key, name, supabase.USAGE_SCHEMA)
+    tables = supabase.Tables(supabase.Project(url, key, name), supabase.USAGE_SCHEMA)
     found = supabase.usage_rows(tables, span.since or None, span.until or None)
     return (usage.of_supabase(row, _columns()) for row in found)
 

@@ -14,9 +14,10 @@ from ..record import canonical_uuid
 from . import locks
 from .database import Database, LedgerBusy, LedgerFault
 from .journal import Entry, Journal
+from .uploads import Uploads
 from .usage import Usage
 
-__all__ = ["Entry", "Journal", "Ledger", "LedgerBusy", "LedgerFault", "Usage", "opened"]
+__all__ = ["Entry", "Journal", "Ledger", "LedgerBusy", "LedgerFault", "Uploads", "Usage", "opened"]
 
 
 def opened(path: Path, note: Callable[[str], None]) -> Ledger:
@@ -50,6 +51,7 @@ class Ledger:
         self.id = str(row["id"]) if row else str(uuid.uuid4())
         self.journal = Journal(database)
         self.usage = Usage(database)
+        self.uploads = Uploads(database)
 
     def render_id(self, name: str) -> str:
         """Give an id as a global one: itself if a UUID, else made of it and the ledger's own."""

@@ -88,6 +88,14 @@ _VERSIONS = [
     create index usage_created on usage (created_at);
     create index usage_unsent on usage (created_at) where sent < 1;
     """,
+    """
+    create table uploads (
+        render_id  text primary key,
+        record     text not null,     -- JSON: what is still to be brought into the cloud
+        error      text not null,     -- JSON: why it was not
+        created_at real not null
+    );
+    """,
 ]
 
 
