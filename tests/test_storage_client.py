@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 import pytest
 import requests
 
-from imagen import storage, supabase
+from imagen import http, storage, supabase
 from imagen.errors import AnswerLost, Rejected, ServerFault
 from imagen.storage import Bucket
 from imagen.supabase import Project, Tables
@@ -159,6 +159,7 @@ def test_a_slow_line_has_the_time_that_the_bytes_need(slow, monkeypatch):
 def test_a_line_that_is_too_slow_is_given_up(slow, monkeypatch):
     bucket, server = slow
     monkeypatch.setattr(storage, "SLOWEST", 2**30)
+    monkeypatch.setattr(http, "_SENT", 2**14)
     data = b"x" * 2**21
     with pytest.raises(AnswerLost, match="too slowly"):
         bucket.put("x.png", Trickle(data), len(data), "image/png")
