@@ -165,11 +165,10 @@ class Queue:
 
     def put_back(self, job_id: str, fence: int, after_s: float = 0, answered: bool = False) -> bool:
         """See QueueLike."""
-        return self._leave(
-            *(job_id, fence, "pending"),
-            **{"attempt": 0, "answered": answered, "after_s": after_s},
-            **({} if answered else {"error": POISONOUS["message"], "detail": POISONOUS}),
-        )
+        said: dict[str, Any] = {"attempt": 0, "answered": answered, "after_s": after_s}
+        if not answered:  # what is said when it is given up by this
+            said |= {"error": POISONOUS["message"], "detail": POISONOUS}
+        return self._leave(job_id, fence, "pending", **said)
 
     def _leave(self, job_id: str, fence: int, status: str, **said: Any) -> bool:
         error, detail = said.get("error"), said.get("detail")
@@ -206,12 +205,16 @@ class Queue:
         """See QueueLike."""
         names = None if backends is None else list(backends)
         ((seconds,),) = self._database.run("job_waiting", names, default_backend, names)
-        return None if seconds is None else float(seconds)
+        return None if seconds is None else max(0.0, seconds)
 
     def counts(self) -> dict[str, int]:
         """See QueueLike."""
         (row,) = self._database.run("job_counts")
         return dict(zip(("pending", "due", "running", "stuck"), row, strict=True))
+
+    def ping(self, channel: str, token: str) -> None:
+        """Notify a channel, to see whether an Ear hears it."""
+        self._database.run("notify", channel, token)
 
     # -- for whoever asks for images -----------------------------------------------------------
 
@@ -237,20 +240,23 @@ class Queue:
         """Queue a failed or cancelled job again; False when it is neither, or there is none."""
         return bool(self._database.run("job_again", job_id))
 
-    def listed(self, status: str | None = None, since: str | None = None) -> list[dict[str, Any]]:
-        """Give the jobs of a status, inserted since an ISO time, the newest first."""
-        values = (status, status, since, since)
-        return [json.loads(row[0]) for row in self._database.run("job_list", *values)]
+    def listed(
+        self, statuses: Sequence[str] = STATUSES, since: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Give the jobs of these statuses, inserted since an ISO time, the newest first."""
+        rows = self._database.run("job_list", list(statuses), since, since, statement_s=60)
+        return [json.loads(text) for (text,) in rows]
 
 
 def _claimed(row: Row) -> Claimed:
-    *plain, params, request, age_s, _ = row
+    params, request, age_s = row[8:11]
     broken = None
     try:
         read = record.parse(params.encode())
     except BadLine as fault:  # Postgres keeps numbers and depths that Python does not read
         read, broken = {}, fault.message
-    return Claimed(*plain, read, json.loads(request) if request else None, age_s, broken)
+    sent = json.loads(request) if request else None
+    return Claimed._make((*row[:8], read, sent, age_s, broken))
 
 
 def lock_number(worker: str) -> int:
