@@ -188,6 +188,10 @@ update imagen.jobs set
 where id = %s and status in ('failed', 'cancelled')
 returning 1;
 
+-- name: job_status
+-- The status of jobs by their ids.
+select id::text, status from imagen.jobs where id = any (%s::uuid[]);
+
 -- name: job_rows
 -- Jobs by their ids, as objects.
 select to_jsonb(job)::text from (

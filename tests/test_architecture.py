@@ -130,6 +130,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "supabase": {"http", "db", "retry", "errors", "record"},
     "jobs": {"http", "db", "retry", "errors", "record"},
+    "queued": {"errors", "record", "request"},
+    "follow": {"db", "errors", "jobs", "retry"},
     "usage": {"errors", "ledger", "record"},  # ledger: the id of a submit's row, pure
     "outbox": {"errors", "ledger", "supabase", "usage"},
     "reconcile": {"backends", "ledger", "record"},

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import AnswerLost, ConfigFault, ImagenError, Refused, Unreachable
+from .errors import AnswerLost, ConfigFault, ImagenError, Refused, Unreachable, UsageFault
 
 SQL = Path(__file__).parent / "data" / "sql"
 CONNECT_S = 10
@@ -64,6 +64,25 @@ def address(dsn: str) -> Address:
     port = f":{parts['port']}" if "port" in parts else ""
     name = f"/{parts['dbname']}" if "dbname" in parts else ""
     return Address(dsn, f"{host}{port}{name}", bool({"password", "sslpassword"} & {*parts}))
+
+
+VARIABLE = "IMAGEN_DATABASE_URL"
+
+
+def chosen(said: str | None, secret: str | None) -> Address:
+    """Give the address that an option said, else the environment's; UsageFault without one.
+
+    An option must not hold a password.
+    """
+    if not (said or secret):
+        raise UsageFault("no database", hint=f"set ${VARIABLE}, or give --database-url")
+    where = address(said or secret or "")
+    if said and where.has_password:
+        raise UsageFault(
+            "a password on the command line is seen by every user of this machine",
+            hint=f"put the address into ${VARIABLE}, or the password into ~/.pgpass",
+        )
+    return where
 
 
 def _unreadable() -> ConfigFault:

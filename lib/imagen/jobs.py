@@ -221,7 +221,7 @@ class Queue:
     def enqueue(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
         """Insert jobs (id, owner_user_id, prompt, backend, params, priority); give the new ids."""
         text = json.dumps([*rows], allow_nan=False)
-        return [row[0] for row in self._database.run("job_enqueue", text, statement_s=60)]
+        return [row[0] for row in self._database.run("job_enqueue", text, statement_s=20)]
 
     def rows_of(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Give the jobs of these ids as objects, by id; what is not there is left out."""
@@ -230,7 +230,8 @@ class Queue:
 
     def status_of(self, ids: Iterable[str]) -> dict[str, str]:
         """Give the status of each of these ids that is there."""
-        return {name: row["status"] for name, row in self.rows_of(ids).items()}
+        rows = self._database.run("job_status", [*ids], statement_s=60)
+        return dict(rows)
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job that is not over; False when it is, or there is none."""
