@@ -120,17 +120,18 @@ class Database:
         except psycopg2.Error as fault:
             raise _refused(fault, self.where) from None
 
-    def run(self, name: str, *values: Any, statement_s: float = 10, lock_s: float = 5) -> list[Row]:
+    def run(self, name: str, *values: Any, statement_s: float = 10, **settings: str) -> list[Row]:
         """Run a named query in a transaction of its own, in one round trip, and give its rows.
 
-        What is sent in one message is one transaction, time-outs included, pooler or not.
+        What is sent in one message is one transaction, with the server's settings for it and the
+        time-out, pooler or not.
         """
         import psycopg2
 
-        limits = (
-            f"select set_config('statement_timeout', '{statement_s * 1000:.0f}', true),"
-            f" set_config('lock_timeout', '{lock_s * 1000:.0f}', true);"
-        )
+        settings = {"lock_timeout": "5s", **settings}
+        settings["statement_timeout"] = f"{statement_s * 1000:.0f}"
+        ours = (f"set_config('{one}', '{value}', true)" for one, value in settings.items())
+        limits = f"select {', '.join(ours)};"
         try:
             self._connection.patience_s = statement_s + GRACE_S
             self._connection.autocommit = True
