@@ -118,7 +118,7 @@ def test_a_statement_has_its_time_out_and_leaves_none_behind(place):
         with pytest.raises(db.DatabaseBusy):
             database.run("migrations_lock", statement_s=0.05)
         with pytest.raises(db.DatabaseBusy):
-            database.run("migrations_lock", lock_timeout="50")
+            database.run("migrations_lock", settings={"lock_timeout": "50"})
         with database.transaction() as step:
             assert step.rows("show lock_timeout") == [("10s",)]
         assert database.run("alive") == [(1,)]

@@ -6,7 +6,7 @@ import re
 import secrets
 import select
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -120,7 +120,13 @@ class Database:
         except psycopg2.Error as fault:
             raise _refused(fault, self.where) from None
 
-    def run(self, name: str, *values: Any, statement_s: float = 10, **settings: str) -> list[Row]:
+    def run(
+        self,
+        name: str,
+        *values: Any,
+        statement_s: float = 10,
+        settings: Mapping[str, str] | None = None,
+    ) -> list[Row]:
         """Run a named query in a transaction of its own, in one round trip, and give its rows.
 
         What is sent in one message is one transaction, with the server's settings for it and the
@@ -128,10 +134,10 @@ class Database:
         """
         import psycopg2
 
-        settings = {"lock_timeout": "5s", **settings}
-        settings["statement_timeout"] = f"{statement_s * 1000:.0f}"
-        ours = (f"set_config('{one}', '{value}', true)" for one, value in settings.items())
-        limits = f"select {', '.join(ours)};"
+        ours = {"statement_timeout": f"{statement_s * 1000:.0f}", "lock_timeout": "5s"}
+        pairs = {**ours, **(settings or {})}.items()
+        calls = [f"set_config('{one}', '{value}', true)" for one, value in pairs]
+        limits = f"select {', '.join(calls)};"
         try:
             self._connection.patience_s = statement_s + GRACE_S
             self._connection.autocommit = True

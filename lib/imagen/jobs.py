@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LEASE_S = 10  # of sql/queries.sql: job_claim, job_renew
 MOST_CLAIMS = 5  # of job_rescue: without an answer
 WAKE, DONE = "imagen_jobs", "imagen_jobs_done"  # the channels of sql/006_imagen_jobs.sql
-# A claim reads its index in order: with old statistics the planner would read and sort all that waits.
+# A claim reads its index in order; with old statistics the planner would sort all that waits.
 IN_ORDER = {"enable_sort": "off"}
 STATUSES = ("pending", "running", "done", "failed", "cancelled")
 POISONOUS = {
@@ -129,7 +129,7 @@ class Queue:
         """See QueueLike."""
         names = None if backends is None else list(backends)
         values = (worker, names, default_backend, names)
-        rows = self._database.run("job_claim", *values, **IN_ORDER)
+        rows = self._database.run("job_claim", *values, settings=IN_ORDER)
         return _claimed(rows[0]) if rows else None
 
     def intend(self, job_id: str, fence: int, request: Mapping[str, Any]) -> bool:
