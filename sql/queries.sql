@@ -50,10 +50,6 @@ from pg_roles where rolname = current_user;
 -- Say something to who listens.
 select pg_notify(%s, %s);
 
--- name: alive
--- Whether somebody is there.
-select 1;
-
 -- name: job_claim
 -- One job that is due, for who asks. A first claim need not be on disk before it is used: job_intend
 -- is, and with it the claim. The fence is raised by the clock too, so that a claim which a crash of

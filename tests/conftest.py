@@ -31,7 +31,7 @@ REQUIRE_REAL = os.environ.get("IMAGEN_REQUIRE_REAL") == "1"
 OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_")
 ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
 FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
-WRITERS = ("render", "generate", "sheet", "compare")
+WRITERS = ("render", "generate", "sheet", "compare", "enqueue")
 NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
 
 sys.setrecursionlimit(5_000)  # the tests read what is nested deep from a deeper place than tools

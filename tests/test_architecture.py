@@ -111,7 +111,9 @@ ALLOWED: dict[str, set[str]] = {
     "budget": {"errors", "ledger"},  # ledger: the type of what was spent
     "caller": set(),
     "http": {"errors", "retry"},
-    "db": {"errors", "retry"},
+    "db": {"db", "errors"},
+    "db.connection": {"errors"},
+    "db.ear": {"db"},
     "migrations": {"errors", "db"},
     "config": {"errors", "record", "settings"},
     "preview": {"errors"},

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 
 from imagen import db
-from imagen.db import Database, DatabaseBusy, DatabaseFault
+from imagen.db import Database, DatabaseBusy, DatabaseFault, connection
 from imagen.errors import AnswerLost, ConfigFault, Refused, Unreachable
 
 SECRET = "hunter2hunter2"
@@ -83,7 +83,7 @@ def test_a_host_that_is_none_is_unreachable():
 
 
 def test_a_server_that_says_nothing_is_given_up(monkeypatch):
-    monkeypatch.setattr(db, "CONNECT_S", 2)  # libpq's least
+    monkeypatch.setattr(connection, "CONNECT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(Unreachable, match="timed out"):

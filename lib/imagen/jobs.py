@@ -56,7 +56,7 @@ class Claimed(NamedTuple):
 
 
 class QueueLike(Protocol):
-    """What a worker needs of a queue. Errors are those of db.py: Unreachable, AnswerLost, …"""
+    """What a worker needs of a queue. Errors are those of db: Unreachable, AnswerLost, …"""
 
     def claim(
         self, worker: str, backends: Sequence[str] | None, default_backend: str
