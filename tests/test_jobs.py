@@ -10,6 +10,7 @@ from contextlib import closing
 
 import psycopg2
 import pytest
+import requests
 
 from fake_queue import FakeQueue
 from imagen import db, jobs
@@ -723,3 +724,34 @@ def test_a_pending_job_that_is_cancelled_interrupts_nobody(real, ear):
     heard(ear)
     real.queue.cancel(name)
     assert heard(ear) == [Notify("imagen_jobs_done", name)]
+
+
+# -- the real one: as a web page sees it -----------------------------------------------------------
+
+
+def test_a_page_queues_reads_and_cancels_through_postgrest(database, rest):
+    def call(user, what, method="GET", **body):
+        return requests.request(
+            method,
+            f"{rest.url}/rest/v1/{what}",
+            headers={
+                "apikey": "x",
+                "Authorization": f"Bearer {rest.key('authenticated', sub=user)}",
+                **{"Accept-Profile": "imagen", "Content-Profile": "imagen"},
+                "Prefer": "return=representation",
+            },
+            json=body or None,
+            timeout=10,
+        )
+
+    made = call(OWNER, "jobs", "POST", prompt="a cat", params={"width": 64})
+    assert made.status_code == 201, made.text
+    (row,) = made.json()
+    assert (row["owner_user_id"], row["status"]) == (OWNER, "pending")
+    assert call(OWNER, "jobs", "POST", prompt="x", priority=9).status_code == 403
+    assert call(OWNER, "jobs", "POST", prompt="x", owner_user_id=OTHER).status_code == 403
+    assert call(OWNER, "jobs", "PATCH", prompt="x").status_code == 403
+    assert call(OTHER, "jobs").json() == []
+    assert call(OTHER, "rpc/cancel_job", "POST", id=row["id"]).json() is False
+    assert call(OWNER, "rpc/cancel_job", "POST", id=row["id"]).json() is True
+    assert [one["status"] for one in call(OWNER, "jobs").json()] == ["cancelled"]
