@@ -32,7 +32,7 @@ REQUIRE_REAL = os.environ.get("IMAGEN_REQUIRE_REAL") == "1"
 OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_")
 ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
 FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
-WRITERS = ("render", "generate", "sheet", "compare")
+WRITERS = ("render", "generate", "sheet", "compare", "enqueue")
 NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background

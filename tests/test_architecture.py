@@ -112,7 +112,9 @@ ALLOWED: dict[str, set[str]] = {
     "budget": {"errors", "ledger"},  # ledger: the type of what was spent
     "caller": set(),
     "http": {"errors", "retry"},
-    "db": {"errors", "retry"},
+    "db": {"db", "errors"},
+    "db.connection": {"errors"},
+    "db.ear": {"db"},
     "migrations": {"errors", "db"},
     "config": {"errors", "record", "settings"},
     "preview": {"errors"},
@@ -134,6 +136,8 @@ ALLOWED: dict[str, set[str]] = {
     "upload": {"errors", "files", "record", "storage", "supabase"},  # files: the rules of names
     "repair": {"errors", "files", "record", "upload"},
     "jobs": {"http", "db", "retry", "errors", "record"},
+    "queued": {"errors", "record", "request"},
+    "follow": {"db", "errors", "jobs", "retry"},
     "usage": {"errors", "ledger", "record"},  # ledger: the id of a submit's row, pure
     "outbox": {"errors", "ledger", "supabase", "usage"},
     "reconcile": {"backends", "ledger", "record"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import socket
 import threading
 from contextlib import closing
@@ -9,7 +11,7 @@ from contextlib import closing
 import pytest
 
 from imagen import db
-from imagen.db import Database, DatabaseBusy, DatabaseFault
+from imagen.db import Database, DatabaseBusy, DatabaseFault, connection
 from imagen.errors import AnswerLost, ConfigFault, Refused, Unreachable
 
 SECRET = "hunter2hunter2"
@@ -81,7 +83,7 @@ def test_a_host_that_is_none_is_unreachable():
 
 
 def test_a_server_that_says_nothing_is_given_up(monkeypatch):
-    monkeypatch.setattr(db, "CONNECT_S", 2)  # libpq's least
+    monkeypatch.setattr(connection, "CONNECT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(Unreachable, match="timed out"):
@@ -229,7 +231,8 @@ def test_a_name_stands_once():
 def test_every_named_query_says_what_it_is_for_and_is_understood_by_the_server(name, database):
     sql = db.queries()[name]
     assert sql.startswith("-- ")
-    values = ["x"] * sql.count("%s")
+    numbers = itertools.count(1)
+    asked = re.sub("%s", lambda _: f"${next(numbers)}", sql)
     with connect(database.dsn()) as connected, connected.transaction() as step:
         step.rows("create table if not exists imagen.migrations (name text, sha256 text)")
-        step.named(name, *values)
+        step.rows(f"prepare it as {asked}" if "%s" in sql else sql)

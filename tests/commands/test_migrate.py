@@ -49,7 +49,9 @@ def test_all_are_applied_in_order_and_each_once(bare_database, migrate):
     first = migrate(bare_database)
     assert first.status == 0, first.err
     assert done(first) == [(name, "applied") for name in NAMES]
-    assert tables(bare_database) == ["imagen.images", "imagen.migrations", "mai.imagen_usage"]
+    assert tables(bare_database) == [
+        *("imagen.images", "imagen.jobs", "imagen.migrations", "mai.imagen_usage"),
+    ]
     again = migrate(bare_database)
     assert (again.status, again.out) == (0, b"")
     assert again.err == "imagen-migrate: nothing to do: every migration is applied\n"

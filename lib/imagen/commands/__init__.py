@@ -11,5 +11,7 @@ TOOLS = {
     "migrate": "Set up the database: apply the SQL migrations, each once.",
     "log-usage": "Write down what each render cost, once.",
     "usage": "Add up the cost log: what was logged, and what it cost.",
+    "enqueue": "Queue requests for a worker: request lines in, jobs out.",
+    "jobs": "Show what is queued, running and stuck; try again, or cancel.",
     "preview": "Show each image in a tmux window beside yours.",
 }

@@ -1,19 +1,21 @@
-"""The one importer of psycopg2: connect, transactions with time-outs, named queries, our errors."""
+"""Connecting to Postgres: addresses, patience, and what its refusals mean to us."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
+import select
+import time
 from typing import Any, NamedTuple
 
-from .errors import AnswerLost, ConfigFault, ImagenError, Refused, Unreachable
+from ..errors import AnswerLost, ConfigFault, ImagenError, Refused, Unreachable
 
-SQL = Path(__file__).parent / "data" / "sql"
 CONNECT_S = 10
-Row = tuple[Any, ...]
+_TCP = {  # a network that was cut is noticed within 15 s
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
 
 
 class DatabaseFault(ImagenError):
@@ -63,85 +65,44 @@ def _unreadable() -> ConfigFault:
     )
 
 
-class Database:
-    """One connection. Every statement runs in a transaction."""
+def connected(where: Address, application: str) -> Any:
+    """Connect; whatever is asked of the connection later ends after its `patience_s`."""
+    import psycopg2
+    from psycopg2 import extensions
 
-    def __init__(self, where: Address, application: str) -> None:
-        """Connect; Unreachable when nobody answers, ConfigFault when we are turned away."""
-        import psycopg2
+    class Connection(extensions.connection):
+        patience_s: float = CONNECT_S
 
-        self.where = where
-        more: dict[str, Any] = {"application_name": application}
-        if "connect_timeout" not in where.dsn:
-            more["connect_timeout"] = CONNECT_S
-        try:
-            self._connection = psycopg2.connect(where.dsn, **more)
-        except psycopg2.Error as fault:
-            raise _turned_away(str(fault), where) from None
-
-    @contextmanager
-    def transaction(self, statement_s: float = 60, lock_s: float = 10) -> Iterator[Transaction]:
-        """Run statements that take hold together or not at all; both time-outs are in seconds.
-
-        The time-outs are set inside, since a pooler refuses them at the connection's start.
-        """
-        import psycopg2
-
-        try:
-            with self._connection, self._connection.cursor() as cursor:
-                cursor.execute(
-                    "select set_config('statement_timeout', %s, true),"
-                    " set_config('lock_timeout', %s, true)",
-                    [f"{statement_s * 1000:.0f}", f"{lock_s * 1000:.0f}"],
-                )
-                yield Transaction(cursor)
-        except psycopg2.Error as fault:
-            raise _refused(fault, self.where) from None
-
-    def notices(self) -> list[tuple[str, str]]:
-        """Give what the server said beside its answers since the last call: level and text."""
-        said = [line.strip().partition(":") for line in self._connection.notices]
-        del self._connection.notices[:]
-        return [(level, text.strip()) for level, _, text in said]
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+    said = extensions.parse_dsn(where.dsn)
+    if "connect_timeout" in said:
+        Connection.patience_s = max(float(said["connect_timeout"]), 0) or CONNECT_S
+    more: dict[str, Any] = {name: value for name, value in _TCP.items() if name not in said}
+    extensions.set_wait_callback(_wait)
+    try:
+        return psycopg2.connect(
+            where.dsn, connection_factory=Connection, application_name=application, **more
+        )
+    except psycopg2.Error as fault:
+        raise _turned_away(str(fault), where) from None
 
 
-class Transaction:
-    """What can be done while a transaction is open."""
+def _wait(connection: Any) -> None:
+    """Wait for what was asked of the server; after too long the connection is given up.
 
-    def __init__(self, cursor: Any) -> None:
-        """Take psycopg2's cursor."""
-        self._cursor = cursor
+    libpq itself would wait for ever for a server that is there and says nothing. psycopg2 closes
+    the connection when this raises.
+    """
+    from psycopg2 import OperationalError
+    from psycopg2.extensions import POLL_OK, POLL_READ
 
-    def rows(self, sql: str, *values: Any) -> list[Row]:
-        """Run SQL, each %s a value, and give the rows of its answer, none when it has none."""
-        self._cursor.execute(sql, values or None)  # with None a % stands for itself
-        found: Sequence[Row] = self._cursor.fetchall() if self._cursor.description else []
-        return list(found)
-
-    def named(self, name: str, *values: Any) -> list[Row]:
-        """Run the query of that name in sql/queries.sql."""
-        return self.rows(queries()[name], *values)
-
-
-@cache
-def queries() -> dict[str, str]:
-    """Give the named queries of sql/queries.sql."""
-    return parse_queries((SQL / "queries.sql").read_text(encoding="utf-8"))
-
-
-def parse_queries(text: str) -> dict[str, str]:
-    """Take text apart into its `-- name:` blocks; ValueError when a name stands twice."""
-    found: dict[str, str] = {}
-    for block in re.split(r"^-- name:", text, flags=re.MULTILINE)[1:]:
-        name, _, sql = block.partition("\n")
-        if name.strip() in found:
-            raise ValueError(f"two queries named {name.strip()}")
-        found[name.strip()] = sql.strip()
-    return found
+    end = time.monotonic() + getattr(connection, "patience_s", float("inf"))
+    while (state := connection.poll()) != POLL_OK:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise OperationalError("timed out")
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN if state == POLL_READ else select.POLLOUT)
+        poll.poll(None if left == float("inf") else left * 1000)
 
 
 _PASSING = (
@@ -180,7 +141,7 @@ def _turned_away(said: str, where: Address) -> ImagenError:
     return Unreachable(f"cannot reach the database at {where.shown}: {why}")
 
 
-def _refused(fault: Any, where: Address) -> ImagenError:
+def refused(fault: Any, where: Address) -> ImagenError:
     """Name what a statement failed of by its SQLSTATE; never DETAIL, which may hold a whole row."""
     state = fault.pgcode or ""
     said = f"the database at {where.shown}: {fault.diag.message_primary or type(fault).__name__}"

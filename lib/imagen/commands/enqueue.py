@@ -1,0 +1,238 @@
+"""imagen-enqueue: request lines in, queued jobs out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from .. import options
+from ..command import Common, tool
+from ..errors import AnswerLost, ImagenError, Refused, Unreachable, UsageFault
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..db import Address
+    from ..ledger import Ledger
+    from ..queued import Row
+    from ..record import Record
+    from ..request import Request, Told
+
+EXAMPLES = """
+Examples:
+  imagen-enqueue < requests.jsonl > queued.jsonl
+  echo '{"prompt":"a lighthouse","id":"tower"}' | imagen-enqueue --count 4 --priority 5
+  imagen-enqueue --wait < requests.jsonl | jq -c '[.id, .cloud.image_id, .error.code]'
+"""
+MANY = 500  # rows of one statement
+NOT_HERE = (  # of render's options: what is up to the worker, or to what reads our output
+    *("id", "out_dir", "output", "force", "timeout", "wait", "strict"),
+    *("dry_run", "new", "no_ledger"),
+)
+
+
+@tool("enqueue", epilog=EXAMPLES)
+@click.option("--wait", "follows", is_flag=True, help="Wait for the end of each; print records.")
+@click.option(
+    "--priority",
+    type=click.IntRange(-(2**31), 2**31 - 1),
+    default=0,
+    metavar="N",
+    help="The higher, the earlier.  [default: 0]",
+)
+@click.option("--owner", metavar="UUID", help="Whose images these are, whatever a line says.")
+@click.option("--database-url", metavar="URL", help="Database address, over $IMAGEN_DATABASE_URL.")
+@options.render_options(*NOT_HERE)
+def main(
+    common: Common,
+    follows: bool,
+    priority: int,
+    owner: str | None,
+    database_url: str | None,
+    **said: Any,
+) -> int:
+    """Each request becomes a row of imagen.jobs, which a worker makes into an image. The same id is
+    queued once. Finished and pending lines are passed on.
+    """
+    from .. import config, db, pipe, record
+    from ..ledger import required
+
+    values = config.load(common.config_file)
+    told = options.told(said, values)
+    told.default_backend = None  # the worker's own
+    if owner is not None and record.canonical_uuid(owner) is None:
+        raise UsageFault(f"--owner takes a UUID, not {owner[:40]!r}")
+    if not pipe.stdin_waits():
+        raise UsageFault("no requests", hint="imagen-enqueue < requests.jsonl")
+    where = db.chosen(database_url, config.secret(db.VARIABLE))
+    asked = Asked(told, owner, values, priority, follows)
+    enqueue = Enqueue(common, where, required(config.ledger_path()), asked)
+    try:
+        common.pipe.each(pipe.read(sys.stdin.buffer, idle=enqueue.send), enqueue.step)
+        enqueue.send()
+        enqueue.follow()
+    finally:
+        enqueue.close()
+    return common.pipe.status
+
+
+class Asked(NamedTuple):
+    """What the command line said."""
+
+    told: Told
+    owner: str | None
+    values: Config
+    priority: int
+    follows: bool
+
+
+class Enqueue:
+    """Collects requests while lines come without a pause, and inserts them together."""
+
+    def __init__(self, common: Common, where: Address, ledger: Ledger, asked: Asked) -> None:
+        """Connect; Unreachable before any line is read."""
+        self._common = common
+        self._where = where
+        self._ledger = ledger
+        self._asked = asked
+        self._waiting: list[tuple[Request, Row]] = []
+        self._followed: dict[str, list[Record]] = {}
+        self._connect()
+
+    def _connect(self) -> None:
+        from ..db import Database
+        from ..jobs import Queue
+
+        self._database = Database(self._where, "imagen-enqueue")
+        self._queue = Queue(self._database)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        self._database.close()
+        self._ledger.close()
+
+    def step(self, line: Record) -> Iterable[Record] | None:
+        """Take a line's requests; what has its image or its error is passed on."""
+        from .. import queued
+        from ..request import fate, requests_of
+
+        if queued.is_tried_again(line.get("error")):
+            line = {name: value for name, value in line.items() if name != "error"}
+        if fate(line, self._asked.told) in ("pass", "collect"):
+            self.send()
+            return None
+        for request in requests_of(line, self._asked.told):
+            self._waiting.append((request, self._row(request)))
+        if len(self._waiting) >= MANY:
+            self.send()
+        return ()
+
+    def _row(self, request: Request) -> Row:
+        from .. import queued
+
+        told, owner, values, priority, _ = self._asked
+        owner = owner or request.get("owner_user_id") or values["supabase.owner_user_id"]
+        if not owner:
+            hint = "--owner, or supabase.owner_user_id of the configuration"
+            raise Refused("no owner_user_id: nobody could see the image", hint=hint)
+        job_id = self._ledger.render_id(request["id"])
+        return queued.row_of(request, job_id, owner.lower(), priority, told.count is not None)
+
+    def send(self) -> None:
+        """Insert what waits, and write its lines; a signal waits for both."""
+        from .. import signals
+
+        if self._waiting:
+            with signals.held():
+                self._send()
+
+    def _send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        try:
+            there = self._inserted([row for _, row in waiting])
+        except ImagenError as fault:
+            self._not_sent(waiting, fault)
+            return
+        for request, row in waiting:
+            self._said(request, row, there.get(row["id"]))
+
+    def _inserted(self, rows: list[Row]) -> dict[str, dict[str, Any]]:
+        """Insert; give the rows that were there before. A lost answer is asked for once more."""
+        from .. import retry
+
+        def insert() -> dict[str, dict[str, Any]]:
+            try:
+                new = {*self._queue.enqueue(rows)}
+                old = [row["id"] for row in rows if row["id"] not in new]
+                return self._queue.rows_of(old) if old else {}
+            except (Unreachable, AnswerLost):
+                self._connect()
+                raise
+
+        return retry.once_more(insert)
+
+    def _not_sent(self, waiting: list[tuple[Request, Row]], fault: ImagenError) -> None:
+        from ..db import DatabaseBusy, DatabaseFault
+
+        if (
+            len(waiting) > 1
+            and isinstance(fault, DatabaseFault)
+            and type(fault) is not DatabaseBusy
+        ):
+            for one in waiting:  # one of them is at fault
+                self._waiting = [one]
+                self._send()
+            return
+        for request, _ in waiting:
+            self._failed(dict(request), fault)
+
+    def _failed(self, line: Record, fault: ImagenError) -> None:
+        from .. import pipe
+
+        self._common.pipe.failed(pipe.name_of(line, ""), fault)
+        self._common.pipe.write({**line, "error": fault.as_record("imagen-enqueue")})
+
+    def _said(self, request: Request, row: Row, there: dict[str, Any] | None) -> None:
+        from .. import queued
+
+        line = queued.line_of(request, row)
+        try:
+            if there:
+                queued.check_same(row, there, request)
+        except ImagenError as fault:
+            self._failed(dict(request), fault)
+            return
+        if self._asked.follows:
+            self._followed.setdefault(row["id"], []).append(line)
+        else:
+            self._common.pipe.write(line)
+
+    def follow(self) -> None:
+        """Wait for what was queued, and write the record of each as it ends."""
+        from ..follow import Follower
+
+        follower = Follower(self._where, "imagen-enqueue")
+        try:
+            for row in follower.ended(self._followed):
+                for line in self._followed.pop(row["id"]):
+                    self._ended(line, row)
+        except ImagenError as fault:  # the database stays away
+            for line in [one for lines in self._followed.values() for one in lines]:
+                self._failed(line, fault)
+        finally:
+            follower.close()
+
+    def _ended(self, line: Record, row: dict[str, Any]) -> None:
+        from .. import pipe, queued
+
+        made = queued.record_of(line, row)
+        if "error" in made:  # to run the same again would find the same job, and it failed
+            fault = ImagenError.of_record({**made["error"], "retry": "never"}, made)
+            self._common.pipe.failed(pipe.name_of(made, ""), fault)
+        self._common.pipe.write(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Listening to a real PostgreSQL: what is heard, how a dead connection shows, and poolers."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from imagen import db
+from imagen.db import Database, DatabaseFault, Ear, Notify
+from imagen.errors import AnswerLost, Unreachable
+from imagen.jobs import Queue
+
+
+@pytest.fixture
+def place(database):
+    return database
+
+
+def connect(kind, dsn):
+    return closing(kind(db.address(dsn), "imagen-test"))
+
+
+def say(place, channel, payload):
+    with place.cursor() as cursor:
+        cursor.execute("select pg_notify(%s, %s)", [channel, payload])
+
+
+def readable(ear, seconds=5):
+    return select.select([ear], [], [], seconds)[0]
+
+
+def backends(cursor):
+    cursor.execute(
+        "select pid from pg_stat_activity where application_name = 'imagen-test'"
+        " and datname = current_database()"
+    )
+    return [pid for (pid,) in cursor.fetchall()]
+
+
+def test_what_is_said_is_heard_at_once_and_in_order(place):
+    with connect(Ear, place.dsn()) as ear:
+        ear.listen("one")
+        assert ear.poll() == []
+        for payload in ("a", "b"):
+            say(place, "one", payload)
+        say(place, "two", "c")
+        assert readable(ear)
+        ear.alive()
+        assert ear.poll() == [Notify("one", "a"), Notify("one", "b")]
+        assert ear.poll() == []
+
+
+def test_the_way_there_and_back_is_timed_and_nothing_is_lost_meanwhile(place):
+    with connect(Ear, place.dsn()) as ear, connect(Database, place.dsn()) as database:
+        ear.listen("one")
+        say(place, "one", "kept")
+        took = ear.round_trip(Queue(database).ping)
+        assert 0 < took < 2
+        assert ear.poll() == [Notify("one", "kept")]
+
+
+def test_a_trip_that_ends_nowhere_is_given_up(place):
+    with connect(Ear, place.dsn()) as ear:
+        begun = time.monotonic()
+        assert ear.round_trip(lambda channel, token: None, within_s=0.1) is None
+        assert 0.1 <= time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("ask", ["poll", "alive", "listen", "round_trip"])
+def test_a_connection_that_the_server_ended_is_noticed_by_the_first_question(ask, place):
+    """psycopg2's own first poll() after it raises nothing."""
+    with connect(Ear, place.dsn()) as ear, place.cursor() as cursor:
+        (pid,) = backends(cursor)
+        cursor.execute("select pg_terminate_backend(%s, 5000)", [pid])
+        assert readable(ear)
+        asked = {
+            "poll": ear.poll,
+            "alive": ear.alive,
+            "listen": lambda: ear.listen("one"),
+            "round_trip": lambda: ear.round_trip(lambda channel, token: None),
+        }
+        with pytest.raises(AnswerLost):
+            asked[ask]()
+        assert ear.fileno() == -1
+        with pytest.raises(AnswerLost):
+            ear.poll()
+
+
+def test_a_server_that_is_there_and_says_nothing_is_given_up(place, monkeypatch):
+    """No time-out of the server's own can end that: its process stands still."""
+    monkeypatch.setattr(db, "GRACE_S", 0.1)
+    with connect(Database, place.dsn()) as database, place.cursor() as cursor:
+        (pid,) = backends(cursor)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            with pytest.raises(AnswerLost):
+                database.run("whoami", statement_s=0.1)
+            assert time.monotonic() - begun < 2
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        with pytest.raises(AnswerLost):
+            database.run("whoami")
+
+
+def test_a_statement_has_its_time_out_and_leaves_none_behind(place):
+    with connect(Database, place.dsn()) as database, place.cursor() as cursor:
+        cursor.execute("select pg_advisory_lock(4920817, 1)")
+        with pytest.raises(db.DatabaseBusy):
+            database.run("migrations_lock", statement_s=0.05)
+        with pytest.raises(db.DatabaseBusy):
+            database.run("migrations_lock", settings={"lock_timeout": "50"})
+        with database.transaction() as step:
+            assert step.rows("show lock_timeout") == [("10s",)]
+        assert database.run("whoami")
+
+
+# -- behind a transaction pooler -------------------------------------------------------------------
+
+
+@pytest.fixture
+def pooled(place, needs):
+    """The address of a real PgBouncer in front of the database, in transaction mode."""
+    program = needs("pgbouncer", "pgbouncer")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    parts = place.cluster.parts
+    settings = (
+        f"[databases]\n{place.name} = host={parts['host']} port={parts['port']} user=postgres\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        "auth_type = any\npool_mode = transaction\n"
+    )
+    who = {"user": "nobody", "extra_groups": []} if os.geteuid() == 0 else {}  # it refuses root
+    with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
+        file.write(settings)
+        file.flush()
+        Path(file.name).chmod(0o644)
+        child = subprocess.Popen([program, "-q", file.name], stderr=subprocess.PIPE, **who)
+        try:
+            dsn = f"postgresql://postgres@127.0.0.1:{port}/{place.name}"
+            _wait_for(dsn, child)
+            yield dsn
+        finally:
+            child.terminate()
+            child.communicate()
+
+
+def _wait_for(dsn, child):
+    end = time.monotonic() + 10
+    while True:
+        try:
+            Database(db.address(dsn), "waits").close()
+            return
+        except Unreachable as fault:
+            assert child.poll() is None, child.stderr.read()
+            assert time.monotonic() < end, fault
+            time.sleep(0.01)
+
+
+def test_behind_a_transaction_pooler_nothing_is_heard_and_that_shows(pooled):
+    """LISTEN is accepted there, and forgotten."""
+    with connect(Ear, pooled) as ear, connect(Database, pooled) as database:
+        assert ear.round_trip(Queue(database).ping, within_s=0.3) is None
+        ear.alive()
+
+
+def test_the_queue_works_behind_a_transaction_pooler(pooled, place):
+    with place.cursor() as cursor:
+        cursor.execute(
+            "insert into imagen.jobs (owner_user_id, prompt) values (gen_random_uuid(), 'x')"
+        )
+    with connect(Database, pooled) as database:
+        queue = Queue(database)
+        found = queue.claim("w", None, "mock")
+        assert queue.intend(found.id, found.fence, {"prompt": "x"})
+        assert queue.done(found.id, found.fence, None)
+        with pytest.raises(DatabaseFault):
+            database.run("job_claim", "w", 1, "mock", 1)
+        assert queue.claim("w", None, "mock") is None
