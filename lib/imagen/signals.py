@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -35,6 +35,17 @@ def _on(number: int, _frame: FrameType | None) -> None:
         _waiting = stopped
     else:
         raise stopped
+
+
+def counted() -> tuple[Callable[[], int], int]:
+    """Count INT and TERM from now on instead of raising; gives the count, and what wakes then."""
+    install()
+    seen: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: seen.append(number))
+    assert _woken is not None
+    return lambda: len(seen), _woken
 
 
 def wait_readable(descriptor: int) -> None:
