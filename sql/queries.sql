@@ -45,3 +45,162 @@ where nspname in ('auth', 'storage')
 -- Who is connected, whether that is a superuser, and the server's version as a number.
 select current_user, rolsuper, current_setting('server_version_num')::int
 from pg_roles where rolname = current_user;
+
+-- name: job_claim
+-- One job that is due, for who asks. A first claim need not be on disk before it is used: job_intend
+-- is, and with it the claim. The fence is raised by the clock too, so that a claim which a crash of
+-- the server forgot never has the fence of the next one.
+update imagen.jobs set
+  status = 'running', worker = %s, lease = now() + interval '10 s', started_at = now(),
+  claims = claims + 1,
+  fence = greatest(fence + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint)
+where id = any (array(
+  select id from imagen.jobs
+  where status = 'pending' and run_after <= now()
+    and (%s::text[] is null or coalesce(backend, %s) = any (%s::text[]))
+  order by priority desc, run_after, id
+  limit 1
+  for update skip locked
+))
+returning id::text, fence, attempts, max_attempts, claims, owner_user_id::text, prompt, backend,
+  params::text, request::text, extract(epoch from now() - intended_at)::float8,
+  case when request is null then set_config('synchronous_commit', 'off', true) end;
+
+-- name: job_intend
+-- Keep the line that is about to be sent, and since when it may have been; the first one stays.
+update imagen.jobs
+set request = coalesce(request, %s::jsonb), intended_at = coalesce(intended_at, now())
+where id = %s and fence = %s and status = 'running'
+returning 1;
+
+-- name: job_renew
+-- Ten more seconds for what is still ours.
+update imagen.jobs set lease = now() + interval '10 s'
+from unnest(%s::uuid[], %s::bigint[]) as held (id, fence)
+where jobs.id = held.id and jobs.fence = held.fence and jobs.worker = %s
+  and jobs.status = 'running'
+returning jobs.id::text;
+
+-- name: job_cancelled
+-- Which of these were cancelled under us.
+select jobs.id::text
+from imagen.jobs join unnest(%s::uuid[], %s::bigint[]) as held (id, fence)
+  on jobs.id = held.id and jobs.fence = held.fence
+where jobs.status = 'cancelled';
+
+-- name: job_leave
+-- Whoever holds a job lets go of it, with an answer or without; said twice it is done once. Given
+-- back without an answer for the fifth time, it is given up as by job_rescue.
+with said as (
+  select %s::uuid as id, %s::bigint as fence, %s as status, %s::int as attempt,
+    %s::boolean as answered, %s::float8 as after_s, %s::uuid as image_id, %s as error,
+    %s::jsonb as detail
+), judged as (
+  select jobs.id, (not said.answered and jobs.claims >= 5) as poisonous
+  from imagen.jobs join said using (id, fence)
+  where jobs.status = 'running'
+  for update of jobs
+), left_now as (
+  update imagen.jobs set
+    status = case when poisonous then 'failed' else said.status end,
+    attempts = jobs.attempts + said.attempt,
+    claims = case when said.answered then 0 else jobs.claims end,
+    run_after = case when said.after_s > 0 then now() + said.after_s * interval '1 s'
+      else jobs.run_after end,
+    lease = null,
+    finished_at = case when poisonous or said.status <> 'pending' then now() end,
+    image_id = coalesce(said.image_id, jobs.image_id),
+    error = case when said.status = 'done' then null
+      when said.answered or poisonous then coalesce(said.error, jobs.error) else jobs.error end,
+    error_detail = case when said.status = 'done' then null
+      when poisonous or said.answered and said.error is not null then said.detail
+      else jobs.error_detail end
+  from said, judged
+  where jobs.id = judged.id and jobs.fence = said.fence and jobs.status = 'running'
+  returning 1
+)
+select exists (select from left_now) or exists (
+  select from imagen.jobs join said using (id, fence)
+  where jobs.status = said.status or (not said.answered and jobs.status = 'failed')
+);
+
+-- name: job_rescue
+-- Jobs whose worker is gone are anybody's again; who costs five workers is given up.
+update imagen.jobs set
+  status = case when claims >= 5 then 'failed' else 'pending' end,
+  finished_at = case when claims >= 5 then now() end,
+  lease = null,
+  error = case when claims >= 5 then %s else error end,
+  error_detail = case when claims >= 5 then %s::jsonb else error_detail end
+where id = any (array(
+  select id from imagen.jobs
+  where status = 'running'
+    and (lease < now() - %s * interval '1 s' or worker = %s)
+  for update skip locked
+))
+returning id::text;
+
+-- name: job_name_lock
+-- Nobody else works under this name as long as this connection lives.
+select pg_try_advisory_lock(4920818, %s);
+
+-- name: job_waiting
+-- Seconds until a job is due that who asks may claim.
+select greatest(extract(epoch from min(run_after) - now()), 0)::float8
+from imagen.jobs
+where status = 'pending' and (%s::text[] is null or coalesce(backend, %s) = any (%s::text[]));
+
+-- name: job_counts
+-- What is queued, due, running and stuck.
+select
+  (select count(*) from imagen.jobs where status = 'pending'),
+  (select count(*) from imagen.jobs where status = 'pending' and run_after <= now()),
+  (select count(*) from imagen.jobs where status = 'running'),
+  (select count(*) from imagen.jobs where status = 'running' and lease < now());
+
+-- name: job_enqueue
+-- New jobs; those that are there stay as they are.
+insert into imagen.jobs (id, owner_user_id, prompt, backend, params, priority)
+select id, owner_user_id, prompt, backend, coalesce(params, '{}'), coalesce(priority, 0)
+from jsonb_to_recordset(%s::jsonb)
+  as job (id uuid, owner_user_id uuid, prompt text, backend text, params jsonb, priority int)
+on conflict (id) do nothing
+returning id::text;
+
+-- name: job_cancel
+-- Cancel what is not over yet.
+update imagen.jobs set status = 'cancelled', finished_at = now(), lease = null
+where id = %s and status in ('pending', 'running')
+returning 1;
+
+-- name: job_again
+-- What failed or was cancelled is tried again, as a job with all its attempts.
+update imagen.jobs set
+  status = 'pending', run_after = now(), attempts = 0, claims = 0, finished_at = null,
+  error = null, error_detail = null
+where id = %s and status in ('failed', 'cancelled')
+returning 1;
+
+-- name: job_rows
+-- Jobs by their ids, as objects.
+select to_jsonb(job)::text from (
+  select id, created_at, owner_user_id, status, priority, prompt, backend, params, run_after,
+    attempts, max_attempts, claims, worker, lease, request, intended_at, started_at, finished_at,
+    image_id, error, error_detail
+  from imagen.jobs where id = any (%s::uuid[])
+) as job;
+
+-- name: job_list
+-- Jobs of a status since a time, the newest first, as objects; how long each is in that status.
+select to_jsonb(job)::text from (
+  select id, created_at, status, priority, owner_user_id, backend, left(prompt, 200) as prompt,
+    attempts, max_attempts, claims, worker, image_id, error,
+    case when status = 'pending' and run_after > now() then run_after end as run_after,
+    status = 'running' and lease < now() as stuck,
+    extract(epoch from now() - case status when 'pending' then created_at
+      when 'running' then started_at else finished_at end)::float8 as for_s,
+    extract(epoch from finished_at - created_at)::float8 as took_s
+  from imagen.jobs
+  where (%s::text is null or status = %s) and (%s::timestamptz is null or created_at >= %s)
+  order by created_at desc, id
+) as job;

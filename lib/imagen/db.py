@@ -98,6 +98,29 @@ class Database:
         except psycopg2.Error as fault:
             raise _refused(fault, self.where) from None
 
+    def run(self, name: str, *values: Any, statement_s: float = 10, lock_s: float = 5) -> list[Row]:
+        """Run a named query in a transaction of its own, in one round trip, and give its rows.
+
+        What is sent in one message is one transaction, time-outs included, pooler or not.
+        """
+        import psycopg2
+
+        limits = (
+            f"select set_config('statement_timeout', '{statement_s * 1000:.0f}', true),"
+            f" set_config('lock_timeout', '{lock_s * 1000:.0f}', true);"
+        )
+        try:
+            self._connection.autocommit = True
+            try:
+                with self._connection.cursor() as cursor:
+                    cursor.execute(f"{limits}\n{queries()[name]}", values or None)
+                    return list(cursor.fetchall()) if cursor.description else []
+            finally:
+                if not self._connection.closed:
+                    self._connection.autocommit = False
+        except psycopg2.Error as fault:
+            raise _refused(fault, self.where) from None
+
     def notices(self) -> list[tuple[str, str]]:
         """Give what the server said beside its answers since the last call: level and text."""
         said = [line.strip().partition(":") for line in self._connection.notices]

@@ -1,0 +1,280 @@
+"""The queue in Postgres: claim, renew, finish, rescue. Each call is one statement, then it is over.
+
+Who holds a job holds its `fence`, a number that each claim raises: every call about a running job
+names it, and changes nothing when somebody has claimed the job since. Times are the database's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from . import record
+from .errors import BadLine
+
+if TYPE_CHECKING:
+    from .db import Database, Row
+
+LEASE_S = 10  # of sql/queries.sql: job_claim, job_renew
+MOST_CLAIMS = 5  # of job_rescue: without an answer
+WAKE, DONE = "imagen_jobs", "imagen_jobs_done"  # the channels of sql/006_imagen_jobs.sql
+STATUSES = ("pending", "running", "done", "failed", "cancelled")
+POISONOUS = {
+    "tool": "imagen-listen",
+    "code": "poisonous",
+    "message": f"{MOST_CLAIMS} workers took it and none of them answered",
+    "hint": "look into the worker's log; imagen-jobs retry tries it again",
+    "billed": "unknown",
+    "retry": "never",
+}
+
+
+class Claimed(NamedTuple):
+    """A job that is ours until its lease is over."""
+
+    id: str
+    fence: int
+    attempts: int  # that had an answer so far
+    max_attempts: int
+    claims: int  # since the last answer, this one included
+    owner_user_id: str
+    prompt: str
+    backend: str | None  # None: the worker's default
+    params: dict[str, Any]  # as the web user wrote them
+    request: dict[str, Any] | None  # the line that was sent before, to be sent again
+    intended_age_s: float | None  # how long ago, by the database's clock, that was stored
+    broken: str | None = None  # why params cannot be read; they are {} then
+
+    @property
+    def first(self) -> bool:
+        """Whether nobody can have sent anything for it."""
+        return self.request is None
+
+
+class QueueLike(Protocol):
+    """What a worker needs of a queue. Errors are those of db.py: Unreachable, AnswerLost, …"""
+
+    def claim(
+        self, worker: str, backends: Sequence[str] | None, default_backend: str
+    ) -> Claimed | None:
+        """Take the next job that is due and for one of `backends` (None: for any)."""
+
+    def intend(self, job_id: str, fence: int, request: Mapping[str, Any]) -> bool:
+        """Store the line before it is sent; the first one stays. False: it is no longer ours."""
+
+    def renew(self, worker: str, held: Mapping[str, int]) -> set[str]:
+        """Renew the leases of these fences by id; give the ids that are still ours."""
+
+    def cancelled(self, held: Mapping[str, int]) -> set[str]:
+        """Give those of these fences by id that were cancelled while we held them."""
+
+    def done(self, job_id: str, fence: int, image_id: str | None) -> bool:
+        """It is made. As all that ends a hold: True too when said again, False when it is lost."""
+
+    def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
+        """It is given up: a line for people, and the record's error object."""
+
+    def retry(
+        self,
+        job_id: str,
+        fence: int,
+        after_s: float,
+        error: str,
+        detail: Mapping[str, Any] | None,
+    ) -> bool:
+        """An attempt failed, the next one may start in `after_s` seconds."""
+
+    def put_back(self, job_id: str, fence: int, after_s: float = 0, answered: bool = False) -> bool:
+        """Give it back at no cost of an attempt; at its old place when `after_s` is 0.
+
+        Its claims count on unless something `answered`: the fifth fails it as POISONOUS.
+        """
+
+    def rescue(self, grace_s: float = 0) -> list[str]:
+        """Free the jobs whose lease ended more than `grace_s` ago; give their ids.
+
+        At no cost of an attempt; one that was claimed MOST_CLAIMS times without an answer fails as
+        POISONOUS, and its id is given too.
+        """
+
+    def take_back(self, worker: str) -> list[str]:
+        """Free what runs under this name; only for who holds its name_lock, and has nothing."""
+
+    def name_lock(self, worker: str) -> bool:
+        """Take the name for as long as the connection lives; False when another has it."""
+
+    def waiting(
+        self, backends: Sequence[str] | None = None, default_backend: str = ""
+    ) -> float | None:
+        """Seconds until a job that we may claim is due, 0 when one is; None when there is none."""
+
+    def counts(self) -> dict[str, int]:
+        """How many are pending, due (of these), running and stuck (of these)."""
+
+
+class Queue:
+    """The queue in imagen.jobs (QueueLike), and what enqueue and jobs do with it."""
+
+    def __init__(self, database: Database) -> None:
+        """Take a connection that nobody else uses meanwhile."""
+        self._database = database
+
+    def claim(
+        self, worker: str, backends: Sequence[str] | None, default_backend: str
+    ) -> Claimed | None:
+        """See QueueLike."""
+        names = None if backends is None else list(backends)
+        rows = self._database.run("job_claim", worker, names, default_backend, names)
+        return _claimed(rows[0]) if rows else None
+
+    def intend(self, job_id: str, fence: int, request: Mapping[str, Any]) -> bool:
+        """See QueueLike."""
+        return bool(self._database.run("job_intend", as_json(request), job_id, fence))
+
+    def renew(self, worker: str, held: Mapping[str, int]) -> set[str]:
+        """See QueueLike."""
+        return self._of_held("job_renew", held, worker) if held else set()
+
+    def cancelled(self, held: Mapping[str, int]) -> set[str]:
+        """See QueueLike."""
+        return self._of_held("job_cancelled", held) if held else set()
+
+    def _of_held(self, name: str, held: Mapping[str, int], *more: str) -> set[str]:
+        return {row[0] for row in self._database.run(name, [*held], [*held.values()], *more)}
+
+    def done(self, job_id: str, fence: int, image_id: str | None) -> bool:
+        """See QueueLike."""
+        return self._leave(job_id, fence, "done", image_id=image_id)
+
+    def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
+        """See QueueLike."""
+        return self._leave(job_id, fence, "failed", error=error, detail=detail)
+
+    def retry(
+        self,
+        job_id: str,
+        fence: int,
+        after_s: float,
+        error: str,
+        detail: Mapping[str, Any] | None,
+    ) -> bool:
+        """See QueueLike."""
+        return self._leave(job_id, fence, "pending", after_s=after_s, error=error, detail=detail)
+
+    def put_back(self, job_id: str, fence: int, after_s: float = 0, answered: bool = False) -> bool:
+        """See QueueLike."""
+        return self._leave(
+            *(job_id, fence, "pending"),
+            **{"attempt": 0, "answered": answered, "after_s": after_s},
+            **({} if answered else {"error": POISONOUS["message"], "detail": POISONOUS}),
+        )
+
+    def _leave(self, job_id: str, fence: int, status: str, **said: Any) -> bool:
+        error, detail = said.get("error"), said.get("detail")
+        ((held,),) = self._database.run(
+            "job_leave",
+            *(job_id, fence, status, said.get("attempt", 1), said.get("answered", True)),
+            *(said.get("after_s", 0), said.get("image_id")),
+            None if error is None else storable(error),
+            None if detail is None else as_json(detail),
+        )
+        return bool(held)
+
+    def rescue(self, grace_s: float = 0) -> list[str]:
+        """See QueueLike."""
+        return self._freed(grace_s, None)
+
+    def take_back(self, worker: str) -> list[str]:
+        """See QueueLike."""
+        return self._freed(None, worker)
+
+    def _freed(self, grace_s: float | None, worker: str | None) -> list[str]:
+        error, detail = POISONOUS["message"], as_json(POISONOUS)
+        rows = self._database.run("job_rescue", error, detail, grace_s, worker)
+        return [row[0] for row in rows]
+
+    def name_lock(self, worker: str) -> bool:
+        """See QueueLike."""
+        ((held,),) = self._database.run("job_name_lock", lock_number(worker))
+        return bool(held)
+
+    def waiting(
+        self, backends: Sequence[str] | None = None, default_backend: str = ""
+    ) -> float | None:
+        """See QueueLike."""
+        names = None if backends is None else list(backends)
+        ((seconds,),) = self._database.run("job_waiting", names, default_backend, names)
+        return None if seconds is None else float(seconds)
+
+    def counts(self) -> dict[str, int]:
+        """See QueueLike."""
+        (row,) = self._database.run("job_counts")
+        return dict(zip(("pending", "due", "running", "stuck"), row, strict=True))
+
+    # -- for whoever asks for images -----------------------------------------------------------
+
+    def enqueue(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Insert jobs (id, owner_user_id, prompt, backend, params, priority); give the new ids."""
+        text = json.dumps([*rows], allow_nan=False)
+        return [row[0] for row in self._database.run("job_enqueue", text, statement_s=60)]
+
+    def rows_of(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Give the jobs of these ids as objects, by id; what is not there is left out."""
+        found = self._database.run("job_rows", [*ids], statement_s=60)
+        return {row["id"]: row for row in (json.loads(text) for (text,) in found)}
+
+    def status_of(self, ids: Iterable[str]) -> dict[str, str]:
+        """Give the status of each of these ids that is there."""
+        return {name: row["status"] for name, row in self.rows_of(ids).items()}
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a job that is not over; False when it is, or there is none."""
+        return bool(self._database.run("job_cancel", job_id))
+
+    def again(self, job_id: str) -> bool:
+        """Queue a failed or cancelled job again; False when it is neither, or there is none."""
+        return bool(self._database.run("job_again", job_id))
+
+    def listed(self, status: str | None = None, since: str | None = None) -> list[dict[str, Any]]:
+        """Give the jobs of a status, inserted since an ISO time, the newest first."""
+        values = (status, status, since, since)
+        return [json.loads(row[0]) for row in self._database.run("job_list", *values)]
+
+
+def _claimed(row: Row) -> Claimed:
+    *plain, params, request, age_s, _ = row
+    broken = None
+    try:
+        read = record.parse(params.encode())
+    except BadLine as fault:  # Postgres keeps numbers and depths that Python does not read
+        read, broken = {}, fault.message
+    return Claimed(*plain, read, json.loads(request) if request else None, age_s, broken)
+
+
+def lock_number(worker: str) -> int:
+    """Give the number that stands for a worker's name in an advisory lock: a signed 32-bit one."""
+    digest = hashlib.sha256(worker.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:4], signed=True)
+
+
+def storable(text: str) -> str:
+    """Give text as Postgres can keep it: no NUL, no half of a surrogate pair."""
+    return text.encode(errors="replace").decode().replace("\0", "�")
+
+
+def as_json(value: Mapping[str, Any]) -> str:
+    """Give an object as JSON that Postgres can keep."""
+    return json.dumps(_storable(value), ensure_ascii=False, allow_nan=False)
+
+
+def _storable(value: Any) -> Any:
+    match value:
+        case str():
+            return storable(value)
+        case Mapping():
+            return {storable(key): _storable(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_storable(one) for one in value]
+    return value
