@@ -46,6 +46,14 @@ where nspname in ('auth', 'storage')
 select current_user, rolsuper, current_setting('server_version_num')::int
 from pg_roles where rolname = current_user;
 
+-- name: notify
+-- Say something to who listens.
+select pg_notify(%s, %s);
+
+-- name: alive
+-- Whether somebody is there.
+select 1;
+
 -- name: job_claim
 -- One job that is due, for who asks. A first claim need not be on disk before it is used: job_intend
 -- is, and with it the claim. The fence is raised by the clock too, so that a claim which a crash of
@@ -99,7 +107,6 @@ with said as (
   select jobs.id, (not said.answered and jobs.claims >= 5) as poisonous
   from imagen.jobs join said using (id, fence)
   where jobs.status = 'running'
-  for update of jobs
 ), left_now as (
   update imagen.jobs set
     status = case when poisonous then 'failed' else said.status end,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import secrets
+import select
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,6 +16,13 @@ from .errors import AnswerLost, ConfigFault, ImagenError, Refused, Unreachable
 
 SQL = Path(__file__).parent / "data" / "sql"
 CONNECT_S = 10
+GRACE_S = 5  # that an answer may come after its statement's time-out, before we stop waiting
+_TCP = {  # a network that was cut is noticed within 15 s
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
 Row = tuple[Any, ...]
 
 
@@ -68,16 +78,8 @@ class Database:
 
     def __init__(self, where: Address, application: str) -> None:
         """Connect; Unreachable when nobody answers, ConfigFault when we are turned away."""
-        import psycopg2
-
         self.where = where
-        more: dict[str, Any] = {"application_name": application}
-        if "connect_timeout" not in where.dsn:
-            more["connect_timeout"] = CONNECT_S
-        try:
-            self._connection = psycopg2.connect(where.dsn, **more)
-        except psycopg2.Error as fault:
-            raise _turned_away(str(fault), where) from None
+        self._connection = _connected(where, application)
 
     @contextmanager
     def transaction(self, statement_s: float = 60, lock_s: float = 10) -> Iterator[Transaction]:
@@ -88,6 +90,7 @@ class Database:
         import psycopg2
 
         try:
+            self._connection.patience_s = statement_s + GRACE_S
             with self._connection, self._connection.cursor() as cursor:
                 cursor.execute(
                     "select set_config('statement_timeout', %s, true),"
@@ -110,6 +113,7 @@ class Database:
             f" set_config('lock_timeout', '{lock_s * 1000:.0f}', true);"
         )
         try:
+            self._connection.patience_s = statement_s + GRACE_S
             self._connection.autocommit = True
             try:
                 with self._connection.cursor() as cursor:
@@ -148,6 +152,141 @@ class Transaction:
     def named(self, name: str, *values: Any) -> list[Row]:
         """Run the query of that name in sql/queries.sql."""
         return self.rows(queries()[name], *values)
+
+
+class Notify(NamedTuple):
+    """What somebody said on a channel."""
+
+    channel: str
+    payload: str
+
+
+class Ear:
+    """A connection that only listens. Whoever waits for `fileno` to be readable calls `poll`."""
+
+    def __init__(self, where: Address, application: str) -> None:
+        """Connect, as Database does, and listen to a channel of our own."""
+        self.where = where
+        self.own = f"imagen_ear_{secrets.token_hex(8)}"
+        self._heard: list[Notify] = []
+        self._connection = _connected(where, application)
+        self._connection.autocommit = True  # else LISTEN waits for a commit
+        self.listen(self.own)
+
+    def listen(self, channel: str) -> None:
+        """Listen to one more channel, a plain name."""
+        self._execute(f'listen "{channel}"')
+
+    def fileno(self) -> int:
+        """Give the descriptor to wait for; -1 when the connection is gone."""
+        return -1 if self._connection.closed else int(self._connection.fileno())
+
+    def poll(self) -> list[Notify]:
+        """Give what was said since the last call, at once; AnswerLost when the connection is gone.
+
+        After the server has ended it, psycopg2's first poll() says nothing and the second one
+        raises: so it is asked until nothing is left to read.
+        """
+        with self._ours():
+            while _readable(self.fileno(), 0):
+                self._connection.poll()
+            self._keep()
+        heard, self._heard = self._heard, []
+        return [one for one in heard if one.channel != self.own]
+
+    def alive(self) -> None:
+        """Ask the server for something; AnswerLost when nothing comes, as in a cut network."""
+        self._execute(queries()["alive"])
+
+    def round_trip(self, say: Callable[[str, str], None], within_s: float = 2) -> float | None:
+        """Give the seconds that a notification takes from another connection to here, or None.
+
+        `say` sends a payload to a channel, by another connection than ours: a transaction pooler
+        forgets who listened as soon as the statement is over, and hands on what is said within
+        one. What else is heard meanwhile is for the next `poll`.
+        """
+        token, begun = secrets.token_hex(8), time.monotonic()
+        say(self.own, token)
+        with self._ours():
+            while Notify(self.own, token) not in self._heard:
+                left = begun + within_s - time.monotonic()
+                if left <= 0 or not _readable(self.fileno(), left):
+                    return None
+                self._connection.poll()
+                self._keep()
+        self._heard = [one for one in self._heard if one.channel != self.own]
+        return time.monotonic() - begun
+
+    def close(self) -> None:
+        """Close the connection; the server forgets what it listened to."""
+        self._connection.close()
+
+    def _execute(self, sql: str) -> None:
+        with self._ours(), self._connection.cursor() as cursor:
+            cursor.execute(sql)
+            self._keep()
+
+    def _keep(self) -> None:
+        said = self._connection.notifies
+        self._heard += [Notify(one.channel, one.payload) for one in said]
+        del said[:]
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        import psycopg2
+
+        try:
+            if self._connection.closed:
+                raise psycopg2.InterfaceError("connection already closed")
+            yield
+        except psycopg2.Error as fault:
+            raise _refused(fault, self.where) from None
+
+
+def _readable(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()  # select() knows no descriptor above 1023
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _connected(where: Address, application: str) -> Any:
+    """Connect; whatever is asked of the connection later ends after its `patience_s`."""
+    import psycopg2
+    from psycopg2 import extensions
+
+    class Connection(extensions.connection):
+        patience_s: float = CONNECT_S
+
+    said = extensions.parse_dsn(where.dsn)
+    if "connect_timeout" in said:
+        Connection.patience_s = max(float(said["connect_timeout"]), 0) or CONNECT_S
+    more = {name: value for name, value in _TCP.items() if name not in said}
+    extensions.set_wait_callback(_wait)
+    try:
+        return psycopg2.connect(
+            where.dsn, connection_factory=Connection, application_name=application, **more
+        )
+    except psycopg2.Error as fault:
+        raise _turned_away(str(fault), where) from None
+
+
+def _wait(connection: Any) -> None:
+    """Wait for what was asked of the server; after too long the connection is given up.
+
+    libpq itself would wait for ever for a server that is there and says nothing. psycopg2 closes
+    the connection when this raises.
+    """
+    from psycopg2 import OperationalError
+    from psycopg2.extensions import POLL_OK, POLL_READ
+
+    end = time.monotonic() + getattr(connection, "patience_s", float("inf"))
+    while (state := connection.poll()) != POLL_OK:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise OperationalError("timed out")
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN if state == POLL_READ else select.POLLOUT)
+        poll.poll(None if left == float("inf") else left * 1000)
 
 
 @cache

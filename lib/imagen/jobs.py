@@ -165,11 +165,10 @@ class Queue:
 
     def put_back(self, job_id: str, fence: int, after_s: float = 0, answered: bool = False) -> bool:
         """See QueueLike."""
-        return self._leave(
-            *(job_id, fence, "pending"),
-            **{"attempt": 0, "answered": answered, "after_s": after_s},
-            **({} if answered else {"error": POISONOUS["message"], "detail": POISONOUS}),
-        )
+        said: dict[str, Any] = {"attempt": 0, "answered": answered, "after_s": after_s}
+        if not answered:  # what is said when it is given up by this
+            said |= {"error": POISONOUS["message"], "detail": POISONOUS}
+        return self._leave(job_id, fence, "pending", **said)
 
     def _leave(self, job_id: str, fence: int, status: str, **said: Any) -> bool:
         error, detail = said.get("error"), said.get("detail")
@@ -213,6 +212,10 @@ class Queue:
         (row,) = self._database.run("job_counts")
         return dict(zip(("pending", "due", "running", "stuck"), row, strict=True))
 
+    def ping(self, channel: str, token: str) -> None:
+        """Notify a channel, to see whether an Ear hears it."""
+        self._database.run("notify", channel, token)
+
     # -- for whoever asks for images -----------------------------------------------------------
 
     def enqueue(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -244,13 +247,14 @@ class Queue:
 
 
 def _claimed(row: Row) -> Claimed:
-    *plain, params, request, age_s, _ = row
+    params, request, age_s = row[8:11]
     broken = None
     try:
         read = record.parse(params.encode())
     except BadLine as fault:  # Postgres keeps numbers and depths that Python does not read
         read, broken = {}, fault.message
-    return Claimed(*plain, read, json.loads(request) if request else None, age_s, broken)
+    sent = json.loads(request) if request else None
+    return Claimed._make((*row[:8], read, sent, age_s, broken))
 
 
 def lock_number(worker: str) -> int:

@@ -12,6 +12,7 @@ from .errors import BadLine, UsageFault, suggest
 
 if TYPE_CHECKING:
     from .config import Config
+    from .db import Address
     from .record import Record
     from .request import Told
 
@@ -202,3 +203,22 @@ def as_arguments(context: click.Context, but: Collection[str] = ()) -> Iterator[
         else:
             for one in value if isinstance(value, tuple) else [value]:
                 yield f"{option}={one}"
+
+
+DATABASE = "IMAGEN_DATABASE_URL"
+
+
+def database_address(said: str | None) -> Address:
+    """Give the database of --database-url, else of the environment; UsageFault without one."""
+    from . import config, db
+
+    found = said or config.secret(DATABASE)
+    if not found:
+        raise UsageFault("no database", hint=f"set ${DATABASE}, or give --database-url")
+    where = db.address(found)
+    if said and where.has_password:
+        raise UsageFault(
+            "a password on the command line is seen by every user of this machine",
+            hint=f"put the address into ${DATABASE}, or the password into ~/.pgpass",
+        )
+    return where

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Protocol
 from . import joblines, record
 from .errors import ImagenError, Refused
 from .joblines import Rules, Verdict
-from .notify import notify, watchdog_s
 from .jobs import QueueLike
+from .notify import notify, watchdog_s
 from .pipeline import Pipeline
 from .record import DRAWN_SEEDS, Record
 
@@ -60,15 +60,18 @@ class EarLike(Protocol):
     def poll(self) -> Sequence[Any]:
         """Give the notices that have come; a fault of db.py when the connection is dead."""
 
-    def prove(self, patience_s: float) -> float | None:
-        """Send a notice to itself; give the seconds that it took, None when it did not come."""
 
 
 class Connected(NamedTuple):
-    """The queue and the ear, each with a connection of its own; `close` ends both."""
+    """The queue and the ear, each with a connection of its own; `close` ends both.
+
+    `prove` sends a notice from one to the other and gives the seconds that it took, None when it
+    did not arrive.
+    """
 
     queue: QueueLike
     ear: EarLike
+    prove: Callable[[], float | None]
     close: Callable[[], None]
 
 
@@ -124,6 +127,7 @@ class Worker:
         self._beat_at = 0.0
         self._ready = False
         self._idle = False
+        self._next_due: float | None = None
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -170,13 +174,15 @@ class Worker:
 
     def _claim(self, queue: QueueLike) -> None:
         """Fill the free slots from the backlog."""
-        self._idle = False
+        self._idle, self._next_due = False, None
         for slot in self._slots:
             while self._may_claim(slot):
                 now = boottime()
                 job = queue.claim(self._said.name, self._said.backends, self._default)
                 if job is None:
                     self._idle = True
+                    later = queue.waiting(self._said.backends, self._default)
+                    self._next_due = None if later is None else now + later
                     return
                 if not self._held():
                     self._renewed = now
@@ -393,7 +399,7 @@ class Worker:
             return
         self._next_proof = now + _HEAR_S
         assert self._db is not None
-        took = self._db.ear.prove(2.0)
+        took = self._db.prove()
         if took is None and not self._deaf:
             self._tell(
                 "notices do not arrive: polling every second (hint: LISTEN needs a session; behind"
@@ -439,7 +445,10 @@ class Worker:
         due += [
             slot.restart for slot in self._slots if slot.pipeline is None and slot.restart > now
         ]
-        if self._idle and (later := self._known().waiting(self._said.backends, self._default)) is not None:
+        if (
+            self._idle
+            and (later := self._known().waiting(self._said.backends, self._default)) is not None
+        ):
             due.append(now + max(later, 0.01))
         if self._grace_ends:
             due.append(self._grace_ends)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import options
 from ..command import Common, tool
 from ..errors import ImagenError, UsageFault
 
@@ -57,7 +58,7 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
         grace_s=said["grace"],
         drain=drain,
     )
-    where = config.database_address(said["database_url"])
+    where = options.database_address(said["database_url"])
     stops, wakes = signals.counted()
     return worker.Worker(about, lambda: _connected(where), common.report.say).run(stops, wakes)
 
@@ -78,7 +79,8 @@ def _connected(where: Any) -> Connected:
         database.close()
         ear.close()
 
-    return Connected(jobs.Queue(database), ear, close)
+    queue = jobs.Queue(database)
+    return Connected(queue, ear, lambda: ear.round_trip(queue.ping), close)
 
 
 def _rules(values: Config) -> Rules:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import options
 from ..command import Common, tool
 from ..errors import DONE, UsageFault
 
 if TYPE_CHECKING:
-    from ..db import Address, Database
+    from ..db import Database
     from ..migrations import Migration
 
-VARIABLE = "IMAGEN_DATABASE_URL"
 EXAMPLES = """
 Examples:
   imagen-migrate --status
@@ -25,7 +25,7 @@ Examples:
 
 
 @tool("migrate", epilog=EXAMPLES)
-@click.option("--database-url", metavar="URL", help=f"Database address, over ${VARIABLE}.")
+@click.option("--database-url", metavar="URL", help=f"Database address, over ${options.DATABASE}.")
 @click.option("--bootstrap", is_flag=True, help="First make what a plain PostgreSQL lacks.")
 @click.option("--dry-run", is_flag=True, help="Say what would be applied; write nothing.")
 @click.option("--status", is_flag=True, help="List all migrations and where they stand.")
@@ -41,7 +41,7 @@ def main(
     if status and (bootstrap or dry_run):
         raise UsageFault("--status goes with no other option")
     files = migrations.read()
-    database = Database(_address(database_url), "imagen-migrate")
+    database = Database(options.database_address(database_url), "imagen-migrate")
     try:
         done = 0
         for line in _lines(database, files, bootstrap, dry_run, status):
@@ -54,21 +54,6 @@ def main(
     if not done:
         common.report.note("nothing to do: every migration is applied")
     return DONE
-
-
-def _address(said: str | None) -> Address:
-    from .. import config, db
-
-    found = said or config.secret(VARIABLE)
-    if not found:
-        raise UsageFault("no database", hint=f"set ${VARIABLE}, or give --database-url")
-    where = db.address(found)
-    if said and where.has_password:
-        raise UsageFault(
-            "a password on the command line is seen by every user of this machine",
-            hint=f"put the address into ${VARIABLE}, or the password into ~/.pgpass",
-        )
-    return where
 
 
 def _lines(
