@@ -152,8 +152,8 @@ returning id::text;
 select pg_try_advisory_lock(4920818, %s);
 
 -- name: job_waiting
--- Seconds until a job is due that who asks may claim.
-select greatest(extract(epoch from min(run_after) - now()), 0)::float8
+-- Seconds until a job is due that who asks may claim; less than 0 when one was before.
+select extract(epoch from min(run_after) - now())::float8
 from imagen.jobs
 where status = 'pending' and (%s::text[] is null or coalesce(backend, %s) = any (%s::text[]));
 
@@ -198,7 +198,7 @@ select to_jsonb(job)::text from (
 ) as job;
 
 -- name: job_list
--- Jobs of a status since a time, the newest first, as objects; how long each is in that status.
+-- Jobs of some statuses since a time, the newest first, as objects; how long each is in its status.
 select to_jsonb(job)::text from (
   select id, created_at, status, priority, owner_user_id, backend, left(prompt, 200) as prompt,
     attempts, max_attempts, claims, worker, image_id, error,
@@ -208,6 +208,6 @@ select to_jsonb(job)::text from (
       when 'running' then started_at else finished_at end)::float8 as for_s,
     extract(epoch from finished_at - created_at)::float8 as took_s
   from imagen.jobs
-  where (%s::text is null or status = %s) and (%s::timestamptz is null or created_at >= %s)
+  where status = any (%s) and (%s::timestamptz is null or created_at >= %s)
   order by created_at desc, id
 ) as job;

@@ -140,6 +140,7 @@ def test_every_table_of_ours_has_row_level_security(database):
         assert dict(cursor.fetchall()) == {
             "images": True,
             "imagen_usage": True,
+            "jobs": True,
             "migrations": True,
         }
 

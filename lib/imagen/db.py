@@ -260,7 +260,7 @@ def _connected(where: Address, application: str) -> Any:
     said = extensions.parse_dsn(where.dsn)
     if "connect_timeout" in said:
         Connection.patience_s = max(float(said["connect_timeout"]), 0) or CONNECT_S
-    more = {name: value for name, value in _TCP.items() if name not in said}
+    more: dict[str, Any] = {name: value for name, value in _TCP.items() if name not in said}
     extensions.set_wait_callback(_wait)
     try:
         return psycopg2.connect(

@@ -205,7 +205,7 @@ class Queue:
         """See QueueLike."""
         names = None if backends is None else list(backends)
         ((seconds,),) = self._database.run("job_waiting", names, default_backend, names)
-        return None if seconds is None else float(seconds)
+        return None if seconds is None else max(0.0, seconds)
 
     def counts(self) -> dict[str, int]:
         """See QueueLike."""
@@ -240,10 +240,12 @@ class Queue:
         """Queue a failed or cancelled job again; False when it is neither, or there is none."""
         return bool(self._database.run("job_again", job_id))
 
-    def listed(self, status: str | None = None, since: str | None = None) -> list[dict[str, Any]]:
-        """Give the jobs of a status, inserted since an ISO time, the newest first."""
-        values = (status, status, since, since)
-        return [json.loads(row[0]) for row in self._database.run("job_list", *values)]
+    def listed(
+        self, statuses: Sequence[str] = STATUSES, since: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Give the jobs of these statuses, inserted since an ISO time, the newest first."""
+        rows = self._database.run("job_list", list(statuses), since, since, statement_s=60)
+        return [json.loads(text) for (text,) in rows]
 
 
 def _claimed(row: Row) -> Claimed:
