@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 import uuid
 from contextlib import closing
 
-import psycopg2
 import pytest
 
 from fake_queue import FakeQueue
 from imagen import db, jobs
-from imagen.db import Database, DatabaseFault, Ear, Notify
-from imagen.errors import AnswerLost
+from imagen.db import Database
 from imagen.jobs import MOST_CLAIMS, Queue
 
 OWNER, OTHER = str(uuid.UUID(int=10)), str(uuid.UUID(int=11))

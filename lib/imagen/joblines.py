@@ -33,13 +33,17 @@ class Rules(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What becomes of a job: done, failed, retry (an attempt was used), or back (none was)."""
+    """What becomes of a job: done, failed, retry (an attempt was used), or back (none was).
+
+    `answered` says of one that goes back that a pipeline said so: its claims count anew.
+    """
 
     kind: Literal["done", "failed", "retry", "back"]
     image_id: str | None = None
     after_s: float = 0
     error: str | None = None
     detail: Record | None = None
+    answered: bool = False
 
 
 def request_of(job: Any, rules: Rules, now: datetime, seed: int) -> Record:
@@ -105,7 +109,7 @@ def verdict(made: Mapping[str, Any] | None, attempts: int, most: int) -> Verdict
         found = cloud.get("image_id") if isinstance(cloud, dict) else None
         return Verdict("done", record.canonical_uuid(str(found)))
     if made.get("pending") is not None:
-        return Verdict("back", after_s=PENDING_S)
+        return Verdict("back", after_s=PENDING_S, answered=True)
     return _no_image("its record has neither file nor error")
 
 
@@ -118,7 +122,8 @@ def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) 
     text = text[:_MOST_TEXT].replace("\0", "")
     detail = {name: value for name, value in error.items() if name != "traceback"}
     if error.get("code") == "over_budget" and error.get("retry") == "after":
-        return Verdict("back", after_s=_seconds(error), error=text, detail=detail)
+        wait_s = max(_seconds(error), _BACKOFF_S)
+        return Verdict("back", after_s=wait_s, error=text, detail=detail, answered=True)
     again = error.get("retry") in ("safe", "after")
     if not again:
         return Verdict("failed", error=text, detail=detail)

@@ -7,34 +7,30 @@ Times here are CLOCK_BOOTTIME, which goes on while a machine sleeps.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import select
 import signal
-import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
-from . import joblines, record
-from .errors import ImagenError, Refused
+from . import joblines
+from .db import DatabaseFault
+from .errors import ConfigFault, ImagenError, Refused
 from .joblines import Rules, Verdict
-from .jobs import QueueLike
+from .jobs import Claimed, QueueLike
 from .notify import notify, watchdog_s
-from .pipeline import Pipeline
-from .record import DRAWN_SEEDS, Record
+from .record import DRAWN_SEEDS
+from .slots import END_S, LOST_S, Lease, Pipelines, Slot, boottime
 
 RENEW_S = 3.0  # a lease lasts 10 s on the database's clock
-LOST_S = 7.0  # since the last renewal was sent: from then on nothing may be submitted
-FRESH_S = 5.0  # so soon after its first claim nobody else can have had a job
-RESCUE_S = 5.0
+RESCUE_S = 2.0  # with the lease less than the 15 s in which a dead worker's job runs again
 SETTLE_S = 5.0  # after a new connection, before others' jobs are taken for dead
-_DEAF_S = 1.0  # between polls when no notice arrives
-_HEAR_S = 30.0  # between proofs that notices arrive
-_END_S = 10.0  # for a pipeline that was told to end
+DEAF_S = 1.0  # between polls when no notice arrives
+HEAR_S = 30.0  # between proofs that notices arrive
+_SOON_S = 1.0  # --drain waits for what is due so soon
+_OF_A_VALUE = ("22", "23")  # SQLSTATE classes that a row's values cause, not the connection
 
 
 class Said(NamedTuple):
@@ -61,7 +57,6 @@ class EarLike(Protocol):
         """Give the notices that have come; a fault of db.py when the connection is dead."""
 
 
-
 class Connected(NamedTuple):
     """The queue and the ear, each with a connection of its own; `close` ends both.
 
@@ -75,35 +70,6 @@ class Connected(NamedTuple):
     close: Callable[[], None]
 
 
-@dataclass(slots=True)
-class Slot:
-    """A place for one pipeline, and for the one job that it has."""
-
-    pipeline: Pipeline | None = None
-    job: Any = None
-    request: Record | None = None
-    intended_at: float | None = None  # unix time, our clock
-    claimed: float = 0.0
-    deadline: float | None = None
-    told: signal.Signals | None = None  # what its group was sent, and until when we wait for it
-    patience: float = 0.0
-    cancelled: bool = False
-    late: bool = False
-    verdict: Verdict | None = None  # what the queue could not yet be told
-    crashes: int = 0
-    restart: float = 0.0
-
-    def forget(self) -> None:
-        """Have no job any more."""
-        self.job = self.request = self.intended_at = self.deadline = self.verdict = None
-        self.cancelled = self.late = False
-
-
-def boottime() -> float:
-    """Give seconds since the machine started, those asleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class Worker:
     """One worker process."""
 
@@ -115,289 +81,241 @@ class Worker:
         self._connect = connect
         self._tell = tell
         self._slots = [Slot() for _ in range(said.jobs)]
+        self._lease = Lease(self._slots)
+        self._pipelines = Pipelines(said.pipeline, said.job_timeout_s, self._lease, tell)
         self._db: Connected | None = None
         self._retry_at, self._failures = 0.0, 0
-        self._renewed = self._next_renewal = self._next_rescue = self._next_proof = 0.0
-        self._deaf = False
-        self._lock = threading.Lock()
-        self._frozen = False
+        self._next_renewal = self._next_rescue = self._next_proof = 0.0
+        self._noticed = self._deaf = self._ready = self._idle = False
         self._stops = 0
-        self._grace_ends: float | None = None
-        self._counts = {"done": 0, "failed": 0, "again": 0}
-        self._beat_at = 0.0
-        self._ready = False
-        self._idle = False
+        self._stops_at: float | None = None  # when what runs is ended too
+        self._counts = {"done": 0, "failed": 0, "again": 0, "cancelled": 0}
         self._next_due: float | None = None
 
     # -- the loop --------------------------------------------------------------------------------
 
     def run(self, stops: Callable[[], int], wakes: int) -> int:
         """Work until told to stop (`stops` counts signals, `wakes` is readable after one)."""
-        watcher = threading.Thread(target=self._watch_lease, daemon=True)
-        watcher.start()
+        self._lease.watch()
         try:
             while not self._is_over():
                 self._turn()
-                self._wait(wakes)
+                if not self._is_over():
+                    self._wait(wakes)
                 self._stops = stops()
             return 0
         finally:
-            self._close()
+            self._pipelines.close(self._slots)
+            if self._db is not None:
+                self._db.close()
 
     def _turn(self) -> None:
         """Do what is due."""
         now = boottime()
         self._stop_well(now)
         for slot in self._slots:
-            self._tend(slot, now)
+            self._pipelines.tend(slot, now)
         try:
             self._attend_queue(now)
         except ImagenError as fault:
-            self._lose_queue(fault, now)
-        self._beat(now)
+            self._lose_queue(fault)
 
     def _attend_queue(self, now: float) -> None:
-        if not self._reconnected(now):
+        if self._db is None and now < self._retry_at:
             return
-        queue = self._known()
+        queue = (self._db or self._connected(now)).queue
         if now >= self._next_renewal:
-            self._renew(queue, now)
+            self._renew(queue)
+        elif self._noticed:
+            self._let_go(queue.cancelled(self._held()) if self._held() else set(), "cancelled")
+        self._noticed = False
         for slot in self._slots:
-            if slot.verdict:
-                self._close_job(slot, queue)
+            self._advance(slot, queue)
         if now >= self._next_rescue:
             self._next_rescue = now + RESCUE_S
             for one in queue.rescue():
                 self._tell(f"{one}: its worker is gone; it is in the queue again")
-        self._prove(now)
+        if now >= self._next_proof:
+            self._prove(queue)
         self._claim(queue)
+
+    def _wait(self, wakes: int) -> None:
+        """Wait for a notice, an answer, a signal, or until something is due."""
+        poll = select.poll()
+        poll.register(wakes, select.POLLIN)
+        ear = self._db.ear.fileno() if self._db else -1
+        if ear >= 0:
+            poll.register(ear, select.POLLIN)
+        for slot in self._slots:
+            for descriptor, events in slot.pipeline.waits() if slot.pipeline else []:
+                poll.register(descriptor, events)
+        ready = {found for found, _events in poll.poll(self._pause() * 1000)}
+        if wakes in ready:
+            os.read(wakes, 4096)
+        if self._db is not None and (ear in ready or ear < 0):
+            try:
+                self._noticed = bool(self._db.ear.poll()) or self._noticed
+            except ImagenError as fault:
+                self._lose_queue(fault)
+
+    def _pause(self) -> float:
+        """Give the seconds until something is due, whether or not anything comes."""
+        now = boottime()
+        due = [now + (DEAF_S if self._deaf else self._said.poll_s)]
+        due += [slot.deadline for slot in self._slots if slot.deadline and slot.told is None]
+        due += [slot.patience for slot in self._slots if slot.told]
+        due += [slot.restart for slot in self._slots if slot.restart > now]
+        if self._db is None:
+            due.append(self._retry_at)
+        else:
+            due += [self._next_rescue, self._next_proof]
+            due += [self._next_renewal] if self._held() else []
+            due += [self._next_due] if self._next_due and not self._stops else []
+            due += [now for slot in self._slots if slot.verdict]
+        if self._stops_at and self._stops_at > now:
+            due.append(self._stops_at)
+        return min(max(min(due) - now, 0.0), 60.0)
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    def _held(self) -> dict[str, int]:
+        return {slot.job.id: slot.job.fence for slot in self._slots if slot.job is not None}
 
     def _claim(self, queue: QueueLike) -> None:
         """Fill the free slots from the backlog."""
         self._idle, self._next_due = False, None
         for slot in self._slots:
             while self._may_claim(slot):
-                now = boottime()
+                now, held = boottime(), self._held()
                 job = queue.claim(self._said.name, self._said.backends, self._default)
                 if job is None:
-                    self._idle = True
                     later = queue.waiting(self._said.backends, self._default)
-                    self._next_due = None if later is None else now + later
+                    self._next_due = None if later is None else now + max(later, 0.01)
+                    self._idle = True
                     return
-                if not self._held():
-                    self._renewed = now
-                self._begin(slot, job, queue, now)
+                if not held:
+                    self._lease.renewed = now
+                self._begin(slot, job, now)
+                self._advance(slot, queue)
 
     def _may_claim(self, slot: Slot) -> bool:
-        free = slot.job is None and not self._stops and not self._frozen
-        return free and self._started(slot)
+        sure = self._lease.holds() or not self._held()
+        return slot.is_free and sure and not self._stops and self._pipelines.started(slot)
 
     @property
     def _default(self) -> str:
         return self._said.rules.default_backend
 
-    def _begin(self, slot: Slot, job: Any, queue: QueueLike, now: float) -> None:
-        """Work out the line of a claimed job, store it, send it."""
-        slot.job, slot.claimed = job, now
+    def _begin(self, slot: Slot, job: Claimed, now: float) -> None:
+        """Work out the line of a claimed job."""
+        slot.take(job, now)
+        slot.intended_at -= (boottime() - now) + (job.intended_age_s or 0.0)
         try:
             if job.broken:
                 raise Refused(f"params cannot be read: {job.broken}")
-            request = job.request or joblines.request_of(
-                job, self._said.rules, datetime.now(UTC), 1 + random.randrange(DRAWN_SEEDS - 1)
+            seed = 1 + random.randrange(DRAWN_SEEDS - 1)
+            slot.request = job.request or joblines.request_of(
+                job, self._said.rules, datetime.now(UTC), seed
             )
         except Refused as fault:
             detail = fault.as_record("imagen-listen")
             slot.verdict = Verdict("failed", error=fault.as_line(), detail=detail)
-            self._close_job(slot, queue)
-            return
-        age = job.intended_age_s
-        if job.request is None and not queue.intend(job.id, job.fence, request):
-            slot.forget()
-            return
-        slot.request = request
-        slot.intended_at = time.time() - (age or 0.0)
-        self._send(slot, again=job.request is not None)
 
-    def _send(self, slot: Slot, again: bool) -> None:
-        """Send a job's line, if the lease certainly holds."""
-        now = boottime()
-        again = again or now - slot.claimed >= FRESH_S
-        attempt = slot.job.attempts + 1
-        line = joblines.line_of(slot.request or {}, attempt, slot.intended_at if again else None)
-        if self._said.job_timeout_s:
-            slot.deadline = now + self._said.job_timeout_s
-        with self._lock:
-            if self._frozen or now - self._renewed >= LOST_S or slot.pipeline is None:
-                return  # the next renewal decides
-            sent = slot.pipeline.send(record.line(line))
-        if not sent:
-            self._crashed(slot, now)
+    def _advance(self, slot: Slot, queue: QueueLike) -> None:
+        """Do the next step of a job; each may be done again after the connection was lost."""
+        try:
+            if slot.verdict:
+                self._close_job(slot, queue)
+            elif slot.job and slot.request and not slot.stored:
+                slot.stored = queue.intend(slot.job.id, slot.job.fence, slot.request)
+                if not slot.stored:
+                    self._let_go({slot.job.id}, "another worker has it now, or it was cancelled")
+            if slot.is_under_way and slot.stored and not slot.sent and not slot.lost:
+                self._pipelines.send(slot)
+        except DatabaseFault as fault:
+            if not fault.sqlstate.startswith(_OF_A_VALUE):
+                raise
+            self._cannot_keep(slot, fault)
 
-    # -- pipelines -------------------------------------------------------------------------------
-
-    def _started(self, slot: Slot) -> bool:
-        """Whether the slot has a pipeline; one is started when none was too short ago."""
-        if slot.pipeline is None and boottime() >= slot.restart:
-            slot.pipeline = Pipeline(self._said.pipeline)
-            slot.told = None
-        return slot.pipeline is not None
-
-    def _tend(self, slot: Slot, now: float) -> None:
-        """Read a pipeline's answers; look after its death and its deadlines."""
-        if slot.pipeline is None:
-            if slot.job is not None and slot.verdict is None and not self._frozen:
-                self._crashed(slot, now)
-            return
-        lines, open_ = slot.pipeline.lines()
-        for line in lines:
-            self._answered(slot, line)
-        if not open_ or not slot.pipeline.is_alive():
-            self._crashed(slot, now)
-        elif slot.told and now >= slot.patience:
-            self._tell("a pipeline did not end when told to: killed")
-            self._crashed(slot, now)
-        elif slot.deadline and now >= slot.deadline and slot.told is None:
-            slot.late = True
-            self._end(slot, signal.SIGTERM, now)
-
-    def _answered(self, slot: Slot, line: bytes) -> None:
-        made = _parsed(line)
-        if slot.job is None or made.get("id") != slot.job.id or slot.verdict:
-            return
-        found = joblines.verdict(made, slot.job.attempts, slot.job.max_attempts)
-        if found.kind in ("retry", "failed") and (self._ending or slot.told):
-            found = found._replace(kind="back")  # we ended it: that is no attempt of the job's
-        slot.verdict = found
-        slot.crashes = 0
-        slot.deadline = None
-
-    def _crashed(self, slot: Slot, now: float) -> None:
-        """Clear away a pipeline that has ended; its job goes back, its claim still counts."""
-        if slot.pipeline:
-            with self._lock:
-                slot.pipeline.kill()
-                slot.pipeline = None
-        if slot.told is None:
-            slot.restart = now + min(0.1 * 4.0**slot.crashes, 30.0) if slot.crashes else now
-            slot.crashes += 1
-            if not self._ending:
-                self._tell("a pipeline has ended; it is started again")
-        slot.told = None
-        if slot.job is not None and slot.verdict is None:
-            slot.verdict = self._unanswered(slot)
-
-    def _unanswered(self, slot: Slot) -> Verdict:
-        """Judge a job whose pipeline ended without its answer."""
-        if not slot.late:
-            return Verdict("back", after_s=0.5)
-        limit = self._said.job_timeout_s or 0
-        error = {"code": "job_timeout", "message": f"not done in {limit:g} s", "retry": "safe"}
-        return joblines.verdict(
-            {"error": {"tool": "imagen-listen", "billed": "unknown", **error}},
-            *(slot.job.attempts, slot.job.max_attempts),
-        )
-
-    def _end(self, slot: Slot, number: signal.Signals, now: float) -> None:
-        """Tell a pipeline to end, all of it; it is killed when it does not."""
-        if slot.pipeline and slot.told is None:
-            slot.told, slot.patience = number, now + _END_S
-            slot.pipeline.signal(number)
-
-    # -- the queue -------------------------------------------------------------------------------
+    def _cannot_keep(self, slot: Slot, fault: DatabaseFault) -> None:
+        """Let a job whose values the database refuses fail alone."""
+        before, detail = slot.verdict, fault.as_record("imagen-listen")
+        self._tell(f"{slot.job.id if slot.job else ''}: {fault.as_line()}")
+        if before and before.kind == "done" and before.image_id:
+            slot.verdict = before._replace(image_id=None)
+        elif before and before.kind == "failed" and before.detail is None:
+            slot.forget()  # its lease ends
+        elif before and before.kind == "failed":
+            slot.verdict = Verdict("failed", error="its error cannot be kept")
+        else:
+            slot.verdict = Verdict("failed", error=fault.as_line(), detail=detail)
 
     def _close_job(self, slot: Slot, queue: QueueLike) -> None:
         """Tell the queue what became of a job; the fence keeps it from what is no longer ours."""
         job, found = slot.job, slot.verdict
         assert job is not None and found is not None
-        detail, text = found.detail or {}, found.error or ""
-        if slot.cancelled:
-            ours = True
-        elif found.kind == "done":
-            ours = queue.done(job.id, job.fence, found.image_id)
-        elif found.kind == "failed":
-            ours = queue.failed(job.id, job.fence, text, detail)
-        elif found.kind == "retry":
-            ours = queue.retry(job.id, job.fence, found.after_s, text, detail)
-        else:
-            answered = found.error is not None or found.after_s >= joblines.PENDING_S
-            ours = queue.put_back(job.id, job.fence, found.after_s, answered=answered)
-        became = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
-        self._counts[became] += 1
-        said = f": {found.error}" if found.error else ""
-        self._tell(f"{job.id}: {'cancelled' if slot.cancelled else found.kind}{said}")
+        ours = True if slot.lost else _told(queue, job, found)
+        kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
+        if not slot.lost:
+            self._counts[kind] += 1
+            self._tell(f"{job.id}: {kind}{f': {found.error}' if found.error else ''}")
         if not ours:
             self._tell(f"{job.id}: another worker has it now, or it was cancelled")
         slot.forget()
 
-    def _held(self) -> dict[str, int]:
-        return {slot.job.id: slot.job.fence for slot in self._slots if slot.job is not None}
+    # -- the queue -------------------------------------------------------------------------------
 
-    def _renew(self, queue: QueueLike, now: float) -> None:
-        """Renew our leases; what is no longer ours is ended, what was frozen goes on."""
-        held = self._held()
-        sent = boottime()
+    def _renew(self, queue: QueueLike) -> None:
+        """Renew our leases; what is no longer ours is ended."""
+        held, sent = self._held(), boottime()
         ours = queue.renew(self._said.name, held) if held else set()
         gone = queue.cancelled(held) if len(ours) < len(held) else set()
-        was_frozen = self._frozen
-        with self._lock:
-            self._renewed, self._frozen = sent, False
-        self._next_renewal = now + RENEW_S
-        for slot in self._slots:
-            if slot.job is None or slot.verdict:
-                continue
-            if slot.job.id not in ours:
-                slot.cancelled = True
-                why = "cancelled" if slot.job.id in gone else "another worker has it now"
-                self._tell(f"{slot.job.id}: {why}")
-                self._end(slot, signal.SIGINT, now)
-            elif was_frozen and self._started(slot):
-                self._send(slot, again=True)
+        with self._lease.lock:
+            self._lease.renewed = sent
+        self._next_renewal = sent + RENEW_S
+        self._let_go(gone, "cancelled")
+        self._let_go({*held} - ours - gone, "another worker has it now")
 
-    def _reconnected(self, now: float) -> bool:
-        if self._db is not None:
-            return True
-        if now < self._retry_at:
-            return False
-        self._db, self._failures = self._connect(), 0
-        queue = self._db.queue
-        if queue.name_lock(self._said.name) and not self._held():
-            queue.take_back(self._said.name)
+    def _let_go(self, ids: set[str], why: str) -> None:
+        """End what is not ours any more; INT cancels it at its server, unless another goes on."""
+        for slot in self._slots:
+            if slot.job is None or slot.job.id not in ids or slot.lost:
+                continue
+            slot.lost = why
+            self._counts["cancelled"] += why == "cancelled"
+            self._tell(f"{slot.job.id}: {why}")
+            if slot.sent and not slot.verdict and slot.pipeline:
+                number = signal.SIGINT if why == "cancelled" else signal.SIGKILL
+                self._pipelines.end(slot, number)
+            else:
+                slot.verdict = Verdict("back")
+
+    def _connected(self, now: float) -> Connected:
+        """Connect; renew our own before others' jobs may be taken for dead."""
+        self._db = found = self._connect()
+        self._failures = 0
+        if found.queue.name_lock(self._said.name) and not self._ready:
+            found.queue.take_back(self._said.name)
         self._next_renewal = self._next_proof = now
         self._next_rescue = now + (SETTLE_S if self._ready else 0)
-        return True
+        return found
 
-    def _known(self) -> QueueLike:
-        assert self._db is not None
-        return self._db.queue
-
-    def _lose_queue(self, fault: ImagenError, now: float) -> None:
+    def _lose_queue(self, fault: ImagenError) -> None:
         """Connect again, later each time; while it cannot be, the lease decides over pipelines."""
         if self._db is not None:
             self._db.close()
-        self._db = None
-        if fault.exit_status == 2 and not self._ready:
-            raise fault
-        self._retry_at = now + min(0.25 * 2.0**self._failures, 10.0) * random.uniform(0.5, 1.0)
-        self._failures += 1
+        self._db, self._idle = None, False
+        if not self._ready:
+            _raise_if_lasting(fault)
+        wait_s = min(0.25 * 2.0**self._failures, 2.0) * random.uniform(0.5, 1.0)
+        self._retry_at = boottime() + wait_s
+        self._failures = min(self._failures + 1, 10)
         self._tell(f"the queue is lost: {fault.as_line()}")
 
-    def _watch_lease(self) -> None:
-        """Kill all pipelines when the last renewal is old: no submit may follow a lost lease."""
-        while True:
-            time.sleep(0.2)
-            with self._lock:
-                late = boottime() - self._renewed >= LOST_S
-                if late and self._held() and not self._frozen:
-                    self._frozen = True
-                    for slot in self._slots:
-                        if slot.pipeline and slot.job is not None:
-                            slot.pipeline.signal(signal.SIGKILL)
-
-    def _prove(self, now: float) -> None:
-        """See whether notices arrive; behind a transaction pooler they do not."""
-        if now < self._next_proof:
-            return
-        self._next_proof = now + _HEAR_S
+    def _prove(self, queue: QueueLike) -> None:
+        """See whether notices arrive, and tell systemd; behind a transaction pooler they do not."""
+        every = watchdog_s()
+        self._next_proof = boottime() + min(HEAR_S, every / 3 if every else HEAR_S)
         assert self._db is not None
         took = self._db.prove()
         if took is None and not self._deaf:
@@ -406,104 +324,64 @@ class Worker:
                 " Supabase's pooler use port 5432, not 6543)"
             )
         self._deaf = took is None
+        there = queue.counts()
+        ours = ", ".join(f"{number} {name}" for name, number in self._counts.items())
+        status = f"STATUS={len(self._held())} running here, {there['pending']} waiting; {ours}"
+        notify(*([] if self._ready else ["READY=1"]), "WATCHDOG=1", status)
         if not self._ready:
             self._ready = True
-            notify("READY=1", "STATUS=waiting for jobs")
             self._tell(f"{self._said.name}: waiting for jobs")
 
-    # -- waiting and ending ----------------------------------------------------------------------
-
-    def _wait(self, wakes: int) -> None:
-        """Wait for a notice, an answer, a signal, or until something is due."""
-        poll = select.poll()
-        poll.register(wakes, select.POLLIN)
-        if self._db is not None:
-            poll.register(self._db.ear.fileno(), select.POLLIN)
-        for slot in self._slots:
-            if slot.pipeline:
-                poll.register(slot.pipeline.fileno(), select.POLLIN)
-        ready = {found for found, _events in poll.poll(max(self._pause() * 1000, 0))}
-        if wakes in ready:
-            os.read(wakes, 4096)
-        if self._db is not None and self._db.ear.fileno() in ready:
-            try:
-                if self._db.ear.poll():
-                    self._next_renewal = 0.0  # a notice may be of a cancelled job
-            except ImagenError as fault:
-                self._lose_queue(fault, boottime())
-
-    def _pause(self) -> float:
-        """Give the seconds until something is due, whether or not anything comes."""
-        now = boottime()
-        if self._db is None:
-            return min(max(self._retry_at - now, 0.01), 0.5)
-        due = [now + (_DEAF_S if self._deaf else self._said.poll_s), self._next_rescue]
-        if self._held():
-            due.append(self._next_renewal)
-        due += [slot.deadline for slot in self._slots if slot.deadline]
-        due += [slot.patience for slot in self._slots if slot.told]
-        due += [
-            slot.restart for slot in self._slots if slot.pipeline is None and slot.restart > now
-        ]
-        if (
-            self._idle
-            and (later := self._known().waiting(self._said.backends, self._default)) is not None
-        ):
-            due.append(now + max(later, 0.01))
-        if self._grace_ends:
-            due.append(self._grace_ends)
-        if any(slot.verdict for slot in self._slots):
-            due.append(now)
-        return min(due) - now
-
-    @property
-    def _ending(self) -> bool:
-        return self._stops > 1 or (self._grace_ends is not None and boottime() >= self._grace_ends)
+    # -- ending ----------------------------------------------------------------------------------
 
     def _stop_well(self, now: float) -> None:
         """No new job after the first signal; after the second, or the grace, no job at all."""
-        if self._stops and self._grace_ends is None:
+        if self._stops and self._stops_at is None:
             notify("STOPPING=1")
             self._tell("stopping: what is running is finished first")
             patience = self._said.grace_s
-            self._grace_ends = now + (10**9 if patience is None else patience)
-        if self._stops and self._ending:
-            for slot in self._slots:
-                if slot.job is not None and slot.verdict is None:
-                    self._end(slot, signal.SIGINT, now)
+            self._stops_at = float("inf") if patience is None else now + patience
+        if self._stops > 1 and self._stops_at is not None:
+            self._stops_at = min(self._stops_at, now)
+        if self._stops_at is None or now < self._stops_at:
+            return
+        self._pipelines.ending = True
+        for slot in self._slots:
+            if slot.is_under_way and slot.sent and slot.pipeline:
+                self._pipelines.end(slot, signal.SIGINT)
+            elif slot.is_under_way:
+                slot.verdict = Verdict("back")
 
     def _is_over(self) -> bool:
+        if self._stops_at is not None and boottime() > self._stops_at + END_S + LOST_S:
+            return True  # the queue cannot be told: leases end by themselves
         if self._held():
             return False
-        return bool(self._stops) or (self._said.drain and self._idle and self._ready)
-
-    def _beat(self, now: float) -> None:
-        every = watchdog_s()
-        if self._ready and self._db is not None and now >= self._beat_at:
-            self._beat_at = now + (every / 3 if every else 5.0)
-            running = len(self._held())
-            counts = ", ".join(f"{number} {name}" for name, number in self._counts.items())
-            notify("WATCHDOG=1", f"STATUS={running} running; {counts}")
-
-    def _close(self) -> None:
-        """End the pipelines: with their input, then with force."""
-        for slot in self._slots:
-            if slot.pipeline:
-                slot.pipeline.end_input()
-        ends = boottime() + _END_S
-        for slot in self._slots:
-            while slot.pipeline and slot.pipeline.is_alive() and boottime() < ends:
-                time.sleep(0.02)
-            if slot.pipeline:
-                slot.pipeline.kill()
-        if self._db is not None:
-            self._db.close()
+        if self._stops:
+            return True
+        soon = self._next_due is not None and self._next_due < boottime() + _SOON_S
+        return self._said.drain and self._ready and self._idle and not soon
 
 
-def _parsed(line: bytes) -> Record:
-    """Read an answer; what is none has no id of a job."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _told(queue: QueueLike, job: Claimed, found: Verdict) -> bool:
+    """Tell the queue; False when the job is no longer ours."""
+    text, detail = found.error or "", found.detail or {}
+    match found.kind:
+        case "done":
+            return queue.done(job.id, job.fence, found.image_id)
+        case "failed":
+            return queue.failed(job.id, job.fence, text, detail)
+        case "retry":
+            return queue.retry(job.id, job.fence, found.after_s, text, detail)
+    return queue.put_back(job.id, job.fence, found.after_s, answered=found.answered)
+
+
+def _raise_if_lasting(fault: ImagenError) -> None:
+    """At the start, end with what another try does not help."""
+    if fault.exit_status == ConfigFault.exit_status:
+        raise fault
+    if isinstance(fault, DatabaseFault) and fault.sqlstate in ("42P01", "42703", "3F000", "42883"):
+        raise ConfigFault(
+            f"the database has no queue, or an old one: {fault.message}",
+            hint="imagen-migrate sets it up",
+        )

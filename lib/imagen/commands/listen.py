@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,15 @@ Examples:
 @click.option("--database-url", metavar="URL", help="The queue's database, over the environment.")
 @click.option("--backend", "names", multiple=True, metavar="NAME", help="Only jobs for this one.")
 @click.option("--jobs", type=click.IntRange(1, 64), metavar="N", help="Pipelines at once.")
-@click.option("--poll", type=float, metavar="S", help="Look at the queue at least so often.")
-@click.option("--job-timeout", type=float, metavar="S", help="End a job that takes longer.")
-@click.option("--grace", type=float, metavar="S", help="After TERM, let a job run so long.")
+@click.option(
+    "--poll", type=click.FloatRange(0.05), metavar="S", help="Look at the queue at least so often."
+)
+@click.option(
+    "--job-timeout", type=click.FloatRange(0.1), metavar="S", help="End a job that takes longer."
+)
+@click.option(
+    "--grace", type=click.FloatRange(0), metavar="S", help="After TERM, let a job run so long."
+)
 @click.option("--name", metavar="NAME", help="This worker's name; unique by default.")
 @click.option("--drain", is_flag=True, help="End when nothing is due any more.")
 def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) -> int:
@@ -48,7 +55,7 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
     if unknown := [name for name in backends if name not in rules.backends]:
         raise UsageFault(f"jobs may not use the backend {unknown[0]!r}", hint="worker.backends")
     about = worker.Said(
-        name=said["name"] or f"{os.uname().nodename}-{os.getpid()}",
+        name=said["name"] or f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(3)}",
         pipeline=" ".join(pipeline) or _default_pipeline(values),
         rules=rules,
         backends=backends,
