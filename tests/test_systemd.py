@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-UNITS = sorted((Path(__file__).parents[1] / "systemd").glob("*.*"))
+ROOT = Path(__file__).parents[1]
+UNITS = sorted(p for p in (ROOT / "systemd").iterdir() if p.suffix in (".service", ".timer"))
 
 
 @pytest.fixture
@@ -25,9 +26,11 @@ def analyze(needs):
 
 def rendered(unit: Path, folder: Path) -> Path:
     """Put a unit where it can be verified: an instance of it, with a program that is there."""
-    tool = folder / "imagen-render"
-    shutil.copy("/bin/true", tool)
-    text = unit.read_text().replace("%h/imagen/bin/imagen-render", str(tool))
+    text = unit.read_text()
+    for name in ("imagen-render", "imagen-listen"):
+        tool = folder / name
+        shutil.copy("/bin/true", tool)
+        text = text.replace(f"%h/imagen/bin/{name}", str(tool))
     made = folder / unit.name.replace("@.", "@nightly.")
     made.write_text(text)
     (folder / unit.name).write_text(text)
@@ -50,3 +53,36 @@ def test_a_broken_unit_does_not(analyze, tmp_path):
 def test_no_unit_names_a_path_of_one_machine():
     for unit in UNITS:
         assert "/home/" not in unit.read_text()
+
+
+def installed(home: Path, *args: str) -> str:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
+    command = ["sh", str(ROOT / "systemd/install.sh"), *args]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return done.stdout
+
+
+def test_the_worker_is_installed_once_with_the_paths_of_this_checkout(tmp_path):
+    env_file = tmp_path / ".dotfiles/imagen-worker.env"
+    assert "written" in installed(tmp_path, str(env_file))
+    unit = tmp_path / ".config/systemd/user/imagen-worker.service"
+    text = unit.read_text()
+    assert f"EnvironmentFile=-{env_file}\n" in text
+    assert f'ExecStart="{ROOT}/bin/imagen-listen"\n' in text
+    assert env_file.stat().st_mode & 0o777 == 0o600
+    env_file.write_text("IMAGEN_DATABASE_URL=mine\n")
+    assert "as it should be" in installed(tmp_path, str(env_file))
+    assert (unit.read_text(), env_file.read_text()) == (text, "IMAGEN_DATABASE_URL=mine\n")
+
+
+def test_the_installed_unit_verifies(analyze, tmp_path):
+    installed(tmp_path)
+    unit = tmp_path / ".config/systemd/user/imagen-worker.service"
+    assert analyze(Path(shutil.copy(unit, tmp_path))) == ""
+
+
+def test_the_worker_is_not_started_again_for_what_must_be_changed_first():
+    text = (ROOT / "systemd/imagen-worker.service").read_text()
+    for line in ("Type=notify", "KillMode=mixed", "Restart=on-failure"):
+        assert f"{line}\n" in text
+    assert "RestartPreventExitStatus=2\n" in text
