@@ -123,7 +123,8 @@ ALLOWED: dict[str, set[str]] = {
     "compare": {"errors", "record", "sheet"},
     "chain": {"errors"},
     "pipe": {"errors", "record", "signals"},
-    "options": {"errors", "record", "request", "settings"},
+    # config and db: the database's address, for all tools that take --database-url
+    "options": {"config", "db", "errors", "record", "request", "settings"},
     "outcome": {"backends", "errors", "files", "image", "ledger", "prompt", "record"},
     "submit": {"backends", "budget", "errors", "ledger", "outcome", "retry"},
     "store": {"backends", "errors", "files", "image", "ledger", "outcome", "record", "request"},
@@ -142,6 +143,11 @@ ALLOWED: dict[str, set[str]] = {
     "outbox": {"errors", "ledger", "supabase", "usage"},
     "reconcile": {"backends", "ledger", "record"},
     "table": set(),
+    "notify": set(),
+    "pipeline": set(),
+    "joblines": {"errors", "files", "record"},
+    "slots": {"joblines", "jobs", "pipeline", "record"},  # jobs: the type of what was claimed
+    "worker": {"db", "errors", "joblines", "jobs", "notify", "record", "slots"},
     "command": {"errors", "signals", "pipe", "commands"},  # commands: the table of tools
 }
 OF_BACKENDS = {
@@ -230,7 +236,10 @@ def test_a_library_has_its_sole_importer(library):
         assert users <= {"config", "backends.mock"}, "the mock reads a file of faults"
 
 
-MAY_TOUCH = {"config", "caller", "command", "pipe", "chain", "signals", "preview", "commands"}
+MAY_TOUCH = {
+    *("config", "caller", "command", "pipe", "chain", "signals", "preview", "commands"),
+    "notify",  # where systemd listens
+}
 WORLD = {
     *("os.environ", "os.environb", "os.getenv", "os.putenv", "os.get_terminal_size", "os.isatty"),
     *("sys.stdin", "sys.stdout", "sys.stderr", "sys.argv", "sys.exit", "print", "input"),

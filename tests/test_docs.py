@@ -266,7 +266,7 @@ def test_an_example_in_a_help_text_uses_what_exists(tool, line, tools, tmp_path)
     assert any(command[0] == f"imagen-{tool}" for command in ours)
     for command in ours:
         done = subprocess.run(
-            [tools / command[0], *command[1:], "--help"],
+            [tools / command[0], "--help", *command[1:]],
             env=environment(tools, tmp_path),
             capture_output=True,
             check=False,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-UNITS = sorted((Path(__file__).parents[1] / "systemd").glob("*.*"))
+ROOT = Path(__file__).parents[1]
+UNITS = sorted(p for p in (ROOT / "systemd").iterdir() if p.suffix in (".service", ".timer"))
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_every_unit_runs_a_tool_with_options_that_it_has(tool):
         for line in unit.read_text().splitlines()
         if line.startswith("ExecStart=")
     ]
-    assert sorted(name for name, *_ in commands) == ["render", "upload"]
+    assert sorted(name for name, *_ in commands) == ["listen", "render", "upload"]
     for name, *options in commands:
         assert tool(name, *options, "--help").status == 0
 
@@ -77,3 +78,36 @@ def test_what_a_pending_upload_says_is_no_prompt_in_the_journal():
 def test_no_unit_names_a_path_of_one_machine():
     for unit in UNITS:
         assert "/home/" not in unit.read_text()
+
+
+def installed(home: Path, *args: str) -> str:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
+    command = ["sh", str(ROOT / "systemd/install.sh"), *args]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return done.stdout
+
+
+def test_the_worker_is_installed_once_with_the_paths_of_this_checkout(tmp_path):
+    env_file = tmp_path / ".dotfiles/imagen-worker.env"
+    assert "written" in installed(tmp_path, str(env_file))
+    unit = tmp_path / ".config/systemd/user/imagen-worker.service"
+    text = unit.read_text()
+    assert f"EnvironmentFile=-{env_file}\n" in text
+    assert f'ExecStart="{ROOT}/bin/imagen-listen"\n' in text
+    assert env_file.stat().st_mode & 0o777 == 0o600
+    env_file.write_text("IMAGEN_DATABASE_URL=mine\n")
+    assert "as it should be" in installed(tmp_path, str(env_file))
+    assert (unit.read_text(), env_file.read_text()) == (text, "IMAGEN_DATABASE_URL=mine\n")
+
+
+def test_the_installed_unit_verifies(analyze, tmp_path):
+    installed(tmp_path)
+    unit = tmp_path / ".config/systemd/user/imagen-worker.service"
+    assert analyze(Path(shutil.copy(unit, tmp_path))) == ""
+
+
+def test_the_worker_is_not_started_again_for_what_must_be_changed_first():
+    text = (ROOT / "systemd/imagen-worker.service").read_text()
+    for line in ("Type=notify", "KillMode=mixed", "Restart=on-failure"):
+        assert f"{line}\n" in text
+    assert "RestartPreventExitStatus=2\n" in text

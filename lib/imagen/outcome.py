@@ -142,6 +142,15 @@ def moment(line: Mapping[str, Any]) -> float:
     return time.time()
 
 
+def intended_at(line: Mapping[str, Any]) -> float | None:
+    """Give when a queued job's line may first have been sent, by whichever machine (unix time)."""
+    job = line.get("job")
+    with suppress(TypeError, ValueError):
+        if isinstance(job, dict) and job.get("intended_at"):
+            return datetime.fromisoformat(job["intended_at"]).timestamp()
+    return None
+
+
 def name(job: Job, number: int) -> str:
     """Give the id of the nth image of a submit: id, id.2, id.3, …."""
     return str(job.asked["id"]) if number == 1 else f"{job.asked['id']}.{number}"

@@ -211,9 +211,10 @@ class Renderer:
         request.setdefault("backend", self._config["default_backend"])
         job = self._job(request, asker)
         with _naming(job):
-            job.attempts = outcome.attempts(asked) if failed else 0
+            intended = outcome.intended_at(asked)
+            job.attempts = outcome.attempts(asked) if failed else int(intended is not None)
             job.may_have_arrived = job.attempts > 0
-            job.sent_at = outcome.moment(asked)
+            job.sent_at = outcome.moment(asked) if intended is None else intended
             plan_submit(job, max(job.attempts, 1))
             self._check(job)
         return job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -35,6 +35,25 @@ def _on(number: int, _frame: FrameType | None) -> None:
         _waiting = stopped
     else:
         raise stopped
+
+
+def counted() -> tuple[Callable[[], int], int]:
+    """Count INT and TERM from now on instead of raising; gives the count, and what wakes then.
+
+    One that we were started to ignore is not counted, and yet has a handler: what we start would
+    inherit that it is ignored, and could not be ended by it.
+    """
+    install()
+    seen: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        ignored = signal.getsignal(number) is signal.SIG_IGN
+        signal.signal(number, _nothing if ignored else lambda number, _frame: seen.append(number))
+    assert _woken is not None
+    return lambda: len(seen), _woken
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """Stand for what is ignored here, and here only."""
 
 
 def wait_readable(descriptor: int) -> None:

@@ -3,6 +3,7 @@
 TOOLS = {
     "render": "Turn prompts into images: request lines in, records out.",
     "upload": "Bring each image into the cloud: its object and its row.",
+    "listen": "Work on queued jobs from Postgres, through a pipeline that keeps running.",
     "generate": "Make an image the everyday way: render, then what is set up behind it.",
     "sheet": "Put many images on one picture, each with an address.",
     "compare": "Send one request to several backends, and show what came side by side.",

@@ -1,0 +1,120 @@
+"""imagen-listen: jobs from the queue, through a pipeline that keeps running."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..command import Common, tool
+from ..errors import ImagenError, UsageFault
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..joblines import Rules
+    from ..worker import Connected
+
+EXAMPLES = """
+Examples:
+  imagen-listen
+  imagen-listen --jobs 2 -- 'imagen-render | imagen-upload'
+  imagen-listen --drain --backend mock
+"""
+
+
+@tool("listen", epilog=EXAMPLES)
+@click.argument("pipeline", nargs=-1, metavar="[-- PIPELINE]")
+@click.option("--database-url", metavar="URL", help="The queue's database, over the environment.")
+@click.option("--backend", "names", multiple=True, metavar="NAME", help="Only jobs for this one.")
+@click.option("--jobs", type=click.IntRange(1, 64), metavar="N", help="Pipelines at once.")
+@click.option(
+    "--poll", type=click.FloatRange(0.05), metavar="S", help="Look at the queue at least so often."
+)
+@click.option(
+    "--job-timeout", type=click.FloatRange(0.1), metavar="S", help="End a job that takes longer."
+)
+@click.option(
+    "--grace", type=click.FloatRange(0), metavar="S", help="After TERM, let a job run so long."
+)
+@click.option("--name", metavar="NAME", help="This worker's name; unique by default.")
+@click.option("--drain", is_flag=True, help="End when nothing is due any more.")
+def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) -> int:
+    """Each job becomes a request line on the PIPELINE's stdin; the record that comes out closes it.
+    PIPELINE is run by sh -c and kept running. TERM lets the running image finish; a second one puts
+    it back.
+    """
+    from .. import config, db, signals, worker
+
+    values = config.load(common.config_file)
+    rules = _rules(values)
+    backends = list(said["names"] or rules.backends)
+    if unknown := [name for name in backends if name not in rules.backends]:
+        raise UsageFault(f"jobs may not use the backend {unknown[0]!r}", hint="worker.backends")
+    about = worker.Said(
+        name=said["name"] or f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(3)}",
+        pipeline=" ".join(pipeline) or _default_pipeline(values),
+        rules=rules,
+        backends=backends,
+        jobs=said["jobs"] or values["worker.jobs"],
+        poll_s=said["poll"] or values["worker.poll_s"],
+        job_timeout_s=said["job_timeout"] or values["worker.job_timeout_s"],
+        grace_s=said["grace"],
+        drain=drain,
+    )
+    where = db.chosen(said["database_url"], config.secret(db.VARIABLE))
+    stops, wakes = signals.counted()
+    return worker.Worker(about, lambda: _connected(where), common.report.say).run(stops, wakes)
+
+
+def _connected(where: Any) -> Connected:
+    from .. import db, jobs
+    from ..worker import Connected
+
+    database = db.Database(where, "imagen-listen")
+    try:
+        ear = db.Ear(where, "imagen-listen ear")
+        ear.listen(jobs.WAKE)
+    except BaseException:
+        database.close()
+        raise
+
+    def close() -> None:
+        database.close()
+        ear.close()
+
+    queue = jobs.Queue(database)
+    return Connected(queue, ear, lambda: ear.round_trip(queue.ping), close)
+
+
+def _rules(values: Config) -> Rules:
+    """Give what jobs may use: what worker.backends lists, else every instance that is free."""
+    from ..joblines import Rules
+
+    listed = values["worker.backends"]
+    names = listed if listed is not None else [one for one in values.backends if _free(one, values)]
+    return Rules(names, values["worker.options"] or [], values["default_backend"])
+
+
+def _free(name: str, values: Config) -> bool:
+    from .. import backends, config
+
+    try:
+        return not backends.open_backend(name, values, config.ledger_path().parent).paid
+    except ImagenError:
+        return False
+
+
+def _default_pipeline(values: Config) -> str:
+    """Give the pipeline that a person would type, without upload where there is no cloud."""
+    from .. import chain
+
+    shared = ["--config", str(values.path)] if values.path else []
+    tools = ["imagen-render", *(["imagen-upload"] if values["supabase.url"] else [])]
+    return " | ".join(shlex.join(chain.argv(one, *shared)) for one in [*tools, "imagen-log-usage"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""A queued job as a request line, and an answered line as what becomes of the job. Pure.
+
+A row is written by a web user: what it may say is listed here, and everything else fails that job.
+Ids, owners and callers come from the row's own columns and from the worker alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+from . import files, record
+from .errors import Refused, suggest
+from .record import Record
+
+PARAMS = (
+    *("negative_prompt", "style", "width", "height", "seed", "steps", "cfg"),
+    *("sampler", "scheduler", "options"),
+)
+PENDING_S = 10  # until an unfinished render is looked at again
+_BACKOFF_S, _LONGEST_S = 5.0, 600.0
+_MOST_TEXT = 500  # characters of an error in the row
+
+
+class Rules(NamedTuple):
+    """What jobs may ask for: backends by name, keys of options, and the default backend."""
+
+    backends: Collection[str]
+    options: Collection[str]
+    default_backend: str
+
+
+class Verdict(NamedTuple):
+    """What becomes of a job: done, failed, retry (an attempt was used), or back (none was).
+
+    `answered` says of one that goes back that a pipeline said so: its claims count anew.
+    """
+
+    kind: Literal["done", "failed", "retry", "back"]
+    image_id: str | None = None
+    after_s: float = 0
+    error: str | None = None
+    detail: Record | None = None
+    answered: bool = False
+
+
+def request_of(job: Any, rules: Rules, now: datetime, seed: int) -> Record:
+    """Give the line of a job's first claim, by which every later one is made too.
+
+    `job` has id, prompt, backend, params and owner_user_id. Refused says what it must not hold.
+    """
+    params = job.params
+    if not isinstance(params, dict):
+        raise Refused("params must be an object")
+    for name in params:
+        if name not in PARAMS:
+            raise Refused(
+                f"params may not hold {str(name)[:60]!r}", hint=suggest(str(name), PARAMS)
+            )
+    backend = job.backend or rules.default_backend
+    if backend not in rules.backends:
+        raise Refused(f"jobs may not use the backend {str(backend)[:60]!r}")
+    _check_options(params.get("options"), rules.options)
+    line = {
+        **{name: value for name, value in params.items() if value is not None},
+        "id": job.id,
+        "prompt": job.prompt,
+        "backend": backend,
+        "caller": f"job:{job.owner_user_id}" if job.owner_user_id else "job",
+    }
+    if job.owner_user_id:
+        line["owner_user_id"] = job.owner_user_id
+    line.setdefault("seed", seed)
+    sound = record.checked(line)
+    slug = f"{files.slug(job.prompt)}-{job.id[:8]}"
+    return {**sound, "date": now.date().isoformat(), "slug": slug}
+
+
+def _check_options(options: Any, known: Collection[str]) -> None:
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        raise Refused("params.options must be an object")
+    for name in options:
+        if name not in known:
+            hint = "worker.options of the configuration lists what is allowed"
+            raise Refused(f"params.options may not hold {str(name)[:60]!r}", hint=hint)
+
+
+def line_of(request: Mapping[str, Any], attempt: int, intended_at: float | None) -> Record:
+    """Give the line of one attempt; `intended_at` (unix time) when somebody may have sent it."""
+    job: Record = {"id": request["id"], "attempt": attempt}
+    if intended_at is not None:
+        job["intended_at"] = _iso(intended_at)
+    return {**request, "job": job}
+
+
+def verdict(made: Mapping[str, Any] | None, attempts: int, most: int) -> Verdict:
+    """Judge the record that answers a job; `attempts` were used before it, of `most`."""
+    if made is None:
+        return _no_image("the pipeline gave no record for it")
+    error = made.get("error")
+    if isinstance(error, dict):
+        return _of_error(error, made, attempts, most)
+    if isinstance(made.get("file"), str):
+        cloud = made.get("cloud")
+        found = cloud.get("image_id") if isinstance(cloud, dict) else None
+        return Verdict("done", record.canonical_uuid(str(found)))
+    if made.get("pending") is not None:
+        return Verdict("back", after_s=PENDING_S, answered=True)
+    return _no_image("its record has neither file nor error")
+
+
+def _no_image(why: str) -> Verdict:
+    return Verdict("failed", error=f"no image: {why}", detail={"code": "no_image"})
+
+
+def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) -> Verdict:
+    text = " ".join(str(error.get("message") or error.get("code") or "failed").split())
+    text = text[:_MOST_TEXT].replace("\0", "")
+    detail = {name: value for name, value in error.items() if name != "traceback"}
+    if error.get("code") == "over_budget" and error.get("retry") == "after":
+        wait_s = max(_seconds(error), _BACKOFF_S)
+        return Verdict("back", after_s=wait_s, error=text, detail=detail, answered=True)
+    again = error.get("retry") in ("safe", "after")
+    if not again:
+        return Verdict("failed", error=text, detail=detail)
+    if attempts + 1 >= most:
+        return Verdict("failed", error=f"{text} (after {attempts + 1} attempts)", detail=detail)
+    return Verdict("retry", after_s=backoff(attempts, _seconds(error)), error=text, detail=detail)
+
+
+def backoff(attempts: int, told_s: float = 0) -> float:
+    """Give the seconds until the next attempt: doubling, with jitter, at least what was told."""
+    grown = min(_BACKOFF_S * 2.0**attempts, _LONGEST_S)
+    return max(told_s, grown * random.uniform(0.5, 1.0))
+
+
+def _seconds(error: Mapping[str, Any]) -> float:
+    said = error.get("retry_after_s")
+    return float(said) if isinstance(said, (int, float)) and 0 <= said < 10**7 else 0.0
+
+
+def _iso(moment: float) -> str:
+    from datetime import UTC
+
+    text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")

@@ -1,0 +1,247 @@
+"""A worker's places: in each one pipeline and the one job that it has. The queue is not asked here.
+
+Times are CLOCK_BOOTTIME, which goes on while a machine sleeps.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from subprocess import SubprocessError
+
+from . import joblines, record
+from .joblines import Verdict
+from .jobs import Claimed
+from .pipeline import Pipeline
+from .record import Record
+
+LOST_S = 7.0  # since the last renewal was sent: from then on nothing may be submitted
+FRESH_S = 5.0  # so soon after its first claim nobody else can have had a job
+END_S = 10.0  # for a pipeline that was told to end
+BROKEN_S = 2.0  # for the rest of one of which a part has ended
+LIVES_S = 1.0  # a pipeline that was started again must live so long before it gets a job
+_LOOK_S = 0.2
+
+
+def boottime() -> float:
+    """Give seconds since the machine started, those asleep included."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(slots=True)
+class Slot:
+    """A place for one pipeline, and for the one job that it has.
+
+    `intended_at` is unix time by our clock; `told` is what the pipeline's group was sent to end it,
+    and `patience` until when it may take; `lost` says why the job is no longer ours; `killed` is
+    set when the lease was over; `verdict` is what the queue has not yet been told.
+    """
+
+    pipeline: Pipeline | None = None
+    job: Claimed | None = None
+    request: Record | None = None
+    intended_at: float = 0.0
+    claimed: float = 0.0
+    stored: bool = False
+    sent: bool = False
+    deadline: float | None = None
+    told: signal.Signals | None = None
+    patience: float = 0.0
+    lost: str | None = None
+    late: bool = False
+    killed: bool = False
+    verdict: Verdict | None = None
+    crashes: int = 0
+    restart: float = 0.0
+
+    def take(self, job: Claimed, now: float) -> None:
+        """Have a job."""
+        self.forget()
+        self.job, self.claimed, self.stored = job, now, job.request is not None
+        self.intended_at = time.time()
+
+    def forget(self) -> None:
+        """Have no job any more."""
+        self.job = self.request = self.deadline = self.verdict = self.lost = None
+        self.late = self.stored = self.sent = False
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a job may come."""
+        return self.job is None and self.told is None and not self.killed
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether there is a job whose end is not known."""
+        return self.job is not None and self.verdict is None
+
+
+class Lease:
+    """Until when what we hold is certainly ours. `lock` is held while something is sent."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        """Take the slots whose pipelines end with it."""
+        self.lock = threading.Lock()
+        self.renewed = 0.0
+        self._slots = slots
+
+    def holds(self) -> bool:
+        """Whether the last renewal was sent so short ago that nobody can have taken over."""
+        return boottime() - self.renewed < LOST_S
+
+    def watch(self) -> None:
+        """Kill, from a thread, what works on after the lease: no submit may follow it."""
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_LOOK_S)
+            with self.lock:
+                if not self.holds():
+                    for slot in self._slots:
+                        if slot.pipeline and slot.sent and not slot.killed:
+                            slot.killed = True
+                            slot.pipeline.signal(signal.SIGKILL)
+
+
+class Pipelines:
+    """Starts the pipelines of the slots, feeds them, reads them, and ends them."""
+
+    def __init__(
+        self, command: str, timeout_s: float | None, lease: Lease, tell: Callable[[str], None]
+    ) -> None:
+        """Take the command, how long a job may take, the lease, and who is told what happens."""
+        self._command = command
+        self._timeout_s = timeout_s
+        self._lease = lease
+        self._tell = tell
+        self.ending = False  # whether what ends now ends because of us
+
+    def started(self, slot: Slot) -> bool:
+        """Whether the slot has a pipeline to send to; starts one, unless it is too soon."""
+        now = boottime()
+        if slot.pipeline is None and now >= slot.restart:
+            try:
+                slot.pipeline, slot.told = Pipeline(self._command), None
+            except (OSError, SubprocessError) as fault:
+                self._tell(f"a pipeline cannot be started: {fault}")
+                self._put_off(slot, now)
+                return False
+            slot.restart = now + LIVES_S if slot.crashes else now
+        return slot.pipeline is not None and now >= slot.restart
+
+    def send(self, slot: Slot) -> None:
+        """Send a job's line if the lease certainly holds; else a later turn does."""
+        job = slot.job
+        if job is None or slot.request is None or slot.told or not self.started(slot):
+            return
+        with self._lease.lock:
+            if slot.pipeline is None or slot.killed or not self._lease.holds():
+                return
+            now = boottime()
+            first = job.first and now - slot.claimed < FRESH_S
+            since = None if first else slot.intended_at
+            line = joblines.line_of(slot.request, job.attempts + 1, since)
+            slot.sent, slot.deadline = True, now + self._timeout_s if self._timeout_s else None
+            slot.pipeline.send(record.line(line))
+
+    def tend(self, slot: Slot, now: float) -> None:
+        """Read a pipeline's answers; look after its deadlines and its end."""
+        pipeline = slot.pipeline
+        if pipeline is None:
+            return
+        pipeline.flush()
+        for line in pipeline.lines():
+            self._answered(slot, line)
+        if slot.killed:
+            self._clear(slot)
+            slot.killed = slot.sent = False
+        elif slot.told:
+            if now >= slot.patience or pipeline.is_gone():
+                self._ended(slot, now)
+        elif not pipeline.is_open or not pipeline.is_alive():
+            self.end(slot, signal.SIGTERM, BROKEN_S)
+            slot.crashes += 1
+        elif slot.deadline and now >= slot.deadline:
+            slot.late = True
+            self.end(slot, signal.SIGTERM)
+
+    def end(self, slot: Slot, number: signal.Signals, patience_s: float = END_S) -> None:
+        """Tell a pipeline to end, all of it; it is killed when it does not."""
+        if slot.pipeline and slot.told is None:
+            slot.told, slot.patience = number, boottime() + patience_s
+            slot.pipeline.signal(number)
+
+    def close(self, slots: Sequence[Slot]) -> None:
+        """End them all: with their input, with TERM, with KILL."""
+        for slot in slots:
+            if slot.pipeline:
+                slot.pipeline.end_input()
+        for number, patience_s in ((signal.SIGTERM, END_S), (signal.SIGKILL, BROKEN_S)):
+            ends = boottime() + patience_s
+            for slot in slots:
+                while slot.pipeline and not slot.pipeline.is_gone() and boottime() < ends:
+                    slot.pipeline.lines()  # so that nothing waits for us to read it
+                    time.sleep(0.01)
+                if slot.pipeline:
+                    slot.pipeline.signal(number)
+        for slot in slots:
+            self._clear(slot)
+
+    def _answered(self, slot: Slot, line: bytes) -> None:
+        made = _parsed(line)
+        if slot.job is None or slot.verdict or made.get("id") != slot.job.id:
+            return
+        found = joblines.verdict(made, slot.job.attempts, slot.job.max_attempts)
+        slot.verdict = found
+        if found.kind in ("retry", "failed"):
+            if slot.late:
+                slot.verdict = self._late(slot.job)
+            elif self.ending or slot.told:
+                slot.verdict = Verdict("back")  # we ended it: that is no attempt of the job's
+        slot.crashes, slot.deadline = 0, None
+
+    def _ended(self, slot: Slot, now: float) -> None:
+        """Clear away a pipeline that was told to end; its job, when unanswered, goes back."""
+        if not (slot.pipeline and slot.pipeline.is_gone()):
+            self._tell("a pipeline did not end when told to: killed")
+        self._clear(slot)
+        slot.told = None
+        if slot.crashes and not self.ending:
+            self._put_off(slot, now)
+        if slot.is_under_way and slot.job is not None:
+            slot.verdict = self._late(slot.job) if slot.late else Verdict("back", after_s=0.5)
+            if self.ending or slot.lost:
+                slot.verdict = Verdict("back")
+
+    def _put_off(self, slot: Slot, now: float) -> None:
+        """Let a pipeline rest before it is started again, longer each time."""
+        wait_s = 0.0 if slot.crashes == 1 else min(0.1 * 4.0**slot.crashes, 30.0)
+        slot.restart = now + wait_s
+        again = f"in {wait_s:.0f} s" if wait_s >= 1 else "at once"
+        self._tell(f"a pipeline has ended; it is started again {again}")
+
+    def _clear(self, slot: Slot) -> None:
+        with self._lease.lock:
+            if slot.pipeline:
+                slot.pipeline.kill()
+                slot.pipeline = None
+
+    def _late(self, job: Claimed) -> Verdict:
+        limit = self._timeout_s or 0
+        error = {"code": "job_timeout", "message": f"not done in {limit:g} s", "retry": "safe"}
+        made = {"error": {"tool": "imagen-listen", "billed": "unknown", **error}}
+        return joblines.verdict(made, job.attempts, job.max_attempts)
+
+
+def _parsed(line: bytes) -> Record:
+    """Read an answer; what is none has no id of a job."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,387 @@
+"""The worker: jobs from the queue through pipelines that keep running, and their answers back.
+
+One thread does the work, in one loop that waits for whatever comes first: a notice, an answer, a
+signal, a deadline. A second one does nothing but kill the pipelines when the lease may be lost.
+Times here are CLOCK_BOOTTIME, which goes on while a machine sleeps.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+
+from . import joblines
+from .db import DatabaseFault
+from .errors import ConfigFault, ImagenError, Refused
+from .joblines import Rules, Verdict
+from .jobs import Claimed, QueueLike
+from .notify import notify, watchdog_s
+from .record import DRAWN_SEEDS
+from .slots import END_S, LOST_S, Lease, Pipelines, Slot, boottime
+
+RENEW_S = 3.0  # a lease lasts 10 s on the database's clock
+RESCUE_S = 2.0  # with the lease less than the 15 s in which a dead worker's job runs again
+SETTLE_S = 5.0  # after a new connection, before others' jobs are taken for dead
+DEAF_S = 1.0  # between polls when no notice arrives
+HEAR_S = 30.0  # between proofs that notices arrive
+_SOON_S = 1.0  # --drain waits for what is due so soon
+_OF_A_VALUE = ("22", "23")  # SQLSTATE classes that a row's values cause, not the connection
+
+
+class Said(NamedTuple):
+    """What the command line and the configuration say."""
+
+    name: str
+    pipeline: str
+    rules: Rules
+    backends: list[str]
+    jobs: int = 1
+    poll_s: float = 5.0
+    job_timeout_s: float | None = None
+    grace_s: float | None = None
+    drain: bool = False
+
+
+class EarLike(Protocol):
+    """What the worker needs of the connection that listens."""
+
+    def fileno(self) -> int:
+        """Give the descriptor to wait on."""
+
+    def poll(self) -> Sequence[Any]:
+        """Give the notices that have come; a fault of db.py when the connection is dead."""
+
+
+class Connected(NamedTuple):
+    """The queue and the ear, each with a connection of its own; `close` ends both.
+
+    `prove` sends a notice from one to the other and gives the seconds that it took, None when it
+    did not arrive.
+    """
+
+    queue: QueueLike
+    ear: EarLike
+    prove: Callable[[], float | None]
+    close: Callable[[], None]
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(
+        self, said: Said, connect: Callable[[], Connected], tell: Callable[[str], None]
+    ) -> None:
+        """Take what is said, how to connect, and who is told what happens."""
+        self._said = said
+        self._connect = connect
+        self._tell = tell
+        self._slots = [Slot() for _ in range(said.jobs)]
+        self._lease = Lease(self._slots)
+        self._pipelines = Pipelines(said.pipeline, said.job_timeout_s, self._lease, tell)
+        self._db: Connected | None = None
+        self._retry_at, self._failures = 0.0, 0
+        self._next_renewal = self._next_rescue = self._next_proof = 0.0
+        self._noticed = self._deaf = self._ready = self._idle = False
+        self._stops = 0
+        self._stops_at: float | None = None  # when what runs is ended too
+        self._counts = {"done": 0, "failed": 0, "again": 0, "cancelled": 0}
+        self._next_due: float | None = None
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def run(self, stops: Callable[[], int], wakes: int) -> int:
+        """Work until told to stop (`stops` counts signals, `wakes` is readable after one)."""
+        self._lease.watch()
+        try:
+            while not self._is_over():
+                self._turn()
+                if not self._is_over():
+                    self._wait(wakes)
+                self._stops = stops()
+            return 0
+        finally:
+            self._pipelines.close(self._slots)
+            if self._db is not None:
+                self._db.close()
+
+    def _turn(self) -> None:
+        """Do what is due."""
+        now = boottime()
+        self._stop_well(now)
+        for slot in self._slots:
+            self._pipelines.tend(slot, now)
+        try:
+            self._attend_queue(now)
+        except ImagenError as fault:
+            self._lose_queue(fault)
+
+    def _attend_queue(self, now: float) -> None:
+        if self._db is None and now < self._retry_at:
+            return
+        queue = (self._db or self._connected(now)).queue
+        if now >= self._next_renewal:
+            self._renew(queue)
+        elif self._noticed:
+            self._let_go(queue.cancelled(self._held()) if self._held() else set(), "cancelled")
+        self._noticed = False
+        for slot in self._slots:
+            self._advance(slot, queue)
+        if now >= self._next_rescue:
+            self._next_rescue = now + RESCUE_S
+            for one in queue.rescue():
+                self._tell(f"{one}: its worker is gone; it is in the queue again")
+        if now >= self._next_proof:
+            self._prove(queue)
+        self._claim(queue)
+
+    def _wait(self, wakes: int) -> None:
+        """Wait for a notice, an answer, a signal, or until something is due."""
+        poll = select.poll()
+        poll.register(wakes, select.POLLIN)
+        ear = self._db.ear.fileno() if self._db else -1
+        if ear >= 0:
+            poll.register(ear, select.POLLIN)
+        for slot in self._slots:
+            for descriptor, events in slot.pipeline.waits() if slot.pipeline else []:
+                poll.register(descriptor, events)
+        ready = {found for found, _events in poll.poll(self._pause() * 1000)}
+        if wakes in ready:
+            os.read(wakes, 4096)
+        if self._db is not None and (ear in ready or ear < 0):
+            try:
+                self._noticed = bool(self._db.ear.poll()) or self._noticed
+            except ImagenError as fault:
+                self._lose_queue(fault)
+
+    def _pause(self) -> float:
+        """Give the seconds until something is due, whether or not anything comes."""
+        now = boottime()
+        due = [now + (DEAF_S if self._deaf else self._said.poll_s)]
+        due += [slot.deadline for slot in self._slots if slot.deadline and slot.told is None]
+        due += [slot.patience for slot in self._slots if slot.told]
+        due += [slot.restart for slot in self._slots if slot.restart > now]
+        if self._db is None:
+            due.append(self._retry_at)
+        else:
+            due += [self._next_rescue, self._next_proof]
+            due += [self._next_renewal] if self._held() else []
+            due += [self._next_due] if self._next_due and not self._stops else []
+            due += [now for slot in self._slots if slot.verdict]
+        if self._stops_at and self._stops_at > now:
+            due.append(self._stops_at)
+        return min(max(min(due) - now, 0.0), 60.0)
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    def _held(self) -> dict[str, int]:
+        return {slot.job.id: slot.job.fence for slot in self._slots if slot.job is not None}
+
+    def _claim(self, queue: QueueLike) -> None:
+        """Fill the free slots from the backlog."""
+        self._idle, self._next_due = False, None
+        for slot in self._slots:
+            while self._may_claim(slot):
+                now, held = boottime(), self._held()
+                job = queue.claim(self._said.name, self._said.backends, self._default)
+                if job is None:
+                    later = queue.waiting(self._said.backends, self._default)
+                    self._next_due = None if later is None else now + max(later, 0.01)
+                    self._idle = True
+                    return
+                if not held:
+                    self._lease.renewed = now
+                self._begin(slot, job, now)
+                self._advance(slot, queue)
+
+    def _may_claim(self, slot: Slot) -> bool:
+        sure = self._lease.holds() or not self._held()
+        return slot.is_free and sure and not self._stops and self._pipelines.started(slot)
+
+    @property
+    def _default(self) -> str:
+        return self._said.rules.default_backend
+
+    def _begin(self, slot: Slot, job: Claimed, now: float) -> None:
+        """Work out the line of a claimed job."""
+        slot.take(job, now)
+        slot.intended_at -= (boottime() - now) + (job.intended_age_s or 0.0)
+        try:
+            if job.broken:
+                raise Refused(f"params cannot be read: {job.broken}")
+            seed = 1 + random.randrange(DRAWN_SEEDS - 1)
+            slot.request = job.request or joblines.request_of(
+                job, self._said.rules, datetime.now(UTC), seed
+            )
+        except Refused as fault:
+            detail = fault.as_record("imagen-listen")
+            slot.verdict = Verdict("failed", error=fault.as_line(), detail=detail)
+
+    def _advance(self, slot: Slot, queue: QueueLike) -> None:
+        """Do the next step of a job; each may be done again after the connection was lost."""
+        try:
+            if slot.verdict:
+                self._close_job(slot, queue)
+            elif slot.job and slot.request and not slot.stored:
+                slot.stored = queue.intend(slot.job.id, slot.job.fence, slot.request)
+                if not slot.stored:
+                    self._let_go({slot.job.id}, "another worker has it now, or it was cancelled")
+            if slot.is_under_way and slot.stored and not slot.sent and not slot.lost:
+                self._pipelines.send(slot)
+        except DatabaseFault as fault:
+            if not fault.sqlstate.startswith(_OF_A_VALUE):
+                raise
+            self._cannot_keep(slot, fault)
+
+    def _cannot_keep(self, slot: Slot, fault: DatabaseFault) -> None:
+        """Let a job whose values the database refuses fail alone."""
+        before, detail = slot.verdict, fault.as_record("imagen-listen")
+        self._tell(f"{slot.job.id if slot.job else ''}: {fault.as_line()}")
+        if before and before.kind == "done" and before.image_id:
+            slot.verdict = before._replace(image_id=None)
+        elif before and before.kind == "failed" and before.detail is None:
+            slot.forget()  # its lease ends
+        elif before and before.kind == "failed":
+            slot.verdict = Verdict("failed", error="its error cannot be kept")
+        else:
+            slot.verdict = Verdict("failed", error=fault.as_line(), detail=detail)
+
+    def _close_job(self, slot: Slot, queue: QueueLike) -> None:
+        """Tell the queue what became of a job; the fence keeps it from what is no longer ours."""
+        job, found = slot.job, slot.verdict
+        assert job is not None and found is not None
+        ours = True if slot.lost else _told(queue, job, found)
+        kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
+        if not slot.lost:
+            self._counts[kind] += 1
+            self._tell(f"{job.id}: {kind}{f': {found.error}' if found.error else ''}")
+        if not ours:
+            self._tell(f"{job.id}: another worker has it now, or it was cancelled")
+        slot.forget()
+
+    # -- the queue -------------------------------------------------------------------------------
+
+    def _renew(self, queue: QueueLike) -> None:
+        """Renew our leases; what is no longer ours is ended."""
+        held, sent = self._held(), boottime()
+        ours = queue.renew(self._said.name, held) if held else set()
+        gone = queue.cancelled(held) if len(ours) < len(held) else set()
+        with self._lease.lock:
+            self._lease.renewed = sent
+        self._next_renewal = sent + RENEW_S
+        self._let_go(gone, "cancelled")
+        self._let_go({*held} - ours - gone, "another worker has it now")
+
+    def _let_go(self, ids: set[str], why: str) -> None:
+        """End what is not ours any more; INT cancels it at its server, unless another goes on."""
+        for slot in self._slots:
+            if slot.job is None or slot.job.id not in ids or slot.lost:
+                continue
+            slot.lost = why
+            self._counts["cancelled"] += why == "cancelled"
+            self._tell(f"{slot.job.id}: {why}")
+            if slot.sent and not slot.verdict and slot.pipeline:
+                number = signal.SIGINT if why == "cancelled" else signal.SIGKILL
+                self._pipelines.end(slot, number)
+            else:
+                slot.verdict = Verdict("back")
+
+    def _connected(self, now: float) -> Connected:
+        """Connect; renew our own before others' jobs may be taken for dead."""
+        self._db = found = self._connect()
+        self._failures = 0
+        if found.queue.name_lock(self._said.name) and not self._ready:
+            found.queue.take_back(self._said.name)
+        self._next_renewal = self._next_proof = now
+        self._next_rescue = now + (SETTLE_S if self._ready else 0)
+        return found
+
+    def _lose_queue(self, fault: ImagenError) -> None:
+        """Connect again, later each time; while it cannot be, the lease decides over pipelines."""
+        if self._db is not None:
+            self._db.close()
+        self._db, self._idle = None, False
+        if not self._ready:
+            _raise_if_lasting(fault)
+        wait_s = min(0.25 * 2.0**self._failures, 2.0) * random.uniform(0.5, 1.0)
+        self._retry_at = boottime() + wait_s
+        self._failures = min(self._failures + 1, 10)
+        self._tell(f"the queue is lost: {fault.as_line()}")
+
+    def _prove(self, queue: QueueLike) -> None:
+        """See whether notices arrive, and tell systemd; behind a transaction pooler they do not."""
+        every = watchdog_s()
+        self._next_proof = boottime() + min(HEAR_S, every / 3 if every else HEAR_S)
+        assert self._db is not None
+        took = self._db.prove()
+        if took is None and not self._deaf:
+            self._tell(
+                "notices do not arrive: polling every second (hint: LISTEN needs a session; behind"
+                " Supabase's pooler use port 5432, not 6543)"
+            )
+        self._deaf = took is None
+        there = queue.counts()
+        ours = ", ".join(f"{number} {name}" for name, number in self._counts.items())
+        status = f"STATUS={len(self._held())} running here, {there['pending']} waiting; {ours}"
+        notify(*([] if self._ready else ["READY=1"]), "WATCHDOG=1", status)
+        if not self._ready:
+            self._ready = True
+            self._tell(f"{self._said.name}: waiting for jobs")
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    def _stop_well(self, now: float) -> None:
+        """No new job after the first signal; after the second, or the grace, no job at all."""
+        if self._stops and self._stops_at is None:
+            notify("STOPPING=1")
+            self._tell("stopping: what is running is finished first")
+            patience = self._said.grace_s
+            self._stops_at = float("inf") if patience is None else now + patience
+        if self._stops > 1 and self._stops_at is not None:
+            self._stops_at = min(self._stops_at, now)
+        if self._stops_at is None or now < self._stops_at:
+            return
+        self._pipelines.ending = True
+        for slot in self._slots:
+            if slot.is_under_way and slot.sent and slot.pipeline:
+                self._pipelines.end(slot, signal.SIGINT)
+            elif slot.is_under_way:
+                slot.verdict = Verdict("back")
+
+    def _is_over(self) -> bool:
+        if self._stops_at is not None and boottime() > self._stops_at + END_S + LOST_S:
+            return True  # the queue cannot be told: leases end by themselves
+        if self._held():
+            return False
+        if self._stops:
+            return True
+        soon = self._next_due is not None and self._next_due < boottime() + _SOON_S
+        return self._said.drain and self._ready and self._idle and not soon
+
+
+def _told(queue: QueueLike, job: Claimed, found: Verdict) -> bool:
+    """Tell the queue; False when the job is no longer ours."""
+    text, detail = found.error or "", found.detail or {}
+    match found.kind:
+        case "done":
+            return queue.done(job.id, job.fence, found.image_id)
+        case "failed":
+            return queue.failed(job.id, job.fence, text, detail)
+        case "retry":
+            return queue.retry(job.id, job.fence, found.after_s, text, detail)
+    return queue.put_back(job.id, job.fence, found.after_s, answered=found.answered)
+
+
+def _raise_if_lasting(fault: ImagenError) -> None:
+    """At the start, end with what another try does not help."""
+    if fault.exit_status == ConfigFault.exit_status:
+        raise fault
+    if isinstance(fault, DatabaseFault) and fault.sqlstate in ("42P01", "42703", "3F000", "42883"):
+        raise ConfigFault(
+            f"the database has no queue, or an old one: {fault.message}",
+            hint="imagen-migrate sets it up",
+        )

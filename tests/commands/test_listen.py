@@ -1,0 +1,237 @@
+"""imagen-listen on a real PostgreSQL: jobs in, images out, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from imagen import db
+
+RENDER_ONLY = "imagen-render | imagen-log-usage"
+OWNER = "5c1f0d2e-1111-4222-8333-0123456789ab"
+
+
+class Queue:
+    """The jobs of one database, as a person with psql sees them."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._connection = psycopg2.connect(dsn)
+        self._connection.autocommit = True
+
+    def sql(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(query, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def add(self, prompt: str = "a cat", backend: str | None = None, **params: Any) -> str:
+        small = {"width": 64, "height": 64, **params}
+        ((found,),) = self.sql(
+            "insert into imagen.jobs (owner_user_id, prompt, backend, params)"
+            " values (%s, %s, %s, %s) returning id::text",
+            *(OWNER, prompt, backend, json.dumps(small)),
+        )
+        return str(found)
+
+    def job(self, name: str) -> dict[str, Any]:
+        ((found,),) = self.sql("select to_jsonb(jobs) from imagen.jobs where id = %s", name)
+        return found
+
+    def status(self, name: str) -> str:
+        return str(self.job(name)["status"])
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture
+def queue(database) -> Iterator[Queue]:
+    with closing(Queue(database.dsn("migrator"))) as found:
+        yield found
+
+
+@pytest.fixture
+def listen(tool, queue) -> Callable[..., Any]:
+    """Start a worker; its pipeline is rendering and the cost log, unless told otherwise."""
+
+    def start(*args: object, pipeline: str | None = None, **more: Any) -> Any:
+        env = {db.VARIABLE: queue.dsn, "PATH": f"{BIN}:{os.environ['PATH']}", **more}
+        rest = ("--", pipeline) if pipeline else ()
+        said = tool.folder / f"worker-{uuid.uuid4().hex[:6]}.err"
+        with said.open("wb") as err:
+            child = tool.start("listen", *args, *rest, env=env, stderr=err)
+        child.said = said  # type: ignore[attr-defined]
+        return child
+
+    return start
+
+
+BIN = Path(sys.executable).parent
+
+
+def test_a_job_becomes_an_image(queue, listen, until):
+    worker = listen()
+    name = queue.add("a lighthouse")
+    until(lambda: queue.status(name) == "done", 20)
+    job = queue.job(name)
+    assert (job["attempts"], job["error"]) == (1, None)
+    assert job["request"]["id"] == name
+    assert job["request"]["caller"] == f"job:{OWNER}"
+    assert job["request"]["slug"] == f"a-lighthouse-{name[:8]}"
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+
+
+def test_what_was_queued_before_is_done_and_drain_ends_when_nothing_is_due(queue, listen):
+    names = [queue.add(f"cat {n}") for n in range(5)]
+    assert listen("--drain").wait(30) == 0
+    assert {queue.status(name) for name in names} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"id": "mine"}, "'id'"),
+        ({"output": "/etc/passwd"}, "'output'"),
+        ({"options": {"faults": "hang"}}, "'faults'"),
+        ({"width": 10**9}, "width must be from 16"),
+        ({"seed": -1}, "seed must be from 0"),
+        ({"style": "no such"}, "style"),
+    ],
+)
+def test_a_hostile_row_fails_that_job_alone_with_a_message(queue, listen, params, says):
+    bad = queue.add(**params)
+    good = queue.add("a good one")
+    assert listen("--drain").wait(30) == 0
+    job = queue.job(bad)
+    assert job["status"] == "failed"
+    assert says in job["error"]
+    assert queue.status(good) == "done"
+
+
+def test_a_backend_that_is_not_allowed_is_never_claimed(queue, listen, configure):
+    configure("backends: {rep: {type: replicate, model: black-forest-labs/flux-schnell}}\n")
+    paid = queue.add(backend="rep")
+    free = queue.add()
+    assert listen("--drain").wait(30) == 0
+    assert (queue.status(paid), queue.status(free)) == ("pending", "done")
+
+
+def test_a_job_whose_pipeline_is_killed_is_done_all_the_same(queue, listen, until, tool):
+    worker = listen()
+    until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 10)
+    name = queue.add("slow", options=None)
+    until(lambda: queue.status(name) in ("running", "done"), 10)
+    for child in children_of(worker.pid):
+        os.kill(child, signal.SIGKILL)
+    until(lambda: queue.status(name) == "done", 20)
+    assert queue.job(name)["attempts"] == 1, "a killed pipeline costs no attempt"
+
+
+def test_all_of_the_pipeline_dies_within_a_second_of_its_worker(queue, listen, until):
+    worker = listen(pipeline="sleep 1000 | cat")
+    until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 10)
+    queue.add()
+    until(lambda: queue.sql("select 1 from imagen.jobs where status = 'running'"), 10)
+    group = until(lambda: descendants(worker.pid))
+    worker.kill()
+    worker.wait()
+    until(lambda: not any(is_alive(one) for one in group), 1)
+
+
+def test_a_killed_workers_job_runs_again_within_15_seconds(queue, listen, until):
+    first = listen(pipeline="sleep 1000 | cat")
+    name = queue.add()
+    until(lambda: queue.status(name) == "running", 10)
+    first.kill()
+    began = time.monotonic()
+    listen()
+    until(lambda: queue.status(name) == "done", 20)
+    assert time.monotonic() - began < 15
+    assert queue.job(name)["attempts"] == 1
+
+
+def test_term_lets_the_running_image_finish(queue, listen, until):
+    pipeline = "while read -r line; do sleep 1; printf '%s\\n' \"$line\" | imagen-render; done"
+    worker = listen(pipeline=pipeline)
+    name, other = queue.add(), None
+    until(lambda: queue.status(name) == "running", 10)
+    worker.send_signal(signal.SIGTERM)
+    other = queue.add("too late")
+    assert worker.wait(20) == 0
+    assert (queue.status(name), queue.status(other)) == ("done", "pending")
+
+
+def test_a_second_signal_puts_the_job_back_at_no_cost(queue, listen, until):
+    worker = listen(pipeline="sleep 1000")
+    name = queue.add()
+    until(lambda: queue.status(name) == "running", 10)
+    worker.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    job = queue.job(name)
+    assert (job["status"], job["attempts"]) == ("pending", 0)
+
+
+def test_five_claims_without_an_answer_fail_a_job_as_poisonous(queue, listen, until):
+    name = queue.add()
+    listen(pipeline="read -r line; kill -KILL $$")
+    until(lambda: queue.status(name) == "failed", 60)
+    assert queue.job(name)["error_detail"]["code"] == "poisonous"
+
+
+def test_the_database_may_end_all_our_connections(queue, listen, until):
+    worker = listen()
+    until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 10)
+    queue.sql(
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where application_name like 'imagen-listen%'"
+    )
+    name = queue.add("after that")
+    until(lambda: queue.status(name) == "done", 20)
+    assert worker.poll() is None
+
+
+def test_a_temporary_error_is_tried_again_and_a_lasting_one_is_not(queue, listen, until, configure):
+    configure("backends: {mock: {type: mock, faults: [{fault: out_of_credit, match: poor}]}}\n")
+    poor = queue.add("poor")
+    assert listen("--drain").wait(30) == 0
+    job = queue.job(poor)
+    assert (job["status"], job["attempts"]) == ("failed", 1)
+    assert job["error_detail"]["code"] == "out_of_credit"
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    found = children_of(pid)
+    return found + [one for child in found for one in descendants(child)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

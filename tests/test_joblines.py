@@ -1,0 +1,173 @@
+"""What a job may ask for, and what its record makes of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+
+from imagen import joblines
+from imagen.errors import Refused
+from imagen.joblines import Rules
+
+ID, OWNER = "5c1f0d2e-1111-4222-8333-0123456789ab", "00000000-0000-0000-0000-00000000000a"
+RULES = Rules(["mock", "gpu"], ["quality"], "mock")
+NOW = datetime(2026, 5, 4, 23, tzinfo=UTC)
+IMAGE = "0f0f0f0f-2222-4333-8444-0123456789ab"
+
+
+def job(prompt="a cat", backend=None, owner=OWNER, **params):
+    return SimpleNamespace(
+        id=ID, prompt=prompt, backend=backend, owner_user_id=owner, params=params
+    )
+
+
+def asked(one):
+    return joblines.request_of(one, RULES, NOW, 7)
+
+
+def test_a_job_becomes_a_line_of_the_rows_own_columns():
+    assert asked(job(width=512)) == {
+        "width": 512,
+        "id": ID,
+        "prompt": "a cat",
+        "backend": "mock",
+        "caller": f"job:{OWNER}",
+        "owner_user_id": OWNER,
+        "seed": 7,
+        "date": "2026-05-04",
+        "slug": "a-cat-5c1f0d2e",
+    }
+
+
+def test_a_seed_of_its_own_stays_and_null_says_nothing():
+    assert asked(job(seed=0, steps=None))["seed"] == 0
+    assert "steps" not in asked(job(steps=None))
+    assert asked(job(options={"quality": 3}))["options"] == {"quality": 3}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"id": "x"},
+        {"prompt": "another"},
+        {"backend": "gpu"},
+        {"caller": "job:somebody"},
+        {"owner_user_id": OWNER},
+        {"date": "2020-01-01"},
+        {"slug": "../../etc"},
+        {"output": "/etc/passwd"},
+        {"file": "/etc/passwd"},
+        {"sidecar": "/etc/passwd"},
+        {"workflow": "/tmp/x.json"},
+        {"render_id": ID},
+        {"job": {"intended_at": "2020-01-01T00:00:00Z"}},
+        {"pending": {"backend": "mock", "handle": "h", "since": "s"}},
+        {"error": {"code": "x"}},
+        {"cloud": {"image_id": ID}},
+        {"request": "x"},
+        {"__proto__": {}},
+        {"": 1},
+        {"options": {"faults": "hang"}},
+        {"options": {"quality": 1, "other": 1}},
+        {"options": []},
+        {"options": "quality"},
+        {"width": 10**9},
+        {"width": "512"},
+        {"width": True},
+        {"height": -1},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"seed": 2**64},
+        {"steps": 10**6},
+        {"cfg": "7"},
+        {"sampler": ["a"]},
+        {"scheduler": {"a": 1}},
+        {"negative_prompt": 3},
+        {"negative_prompt": "x" * 10**6},
+        {"style": 5},
+    ],
+    ids=str,
+)
+def test_what_a_row_may_not_say_is_refused(params):
+    one = job()
+    one.params = params
+    with pytest.raises(Refused):
+        asked(one)
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "x" * 10**6])
+def test_a_prompt_that_is_none_or_endless_is_refused(prompt):
+    with pytest.raises(Refused):
+        asked(job(prompt))
+
+
+def test_params_that_are_no_object_and_backends_not_listed_are_refused():
+    one = job()
+    one.params = ["width"]
+    with pytest.raises(Refused, match="object"):
+        asked(one)
+    with pytest.raises(Refused, match="backend"):
+        asked(job(backend="paid"))
+
+
+def test_the_first_line_has_no_intended_at_and_later_ones_do():
+    first = joblines.line_of({"id": ID, "prompt": "a"}, 1, None)
+    assert first["job"] == {"id": ID, "attempt": 1}
+    later = joblines.line_of({"id": ID, "prompt": "a"}, 2, 0.25)
+    assert later["job"]["intended_at"] == "1970-01-01T00:00:00.250Z"
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        ({"file": "/a.png"}, "done"),
+        ({"file": "/a.png", "error": {"message": "m", "retry": "safe"}}, "retry"),
+        ({"file": "/a.png", "error": {"message": "m", "retry": "never"}}, "failed"),
+        ({"error": {"message": "m", "retry": "after", "retry_after_s": 3}}, "retry"),
+        ({"error": {"message": "m", "retry": "reconcile"}}, "failed"),
+        ({"error": {"message": "m"}}, "failed"),
+        ({"error": {"code": "over_budget", "retry": "after", "message": "m"}}, "back"),
+        ({"error": {"code": "over_budget", "retry": "never", "message": "m"}}, "failed"),
+        ({"pending": {"backend": "b"}}, "back"),
+        ({"pending": {"backend": "b"}, "error": {"message": "m"}}, "failed"),
+        ({"id": ID}, "failed"),
+        ({"file": None}, "failed"),
+        (None, "failed"),
+    ],
+    ids=str,
+)
+def test_what_becomes_of_a_job(made, kind):
+    assert joblines.verdict(made, 0, 5).kind == kind
+
+
+def test_neither_file_nor_pending_nor_error_is_no_image():
+    assert joblines.verdict({"id": ID}, 0, 5).detail == {"code": "no_image"}
+
+
+def test_image_ids_are_uuids_or_nothing():
+    assert joblines.verdict({"file": "f", "cloud": {"image_id": IMAGE}}, 0, 5).image_id == IMAGE
+    for other in ("x'; drop table", None, 3, {}):
+        assert joblines.verdict({"file": "f", "cloud": {"image_id": other}}, 0, 5).image_id is None
+    assert joblines.verdict({"file": "f", "cloud": []}, 0, 5).kind == "done"
+
+
+def test_a_job_over_budget_waits_until_the_reset_and_never_not_at_all():
+    made = {"code": "over_budget", "retry": "after", "message": "m"}
+    assert joblines.verdict({"error": made | {"retry_after_s": 40_000}}, 4, 5).after_s == 40_000
+    assert joblines.verdict({"error": made}, 4, 5).after_s >= 1
+
+
+def test_the_last_attempt_fails_and_says_how_many_there_were():
+    made = {"error": {"message": "no\nanswer\0", "retry": "safe"}}
+    found = joblines.verdict(made, 4, 5)
+    assert (found.kind, found.error) == ("failed", "no answer (after 5 attempts)")
+
+
+def test_attempts_are_put_off_longer_each_time_with_jitter_and_never_less_than_told():
+    for attempt, most in enumerate([5, 10, 20, 40]):
+        found = {joblines.backoff(attempt) for _ in range(50)}
+        assert most / 2 <= min(found) < max(found) <= most
+    assert joblines.backoff(60) <= 600
+    assert joblines.backoff(0, 77) == 77

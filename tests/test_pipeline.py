@@ -1,0 +1,165 @@
+"""A pipeline is started, fed, read and ended whole, and its guard outlives us."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from imagen.pipeline import MOST, Pipeline
+
+
+@pytest.fixture
+def start():
+    made = []
+
+    def run(command):
+        made.append(Pipeline(command))
+        return made[-1]
+
+    yield run
+    for one in made:
+        one.kill()
+
+
+def lines_of(pipeline, number, until):
+    found = []
+
+    def enough():
+        pipeline.flush()
+        found.extend(pipeline.lines())
+        return len(found) >= number
+
+    until(enough)
+    return found
+
+
+def group_of(pipeline):
+    return pipeline._children[0].pid
+
+
+def members(group):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_lines_go_in_and_come_out_again_and_it_keeps_running(start, until):
+    one = start("cat | cat")
+    for line in (b"a\n", b"b\n"):
+        one.send(line)
+        assert lines_of(one, 1, until) == [line.strip()]
+    assert one.is_alive()
+    assert not one.is_gone()
+
+
+def test_it_ends_with_its_input(start, until):
+    one = start("cat | cat")
+    one.end_input()
+    until(one.is_gone)
+    one.lines()
+    assert not one.is_open
+
+
+def test_a_full_pipe_makes_nobody_wait_and_the_rest_follows(start, until):
+    one = start("sleep 0.5; cat")
+    began, line = time.monotonic(), b"x" * 3_000_000
+    one.send(line + b"\n")
+    assert time.monotonic() - began < 0.4
+    assert one.waits()[-1][0] == one._in
+    assert lines_of(one, 1, until) == [line]
+
+
+def test_a_line_for_a_pipeline_that_is_gone_is_forgotten(start, until):
+    one = start("exit 1")
+    until(one.is_gone)
+    one.send(b"a\n")
+    assert len(one.waits()) == 2
+    assert not one.is_alive()
+
+
+def test_a_line_without_end_closes_it(start, until):
+    one = start("tr '\\0' x < /dev/zero")
+    until(lambda: one.lines() == [] and not one.is_open, 20)
+    assert len(one._rest) <= MOST
+
+
+def test_endless_lines_leave_others_their_turn(start, until):
+    one = start("yes")
+    until(one.lines)
+    began = time.monotonic()
+    one.lines()
+    assert time.monotonic() - began < 1
+    assert one.is_open
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_every_stage_and_not_the_guard(start, until, number):
+    one = start("sleep 100 | sleep 100")
+    until(lambda: len(members(group_of(one))) >= 4)
+    one.signal(number)
+    until(one.is_gone)
+    assert members(group_of(one)) == [group_of(one)]
+
+
+def test_a_stage_has_its_time_to_end_well_though_the_next_is_gone(start, until, tmp_path):
+    work = tmp_path / "stage.py"
+    said = tmp_path / "said"
+    work.write_text(
+        "import signal, time, pathlib, sys\n"
+        "def end(*_):\n"
+        "    time.sleep(0.4)\n"
+        f"    pathlib.Path({str(said)!r}).write_text('ended well')\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGINT, end)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    one = start(f"{sys.executable} {work} | cat")
+    lines_of(one, 1, until)
+    one.signal(signal.SIGINT)
+    until(one.is_gone)
+    assert said.read_text() == "ended well"
+
+
+def test_a_guard_that_is_killed_is_noticed(start, until):
+    one = start("cat")
+    os.kill(group_of(one), signal.SIGKILL)
+    until(lambda: not one.is_alive())
+
+
+def test_killing_leaves_no_process_and_no_descriptor(until):
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(3):
+        one = Pipeline("sh -c 'sleep 100 & sleep 100' | cat")
+        group = group_of(one)
+        one.kill()
+        until(lambda group=group: members(group) == [], 2)
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+def test_our_death_by_kill_ends_all_of_it_within_a_second_grandchildren_too(until, tmp_path):
+    code = (
+        "import time; from imagen.pipeline import Pipeline\n"
+        "one = Pipeline(\"trap '' INT TERM; (trap '' TERM HUP; sleep 100) & sleep 100 | cat\")\n"
+        "print(one._children[0].pid, flush=True); time.sleep(100)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout
+    group = int(child.stdout.readline())
+    until(lambda: len(members(group)) >= 5)
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    until(lambda: members(group) == [], 1)

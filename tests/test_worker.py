@@ -1,0 +1,341 @@
+"""The worker's loop over a queue in memory, with trivial pipelines."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from fake_queue import FakeQueue
+from imagen import slots, worker
+from imagen.db import DatabaseFault
+from imagen.errors import AnswerLost, ConfigFault
+from imagen.joblines import Rules
+
+DONE = """jq -c --unbuffered '.file="/dev/null"'"""
+RULES = Rules(["mock"], [], "mock")
+
+
+class Ear:
+    """Notices come by a pipe."""
+
+    def __init__(self):
+        self.out, self.say = os.pipe()
+
+    def fileno(self):
+        return self.out
+
+    def poll(self):
+        return [os.read(self.out, 4096)]
+
+
+class Running:
+    """A worker in a thread, and what it says."""
+
+    def __init__(self, pipeline, **said):
+        self.queue, self.ear = FakeQueue(), Ear()
+        self.says, self.connects, self.stopped = [], [], 0
+        self.refuse = []
+        self.hears = 0.001
+        about = {"name": "w", "rules": RULES, "backends": ["mock"], **said}
+        self.worker = worker.Worker(
+            worker.Said(pipeline=pipeline, **about), self.connect, self.says.append
+        )
+        self.out, self.wake = os.pipe()
+        self.status = None
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def run(self):
+        try:
+            self.status = self.worker.run(lambda: self.stopped, self.out)
+        except Exception as fault:  # noqa: BLE001 - it is what the test looks at
+            self.status = fault
+
+    def connect(self):
+        self.connects.append(time.monotonic())
+        if self.refuse:
+            raise self.refuse.pop(0)
+        return worker.Connected(self.queue, self.ear, lambda: self.hears, lambda: None)
+
+    def notice(self):
+        os.write(self.ear.say, b"x")
+
+    def stop(self):
+        self.stopped += 1
+        os.write(self.wake, b"x")
+
+    def ended(self, seconds=15):
+        self.thread.join(seconds)
+        assert not self.thread.is_alive(), self.says
+        return self.status
+
+    def heard(self, text):
+        return [one for one in self.says if text in one]
+
+
+@pytest.fixture
+def work(needs):
+    needs("jq", "jq")
+    made = []
+
+    def start(pipeline=DONE, begin=True, **said):
+        made.append(Running(pipeline, **said))
+        if begin:
+            made[-1].thread.start()
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.stop()
+        one.stop()
+        if one.thread.ident:
+            one.thread.join(30)
+        for descriptor in (one.out, one.wake, one.ear.out, one.ear.say):
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+def status(running, name):
+    return running.queue.jobs[name].status
+
+
+def test_a_notice_wakes_it_and_the_whole_backlog_is_drained(work, until):
+    one = work(poll_s=60)
+    until(lambda: one.heard("waiting for jobs"))
+    names = [one.queue.add() for _ in range(5)]
+    one.notice()
+    until(lambda: all(status(one, name) == "done" for name in names))
+    assert one.queue.jobs[names[0]].request["slug"] == f"a-cat-{names[0][:8]}"
+
+
+def test_drain_ends_when_nothing_is_due(work):
+    one = work(begin=False, drain=True)
+    names = [one.queue.add() for _ in range(3)]
+    one.thread.start()
+    assert one.ended() == 0
+    assert {status(one, name) for name in names} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "became", "attempts"),
+    [
+        ('.error={message:"no",retry:"never"}', "failed", 1),
+        ('.error={message:"no",retry:"safe"}', "pending", 1),
+        ('.pending={backend:"b"}', "pending", 0),
+        (".", "failed", 1),
+    ],
+)
+def test_the_record_closes_the_job(work, answer, became, attempts):
+    one = work(f"jq -c --unbuffered '{answer}'", begin=False, drain=True)
+    name = one.queue.add()
+    one.thread.start()
+    assert one.ended() == 0
+    assert (status(one, name), one.queue.jobs[name].attempts) == (became, attempts)
+
+
+def test_a_record_of_another_id_and_noise_are_no_answer(work, until):
+    one = work("""jq -c --unbuffered '(.id="x"), "noise", [1], (.file="f")'""")
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "done")
+
+
+def test_the_first_line_has_no_intended_at_and_the_next_ones_have_the_databases_age(work, until):
+    one = work("""jq -c --unbuffered '.error={message:(.job|tojson),retry:"safe"}'""")
+    name = one.queue.add()
+    one.notice()
+    until(lambda: one.queue.jobs[name].attempts == 1)
+    assert "intended_at" not in one.queue.jobs[name].error
+    one.queue.skip(1000)
+    began = time.time()
+    one.notice()
+    until(lambda: one.queue.jobs[name].attempts == 2)
+    said = json.loads(one.queue.jobs[name].error)
+    since = worker.datetime.fromisoformat(said["intended_at"]).timestamp()
+    assert began - 1010 < since < began - 995
+
+
+@pytest.mark.parametrize("call", ["claim", "intend", "done", "renew"])
+def test_the_connection_may_be_lost_at_any_call(work, until, call, monkeypatch):
+    """Also when the call took hold and only its answer was lost."""
+    one = work(poll_s=0.2)
+    real, failed = getattr(one.queue, call), []
+    monkeypatch.setattr(worker, "RENEW_S", 0.1)
+
+    def broken(*args, **more):
+        found = real(*args, **more)
+        if not failed and (call != "claim" or found):
+            failed.append(call)
+            raise AnswerLost("the connection went away")
+        return found
+
+    monkeypatch.setattr(one.queue, call, broken)
+    until(lambda: one.heard("waiting for jobs"))
+    name = one.queue.add()
+    one.notice()
+    if call == "claim":  # nobody knows of that claim: its lease must end
+        until(lambda: failed)
+        one.queue.skip(11)
+    until(lambda: status(one, name) == "done", 12)
+    assert one.queue.jobs[name].attempts == 1
+
+
+def test_what_the_database_refuses_of_one_job_stops_no_other(work, until, monkeypatch):
+    one = work()
+    real = one.queue.intend
+
+    def refuse(job_id, fence, request):
+        if "bad" in request["prompt"]:
+            raise DatabaseFault("no such value", sqlstate="22P05")
+        return real(job_id, fence, request)
+
+    monkeypatch.setattr(one.queue, "intend", refuse)
+    bad, good = one.queue.add("bad"), one.queue.add("good")
+    one.notice()
+    until(lambda: status(one, good) == "done")
+    assert status(one, bad) == "failed"
+
+
+def test_a_database_without_the_queue_ends_it_at_once_with_the_way_out(work):
+    one = work(begin=False)
+    one.refuse = [DatabaseFault("relation imagen.jobs does not exist", sqlstate="42P01")]
+    one.thread.start()
+    fault = one.ended()
+    assert isinstance(fault, ConfigFault)
+    assert "imagen-migrate" in fault.hint
+
+
+def test_nobody_elses_job_is_rescued_sooner_than_5_seconds_after_a_reconnection(work, until):
+    one = work(poll_s=0.1)
+    until(lambda: one.heard("waiting for jobs"))
+    one.queue.faults.append(AnswerLost("gone"))
+    until(lambda: len(one.connects) == 2)
+    one.queue.calls.clear()
+    time.sleep(3)
+    assert "rescue" not in one.queue.calls
+    until(lambda: "rescue" in one.queue.calls, 4)
+    assert time.monotonic() - one.connects[1] > 4.9
+
+
+def test_a_lease_that_may_be_over_kills_the_pipeline_and_the_line_comes_again(
+    work, until, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    seen = tmp_path / "seen"
+    one = work(f"tee -a {seen} | sleep 1000", poll_s=0.2)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: seen.exists() and seen.read_bytes().endswith(b"\n"))
+    one.queue.faults += [AnswerLost("gone")]
+    one.refuse = [AnswerLost("still gone")] * 4
+    pipeline = one.worker._slots[0].pipeline
+    until(lambda: one.worker._slots[0].pipeline is not pipeline, 10)
+    assert status(one, name) == "running", "it is still ours"
+    until(lambda: seen.read_bytes().count(b"\n") == 2, 10)
+    first, second = map(json.loads, seen.read_bytes().splitlines())
+    assert one.queue.jobs[name].claims == 1
+    assert second["id"] == first["id"] == name
+    assert second["seed"] == first["seed"]
+
+
+def test_a_job_that_was_taken_over_is_killed_and_not_answered_for(work, until):
+    one = work("cat > /dev/null", poll_s=0.2)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "running")
+    job = one.queue.jobs[name]
+    job.fence, job.worker = job.fence + 1, "another"
+    job.lease += 1000
+    until(lambda: one.heard("another worker has it"), 5)
+    other = one.queue.add()
+    one.notice()
+    until(lambda: status(one, other) == "running")
+    assert (job.status, job.worker) == ("running", "another")
+
+
+def test_cancelling_a_running_job_interrupts_its_pipeline(work, until, tmp_path):
+    said = tmp_path / "said"
+    one = work(f"trap 'echo INT >> {said}; exit' INT; while :; do sleep 0.05; done", poll_s=60)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: one.worker._slots[0].sent)
+    time.sleep(0.2)
+    one.queue.cancel(name)
+    one.notice()
+    until(said.exists)
+    until(lambda: one.worker._slots[0].is_free)
+    assert said.read_text() == "INT\n"
+    assert status(one, name) == "cancelled"
+
+
+def test_a_job_that_takes_too_long_has_used_an_attempt(work, until):
+    one = work("cat > /dev/null", job_timeout_s=0.3)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: one.queue.jobs[name].attempts == 1)
+    assert one.queue.jobs[name].error_detail["code"] == "job_timeout"
+
+
+def test_the_first_signal_lets_it_finish_and_a_second_puts_it_back(work, until):
+    one = work('while read -r l; do sleep 0.5; echo "$l" | ' + DONE + "; done")
+    name, later = one.queue.add(), None
+    one.notice()
+    until(lambda: status(one, name) == "running")
+    one.stop()
+    later = one.queue.add()
+    assert one.ended() == 0
+    assert (status(one, name), status(one, later)) == ("done", "pending")
+    two = work("cat > /dev/null")
+    name = two.queue.add()
+    two.notice()
+    until(lambda: status(two, name) == "running")
+    two.stop()
+    time.sleep(0.2)
+    two.stop()
+    assert two.ended() == 0
+    job = two.queue.jobs[name]
+    assert (job.status, job.attempts, job.claims) == ("pending", 0, 1)
+
+
+def test_behind_a_pooler_it_says_so_once_and_looks_every_second(work, until):
+    one = work(begin=False, poll_s=60)
+    one.hears = None
+    one.thread.start()
+    until(lambda: one.heard("5432"))
+    name = one.queue.add()
+    until(lambda: status(one, name) == "done", 3)
+    assert len(one.heard("5432")) == 1
+
+
+def test_systemd_hears_ready_after_the_proof_and_watchdog_after_each(
+    work, until, monkeypatch, tmp_path
+):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(3)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "600000")
+        one = work(begin=False, poll_s=60)
+        one.refuse = [AnswerLost("not yet")]
+        one.thread.start()
+        first = systemd.recv(4096).decode().splitlines()
+        assert len(one.connects) == 2
+        assert first[0] == "READY=1"
+        assert "WATCHDOG=1" in first
+        again = systemd.recv(4096).decode()
+        assert again.startswith("WATCHDOG=1\nSTATUS=0 running here, 0 waiting; 0 done")
+        one.refuse = [AnswerLost("down")] * 100
+        one.queue.faults = [AnswerLost("down")]
+        until(lambda: one.heard("the queue is lost: down"))
+        systemd.settimeout(0.05)
+        with suppress(TimeoutError):
+            while True:
+                systemd.recv(4096)
+        systemd.settimeout(0.7)
+        with pytest.raises(TimeoutError):
+            systemd.recv(4096)
