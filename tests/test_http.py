@@ -509,6 +509,6 @@ def test_of_the_faults_of_tls_only_those_of_the_handshake_mean_that_nothing_was_
     def fail(*_args: Any, **_more: Any) -> None:
         raise requests.exceptions.SSLError(says)
 
-    monkeypatch.setattr(requests.Session, "request", fail)
+    monkeypatch.setattr(requests.Session, "send", fail)
     with pytest.raises(kind):
         client("https://127.0.0.1:1").post("/prompt", {})
