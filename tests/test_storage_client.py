@@ -128,7 +128,7 @@ class Trickle(io.BytesIO):
     """A file whose parts take their time, as on a slow line."""
 
     def read(self, size=-1):
-        time.sleep(0.02)
+        time.sleep(0.1)
         return super().read(size)
 
 
@@ -151,7 +151,7 @@ def slow(monkeypatch):
 
 def test_a_slow_line_has_the_time_that_the_bytes_need(slow, monkeypatch):
     bucket, server = slow
-    data = b"x" * 2**19
+    data = b"x" * 2**21
     bucket.put("x.png", Trickle(data), len(data), "image/png")
     assert server.objects("b") == {"x.png": data}
 

@@ -25,7 +25,9 @@ from .errors import (
 CONNECT_S = 5
 BODY_S = 60  # that a body may take, however steadily it trickles; more where read_s is more
 MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
-_SENT = 2**18  # bytes of a body at once
+_SENT = (
+    2**18
+)  # bytes of a body at once: each part must be gone within CONNECT_S, on a slow line too
 _PART = 2**14  # bytes: a part is waited for whole, and only then is the clock looked at
 MAX_IMAGE = 512 * 2**20  # bytes
 _MOST_REDIRECTS = 5
