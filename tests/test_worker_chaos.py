@@ -37,7 +37,7 @@ class Chaos:
         self.connection = psycopg2.connect(dsn)
         self.connection.autocommit = True
         self.workers = [self.start(number) for number in range(WORKERS)]
-        self.waiting = {}  # job: since when nobody has been at it
+        self.orphans = {}  # job: its fence, and when its worker was killed
         self.worst = 0.0
         self.done = dict.fromkeys(("worker", "pipeline", "connections"), 0)
 
@@ -59,6 +59,12 @@ class Chaos:
         if what == "worker":
             self.workers[number].kill()
             self.workers[number].wait()
+            rows = self.sql(
+                "select id::text, fence from imagen.jobs"
+                " where status = 'running' and worker like %s",
+                f"%-{self.workers[number].pid}-%",
+            )
+            self.orphans |= {name: (fence, time.monotonic()) for name, fence in rows}
             self.workers[number] = self.start(number)
         elif what == "pipeline":
             victims = descendants(self.workers[number].pid)
@@ -73,18 +79,15 @@ class Chaos:
             )
 
     def look(self):
-        """Note how long a job that had begun was in nobody's hands."""
+        """Note how long it took until what ran under a killed worker ran again."""
         now = time.monotonic()
-        alive = "coalesce(lease > now(), false)"
-        rows = self.sql(
-            f"select id::text, status = 'running' and {alive}, status in ('running', 'pending')"
-            " and run_after <= now() from imagen.jobs where started_at is not null"
-        )
-        for name, held, due in rows:
-            if due and not held:
-                self.worst = max(self.worst, now - self.waiting.setdefault(name, now))
-            else:
-                self.waiting.pop(name, None)
+        for name, (fence, since) in [*self.orphans.items()]:
+            ((there, over),) = self.sql(
+                "select fence, finished_at is not null from imagen.jobs where id = %s", name
+            )
+            self.worst = max(self.worst, now - since)
+            if there != fence or over:
+                del self.orphans[name]
 
     def left(self):
         return self.sql("select count(*) from imagen.jobs where finished_at is null")[0][0]
@@ -93,7 +96,7 @@ class Chaos:
         """Strike at random times, then let them finish."""
         rest, ends = strikes, time.monotonic() + limit_s
         following = time.monotonic() + 1
-        while self.left():
+        while self.left() or self.orphans:
             assert time.monotonic() < ends, self.sql(
                 "select status, count(*), max(error) from imagen.jobs group by 1"
             )
