@@ -181,6 +181,7 @@ class Pipe:
         self.report = report
         self.status = DONE
         self.to_stderr = False  # when stdout carries an image itself (`--output -`)
+        self.goes_on = False  # without a reader too: the work was asked for, not its records
 
     def each(self, lines: Iterable[Line], step: Step) -> int:
         """Work on each line and write what comes of it; give the worst exit status.
@@ -191,7 +192,7 @@ class Pipe:
         try:
             for line in lines:
                 for made in self._made(line, step):
-                    self.write(made)
+                    self._write_if_read(made)
         except ReaderGone:
             drop_stdout()
         return self.status
@@ -230,6 +231,14 @@ class Pipe:
         """Say what failed and remember the worst."""
         self.status = worse(self.status, fault.exit_status)
         self.report.fault(where, fault)
+
+    def _write_if_read(self, made: Record | bytes) -> None:
+        try:
+            self.write(made)
+        except ReaderGone:
+            if not self.goes_on:
+                raise
+            drop_stdout()
 
     def write(self, made: Record | bytes) -> None:
         """Write one line and flush it; ReaderGone when nobody reads."""

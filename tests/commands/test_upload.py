@@ -192,6 +192,18 @@ def test_a_file_that_cannot_be_uploaded_fails(tool, cloud, image):
     assert cloud.storage.objects() == {}
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_files_are_all_uploaded_though_nobody_reads_of_it(closed, tool, cloud, image):
+    files = [image(seed)["file"] for seed in range(3)]
+    reads, writes = os.pipe()
+    os.close(reads)
+    argv = tool.argv("upload", *files)
+    argv = ["sh", "-c", 'exec "$@" >&-', "sh", *argv] if closed else argv
+    assert tool("upload", argv=argv, stdout=writes, check_records=False).status == 0
+    os.close(writes)
+    assert belongs(cloud) and len(rows(cloud)) == 3
+
+
 @pytest.mark.parametrize(
     ("start", "answer", "status"),
     [(LOOK, LATER, 75), (PUT, LATER, 75), (ROW, LATER, 75), (ROW, Answer(403, JSON, b"{}"), 1)],

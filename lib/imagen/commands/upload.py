@@ -52,6 +52,7 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
             return upload.repair(said["apply"])
         lines = upload.pending() if said["retry_pending"] else _source(files)
         step = upload.dry if said["dry_run"] else upload.step
+        common.pipe.goes_on = bool(files) or said["retry_pending"]
         return common.pipe.each(lines, upload.asked_for(step) if files else step)
     finally:
         upload.close()
