@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -191,7 +192,9 @@ def row_of(image: Image, path: str) -> Record:
 def opened(image: Image) -> BufferedReader:
     """Open the image's file; Refused when it is not the recorded one."""
     try:
-        stream = image.file.open("rb")
+        # a pipe or a device must not keep us waiting
+        descriptor = os.open(image.file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        stream = os.fdopen(descriptor, "rb")
     except (FileNotFoundError, NotADirectoryError):
         raise FileGone(f"no such file: {image.file}") from None
     except (OSError, ValueError) as fault:
@@ -207,8 +210,12 @@ def opened(image: Image) -> BufferedReader:
 
 def _check_file(image: Image, stream: BufferedReader) -> None:
     try:
+        about = os.fstat(stream.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise Refused(f"no regular file: {image.file}", code="file")
+        stream.seek(0)
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-        length = os.fstat(stream.fileno()).st_size
+        length = about.st_size
     except OSError as fault:
         raise Refused(f"cannot read {image.file}: {fault.strerror}", code="file") from None
     if found != image.record["sha256"]:
@@ -246,7 +253,8 @@ def _there(image: Image, stream: BufferedReader, target: Target) -> str | None:
     if known.get("sha256") != image.record["sha256"]:
         raise Different(f"the image {image.image_id} in the cloud has another sha256 than this one")
     path = str(known["storage_path"])
-    if target.bucket.size(path) != image.record["bytes"]:
+    bucket, record = target.bucket, image.record
+    if bucket.size(path) != record["bytes"] or bucket.sha256(path) != record["sha256"]:
         _put(image, stream, target, path)
     return path
 
@@ -281,6 +289,7 @@ def _recorded(image: Image, target: Target, path: str) -> bool:
 
 def _put(image: Image, stream: BufferedReader, target: Target, path: str) -> None:
     target.bucket.put(path, stream, image.record["bytes"], KINDS[image.record["format"]])
+    _check_file(image, stream)  # it may have changed under us: then no row may say that it is there
 
 
 def _one(tables: Tables, **filters: str) -> Record | None:

@@ -16,7 +16,7 @@ from imagen.ledger import Ledger
 from imagen.record import MAX_SEED
 from servers.gateway import AS_IT_IS, JSON, Answer
 from servers.supabase import BUCKET
-from uploads import DAY, belongs, emptied, made, rows
+from uploads import DAY, before, belongs, emptied, made, rows
 
 LATER = Answer(503, {"Retry-After": "60"}, b'{"message":"later"}')
 ROW, LOOK, PUT = "POST /rest/v1/images", "GET /rest/v1/images", "PUT /storage/v1/object"
@@ -593,3 +593,40 @@ def test_what_went_up_is_what_is_here(tool, cloud, image):
     assert tool("upload", stdin=[one]).status == 0
     (found,) = cloud.storage.objects().values()
     assert hashlib.sha256(found).hexdigest() == one["sha256"]
+
+
+def test_a_file_changed_in_place_meanwhile_gets_no_row_and_fails(cloud, tool, image):
+    one = image(data=os.urandom(3_000_000))
+
+    def change() -> None:
+        with Path(one["file"]).open("r+b") as stream:
+            stream.seek(2_000_000)
+            stream.write(b"x" * 1000)
+
+    with before(cloud, LOOK, change):
+        ran = tool("upload", one["file"])
+    assert ran.status == 2
+    assert rows(cloud) == []
+
+
+def test_a_pipe_or_a_device_is_refused_and_holds_nobody_up(cloud, tool, image):
+    one = image()
+    os.mkfifo(tool.folder / "fifo")
+    for name in (str(tool.folder / "fifo"), "/dev/zero"):
+        ran = tool("upload", stdin=[{**one, "file": name}], timeout=20)
+        assert (ran.status, ran.record["error"]["code"]) == (2, "file")
+
+
+def test_bytes_of_the_same_length_that_are_not_the_rows_are_put_right_by_uploading_again(
+    cloud, tool, image
+):
+    one = image()
+    made = tool("upload", one["file"]).record["cloud"]
+    right = cloud.storage.objects()[made["path"]]
+    headers = {"apikey": cloud.service_key, "Authorization": f"Bearer {cloud.service_key}"}
+    headers |= {"Content-Type": "image/png", "x-upsert": "true"}
+    place = f"{cloud.url}/storage/v1/object/{BUCKET}/{made['path']}"
+    requests.put(place, data=right[::-1], headers=headers, timeout=10).raise_for_status()
+    assert cloud.storage.objects()[made["path"]] != right
+    assert tool("upload", one["file"]).status == 0
+    assert cloud.storage.objects()[made["path"]] == right

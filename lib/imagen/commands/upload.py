@@ -176,7 +176,8 @@ class Upload:
 
     def _keep(self, image: Image, fault: ImagenError | None = None) -> None:
         error = fault.as_record("imagen-upload") if fault else None
-        self._noted(lambda kept: kept.keep(image.record, error))
+        record = {name: one for name, one in image.record.items() if name != "cloud"}
+        self._noted(lambda kept: kept.keep(record, error))
 
     def _forget(self, image: Image) -> None:
         self._noted(lambda kept: kept.forget(image.record["render_id"]))
@@ -251,6 +252,8 @@ def _check(said: dict[str, Any], files: tuple[str, ...]) -> None:
             raise UsageFault(
                 f"{option} has no --dry-run", hint="--repair without --apply sends nothing"
             )
+    if said["repair"] and said["signed_url"]:
+        raise UsageFault("--repair signs nothing")
     if said["apply"] and not said["repair"]:
         raise UsageFault("--apply belongs to --repair")
 
