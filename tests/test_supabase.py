@@ -36,7 +36,7 @@ def served(cluster, serve):
 @pytest.fixture
 def database(served):
     with served[0].cursor() as cursor:
-        cursor.execute("truncate mai.imagen_usage, imagen.images")
+        cursor.execute("truncate imagen.jobs, mai.imagen_usage, imagen.images")
     return served[0]
 
 
