@@ -16,6 +16,7 @@ all: $(RUN)
 help:
 	@echo 'make              set up .venv with all tools, and nothing else'
 	@echo 'make demo         set up, then make six images with the mock backend in ./demo-output'
+	@echo 'make demo-worker  three queued jobs through a worker, on a PostgreSQL of its own'
 	@echo 'make test         set up, then run all tests'
 	@echo 'make official     run the 27 operations of the official supabase client (81 MB, in $(OFFICIAL))'
 	@echo 'make dev-cloud    a throw-away Supabase project on this machine, until Ctrl-C (PORT=54321)'
@@ -44,6 +45,9 @@ $(LINTED): $(TESTED)
 
 demo: $(RUN)
 	@sh docs/demo.sh
+
+demo-worker: $(TESTED)
+	@PYTHONPATH=tests $(VENV)/bin/python docs/demo_worker.py demo-output/worker
 
 test: $(TESTED)
 	@$(VENV)/bin/python -m pytest -n auto
@@ -87,4 +91,4 @@ wheel-check: $(TESTED)
 clean:
 	rm -rf $(VENV) $(OFFICIAL) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: all help demo test official dev-cloud lint docs soak install-systemd bench wheel-check clean
+.PHONY: all help demo demo-worker test official dev-cloud lint docs soak install-systemd bench wheel-check clean
