@@ -116,6 +116,15 @@ def database(cluster: Cluster) -> Iterator[Place]:
 
 
 @pytest.fixture
+def pooled(database: Place, needs: Callable[[str, str], str]) -> Iterator[str]:
+    """The address of the test's database behind a transaction pooler."""
+    from servers.pgbouncer import pooling
+
+    with pooling(database, needs("pgbouncer", "pgbouncer")) as dsn:
+        yield dsn
+
+
+@pytest.fixture
 def bare_database(cluster: Cluster) -> Iterator[Place]:
     """A database as a new Supabase project has it; no other test changes roles meanwhile."""
     from servers import postgres

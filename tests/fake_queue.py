@@ -171,7 +171,15 @@ class FakeQueue:
             job.error, job.error_detail = error, detail
         return self._is(job_id, fence, "pending")
 
-    def put_back(self, job_id: str, fence: int, after_s: float = 0, answered: bool = False) -> bool:
+    def put_back(
+        self,
+        job_id: str,
+        fence: int,
+        after_s: float = 0,
+        answered: bool = False,
+        error: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> bool:
         self._called("put_back")
         job = self._held(job_id, fence)
         if job:
@@ -181,6 +189,8 @@ class FakeQueue:
             if not answered:
                 job.claims = claims
                 _give_up_if_poisonous(job)
+            elif error:
+                job.error, job.error_detail = error, detail
         return self._is(job_id, fence, "pending", *([] if answered else ["failed"]))
 
     def rescue(self, grace_s: float = 0) -> list[str]:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
-import subprocess
-import tempfile
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from imagen import db
 from imagen.db import Database, DatabaseFault, Ear, Notify
-from imagen.errors import AnswerLost, Unreachable
+from imagen.errors import AnswerLost
 from imagen.jobs import Queue
 
 
@@ -125,46 +121,6 @@ def test_a_statement_has_its_time_out_and_leaves_none_behind(place):
 
 
 # -- behind a transaction pooler -------------------------------------------------------------------
-
-
-@pytest.fixture
-def pooled(place, needs):
-    """The address of a real PgBouncer in front of the database, in transaction mode."""
-    program = needs("pgbouncer", "pgbouncer")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    parts = place.cluster.parts
-    settings = (
-        f"[databases]\n{place.name} = host={parts['host']} port={parts['port']} user=postgres\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-        "auth_type = any\npool_mode = transaction\n"
-    )
-    who = {"user": "nobody", "extra_groups": []} if os.geteuid() == 0 else {}  # it refuses root
-    with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
-        file.write(settings)
-        file.flush()
-        Path(file.name).chmod(0o644)
-        child = subprocess.Popen([program, "-q", file.name], stderr=subprocess.PIPE, **who)
-        try:
-            dsn = f"postgresql://postgres@127.0.0.1:{port}/{place.name}"
-            _wait_for(dsn, child)
-            yield dsn
-        finally:
-            child.terminate()
-            child.communicate()
-
-
-def _wait_for(dsn, child):
-    end = time.monotonic() + 10
-    while True:
-        try:
-            Database(db.address(dsn), "waits").close()
-            return
-        except Unreachable as fault:
-            assert child.poll() is None, child.stderr.read()
-            assert time.monotonic() < end, fault
-            time.sleep(0.01)
 
 
 def test_behind_a_transaction_pooler_nothing_is_heard_and_that_shows(pooled):

@@ -318,6 +318,19 @@ def test_old_rows_of_a_name_are_taken_back_at_once(both):
     assert both.of(found.id)["status"] == "pending"
 
 
+def test_what_waits_says_why_until_it_is_done(both):
+    found = claimed(both)
+    both.queue.put_back(found.id, found.fence, 0, True, "over the budget", {"code": "over_budget"})
+    row = both.of(found.id)
+    assert (row["status"], row["attempts"], row["error"]) == ("pending", 0, "over the budget")
+    again = both.queue.claim("w", None, "mock")
+    both.queue.put_back(again.id, again.fence, 0, True)
+    assert both.of(found.id)["error"] == "over the budget"
+    again = both.queue.claim("w", None, "mock")
+    both.queue.done(again.id, again.fence, None)
+    assert both.of(found.id)["error"] is None
+
+
 FREE = {
     "rescued": lambda both, _: (both.skip(11), both.queue.rescue()),
     "taken back": lambda both, _: both.queue.take_back("w"),

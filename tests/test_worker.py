@@ -312,6 +312,41 @@ def test_behind_a_pooler_it_says_so_once_and_looks_every_second(work, until):
     assert len(one.heard("5432")) == 1
 
 
+def test_what_an_earlier_worker_of_the_name_left_is_taken_back_once(work, until):
+    one = work(begin=False, poll_s=60)
+    name = one.queue.add()
+    one.queue.claim("w", None, "mock")
+    one.thread.start()
+    until(lambda: status(one, name) == "done", 3)
+    one.queue.faults = [AnswerLost("cut")]
+    one.notice()
+    until(lambda: len(one.connects) == 2)
+    until(lambda: one.queue.calls.count("name_lock") == 2)
+    assert one.queue.calls.count("take_back") == 1
+
+
+def test_a_name_that_another_has_is_said_and_its_jobs_are_left_alone(work, until):
+    one = work(begin=False, poll_s=60)
+    name = one.queue.add()
+    one.queue.claim("w", None, "mock")
+    one.queue.names = {"w"}
+    one.thread.start()
+    until(lambda: one.heard("another worker is called w"))
+    until(lambda: one.heard("waiting for jobs"))
+    assert status(one, name) == "running"
+
+
+def test_behind_a_pooler_nobody_holds_a_name_so_nothing_is_taken_back(work, until):
+    one = work(begin=False, poll_s=60)
+    name = one.queue.add()
+    one.queue.claim("w", None, "mock")
+    one.hears = None
+    one.thread.start()
+    until(lambda: one.heard("waiting for jobs"))
+    assert status(one, name) == "running"
+    assert "name_lock" not in one.queue.calls
+
+
 def test_systemd_hears_ready_after_the_proof_and_watchdog_after_each(
     work, until, monkeypatch, tmp_path
 ):

@@ -88,10 +88,19 @@ class QueueLike(Protocol):
     ) -> bool:
         """An attempt failed, the next one may start in `after_s` seconds."""
 
-    def put_back(self, job_id: str, fence: int, after_s: float = 0, answered: bool = False) -> bool:
+    def put_back(
+        self,
+        job_id: str,
+        fence: int,
+        after_s: float = 0,
+        answered: bool = False,
+        error: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Give it back at no cost of an attempt; at its old place when `after_s` is 0.
 
-        Its claims count on unless something `answered`: the fifth fails it as POISONOUS.
+        Its claims count on unless something `answered`, by `error` why it waits: the fifth claim
+        without an answer fails it as POISONOUS.
         """
 
     def rescue(self, grace_s: float = 0) -> list[str]:
@@ -166,12 +175,20 @@ class Queue:
         """See QueueLike."""
         return self._leave(job_id, fence, "pending", after_s=after_s, error=error, detail=detail)
 
-    def put_back(self, job_id: str, fence: int, after_s: float = 0, answered: bool = False) -> bool:
+    def put_back(
+        self,
+        job_id: str,
+        fence: int,
+        after_s: float = 0,
+        answered: bool = False,
+        error: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> bool:
         """See QueueLike."""
-        said: dict[str, Any] = {"attempt": 0, "answered": answered, "after_s": after_s}
         if not answered:  # what is said when it is given up by this
-            said |= {"error": POISONOUS["message"], "detail": POISONOUS}
-        return self._leave(job_id, fence, "pending", **said)
+            error, detail = str(POISONOUS["message"]), POISONOUS
+        said = {"attempt": 0, "answered": answered, "after_s": after_s}
+        return self._leave(job_id, fence, "pending", **said, error=error, detail=detail)
 
     def _leave(self, job_id: str, fence: int, status: str, **said: Any) -> bool:
         error, detail = said.get("error"), said.get("detail")

@@ -86,7 +86,7 @@ class Worker:
         self._db: Connected | None = None
         self._retry_at, self._failures = 0.0, 0
         self._next_renewal = self._next_rescue = self._next_proof = 0.0
-        self._noticed = self._deaf = self._ready = self._idle = False
+        self._noticed = self._deaf = self._ready = self._idle = self._named = False
         self._stops = 0
         self._stops_at: float | None = None  # when what runs is ended too
         self._counts = {"done": 0, "failed": 0, "again": 0, "cancelled": 0}
@@ -294,8 +294,7 @@ class Worker:
         """Connect; renew our own before others' jobs may be taken for dead."""
         self._db = found = self._connect()
         self._failures = 0
-        if found.queue.name_lock(self._said.name) and not self._ready:
-            found.queue.take_back(self._said.name)
+        self._named = False
         self._next_renewal = self._next_proof = now
         self._next_rescue = now + (SETTLE_S if self._ready else 0)
         return found
@@ -324,6 +323,8 @@ class Worker:
                 " Supabase's pooler use port 5432, not 6543)"
             )
         self._deaf = took is None
+        if not self._deaf and not self._named:
+            self._take_name(queue)
         there = queue.counts()
         ours = ", ".join(f"{number} {name}" for name, number in self._counts.items())
         status = f"STATUS={len(self._held())} running here, {there['pending']} waiting; {ours}"
@@ -331,6 +332,21 @@ class Worker:
         if not self._ready:
             self._ready = True
             self._tell(f"{self._said.name}: waiting for jobs")
+
+    def _take_name(self, queue: QueueLike) -> None:
+        """Hold our name as long as the connection lives; at the start, free what it had before.
+
+        Behind a transaction pooler a lock is no connection's, so there nothing is taken back.
+        """
+        self._named, name = True, self._said.name
+        mine = queue.name_lock(name)
+        if self._ready:
+            return
+        if not mine:
+            self._tell(f"another worker is called {name}: what it has is left alone")
+            return
+        for one in queue.take_back(name):
+            self._tell(f"{one}: taken back from an earlier worker of this name")
 
     # -- ending ----------------------------------------------------------------------------------
 
@@ -373,7 +389,8 @@ def _told(queue: QueueLike, job: Claimed, found: Verdict) -> bool:
             return queue.failed(job.id, job.fence, text, detail)
         case "retry":
             return queue.retry(job.id, job.fence, found.after_s, text, detail)
-    return queue.put_back(job.id, job.fence, found.after_s, answered=found.answered)
+    why = (found.error, found.detail) if found.answered else ()
+    return queue.put_back(job.id, job.fence, found.after_s, found.answered, *why)
 
 
 def _raise_if_lasting(fault: ImagenError) -> None:

@@ -17,6 +17,7 @@ import psycopg2
 import pytest
 
 from imagen import db
+from servers.replicate import SCHNELL, TOKEN, Replicate
 
 RENDER_ONLY = "imagen-render | imagen-log-usage"
 OWNER = "5c1f0d2e-1111-4222-8333-0123456789ab"
@@ -202,6 +203,68 @@ def test_the_database_may_end_all_our_connections(queue, listen, until):
     name = queue.add("after that")
     until(lambda: queue.status(name) == "done", 20)
     assert worker.poll() is None
+
+
+def test_behind_a_transaction_pooler_it_says_so_and_works_all_the_same(
+    queue, listen, until, pooled
+):
+    worker = listen(**{db.VARIABLE: pooled})
+    until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 20)
+    assert b"port 5432, not 6543" in worker.said.read_bytes()
+    name = queue.add()
+    until(lambda: queue.status(name) == "done", 10)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+
+
+def test_two_of_one_name_leave_each_others_jobs_alone(queue, listen, until):
+    first = listen("--name", "mriver", pipeline="sleep 1000 | cat")
+    name = queue.add()
+    until(lambda: queue.status(name) == "running", 10)
+    fence = queue.job(name)["fence"]
+    second = listen("--name", "mriver")
+    until(lambda: b"another worker is called mriver" in second.said.read_bytes(), 10)
+    other = queue.add("for whoever is free")
+    until(lambda: queue.status(other) == "done", 10)
+    assert (queue.status(name), queue.job(name)["fence"]) == ("running", fence)
+    assert first.poll() is None
+
+
+def test_a_worker_that_is_started_again_by_its_name_goes_on_at_once(queue, listen, until):
+    first = listen("--name", "mriver", pipeline="sleep 1000 | cat")
+    name = queue.add()
+    until(lambda: queue.status(name) == "running", 10)
+    first.kill()
+    first.wait()
+    began = time.monotonic()
+    second = listen("--name", "mriver")
+    until(lambda: queue.status(name) == "done", 10)
+    assert time.monotonic() - began < 8, "its lease would have lasted 10 s"
+    assert b"taken back" in second.said.read_bytes()
+
+
+def test_a_job_over_its_owners_budget_waits_and_says_so(
+    queue, listen, configure, until, monkeypatch
+):
+    monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
+    with Replicate() as server:
+        keys = "poll_s: 0.01, settle_s: 0.05, retry_s: 0.01"
+        rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{server.url}', {keys}}}"
+        configure(
+            f"default_backend: rep\nbackends: {{rep: {rep}}}\nworker: {{backends: [rep]}}\n"
+            "budget: {per_caller: 0.004}\n"
+        )
+        first = queue.add(width=512, height=512)
+        second = queue.add(width=512, height=512)
+        assert listen("--drain").wait(30) == 0
+        assert queue.status(first) == "done"
+        assert server.creates == 1
+    job = queue.job(second)
+    assert (job["status"], job["attempts"]) == ("pending", 0)
+    assert "budget" in job["error"]
+    assert job["error_detail"]["code"] == "over_budget"
+    ((waits,),) = queue.sql("select run_after > now() from imagen.jobs where id = %s", second)
+    assert waits
 
 
 def test_a_temporary_error_is_tried_again_and_a_lasting_one_is_not(queue, listen, until, configure):
