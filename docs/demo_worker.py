@@ -1,6 +1,6 @@
 """The worker for real: an embedded PostgreSQL, the migrations, imagen-listen, three jobs by SQL.
 
-`make demo-worker` runs it, with the folder for what it makes; no server is needed, and none is left.
+`make demo-worker` runs it, with the folder for what it makes. No server is needed, none is left.
 """
 
 from __future__ import annotations
