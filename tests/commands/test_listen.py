@@ -17,6 +17,7 @@ import psycopg2
 import pytest
 
 from imagen import db
+from servers.comfyui import ComfyUI
 from servers.replicate import SCHNELL, TOKEN, Replicate
 
 RENDER_ONLY = "imagen-render | imagen-log-usage"
@@ -265,6 +266,52 @@ def test_a_job_over_its_owners_budget_waits_and_says_so(
     assert job["error_detail"]["code"] == "over_budget"
     ((waits,),) = queue.sql("select run_after > now() from imagen.jobs where id = %s", second)
     assert waits
+
+
+@pytest.fixture
+def comfy(configure) -> Iterator[ComfyUI]:
+    """A ComfyUI whose renders end when they are released; jobs go there."""
+    with ComfyUI() as server:
+        server.held = True
+        configure(
+            "default_backend: comfy\nbackends:\n"
+            f"  comfy: {{type: comfyui, url: '{server.url}', workflow: flux1-schnell}}\n"
+        )
+        yield server
+
+
+def test_a_job_that_is_cancelled_while_it_runs_is_interrupted_at_its_server(
+    queue, listen, until, comfy
+):
+    worker = listen()
+    name, other = queue.add(), None
+    prompt_id = until(lambda: comfy.queue()[0], 20)
+    queue.sql(
+        "update imagen.jobs set status = 'cancelled', finished_at = now() where id = %s", name
+    )
+    until(lambda: comfy.ending(prompt_id) == "execution_interrupted", 10)
+    other = queue.add("the next one")
+    comfy.release()
+    until(lambda: queue.status(other) == "done", 20)
+    assert queue.status(name) == "cancelled"
+    assert worker.poll() is None
+
+
+def test_a_job_that_goes_back_at_the_end_of_the_grace_leaves_its_server_free(
+    queue, listen, until, comfy
+):
+    worker = listen("--grace", "0.2")
+    name = queue.add()
+    prompt_id = until(lambda: comfy.queue()[0], 20)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    assert comfy.ending(prompt_id) == "execution_interrupted"
+    job = queue.job(name)
+    assert (job["status"], job["attempts"]) == ("pending", 0)
+    comfy.release()
+    listen()
+    until(lambda: queue.status(name) == "done", 20)
+    assert len(comfy.submits) == 2
 
 
 def test_a_temporary_error_is_tried_again_and_a_lasting_one_is_not(queue, listen, until, configure):
