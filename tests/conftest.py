@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -253,6 +254,19 @@ class Tools:
         )
         self.started.append(child)
         return child
+
+    def on_terminal(self, name: str, *args: object, **env: str) -> str:
+        """Run a tool whose stdout is a terminal; give what it showed there."""
+        terminal, side = pty.openpty()
+        child = self.start(name, *args, stdout=side, env=env)
+        os.close(side)
+        shown = b""
+        with suppress(OSError):  # all other ends are closed
+            while True:
+                shown += os.read(terminal, 4096)
+        os.close(terminal)
+        child.wait(10)
+        return shown.decode().replace("\r\n", "\n")
 
     def ended(self, child: subprocess.Popen[bytes], timeout: float = 60) -> Ran:
         """Wait for the end of what was started."""
