@@ -93,6 +93,21 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"errors", "record"},
     "prompt": {"errors"},
     "workflow": {"errors", "record", "settings"},
+    "graph": set(),
+    "workflow_check": {"errors", "graph", "workflow"},
+    "workflow_classes": {"comfy_api", "errors", "graph", "workflow", "workflow_check"},
+    "workflow_roles": set(),
+    "workflow_walk": {"graph", "workflow_roles"},
+    "workflow_found": {"errors", "graph", "workflow_walk"},
+    "workflow_find": {
+        *("comfy_api", "errors", "graph", "record"),  # comfy_api: how model files end
+        *("workflow", "workflow_check", "workflow_found", "workflow_roles", "workflow_walk"),
+    },
+    "workflow_import": {
+        *("errors", "graph", "image", "workflow"),  # image: the graph in a PNG
+        *("workflow_found", "workflow_walk"),
+    },
+    "workflow_show": {"graph", "table", "workflow"},
     "retry": {"errors"},
     "request": {"errors", "record", "files"},  # files: is_slug and is_date, both pure
     "prices": {"config", "errors", "settings"},
@@ -154,6 +169,7 @@ OF_BACKENDS = {
     *("http", "retry", "image", "workflow", "errors"),
     *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
     "files",  # the mock keeps the memory of a server
+    *("workflow_check", "workflow_classes"),  # what a server would refuse
     *("prices", "replicate_api", "replicate_models", "replicate_plan"),
 }
 

@@ -91,7 +91,7 @@ def node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
         for one in node.get("errors", []):
             extra = one.get("extra_info") or {}
             named = str(extra.get("received_value", ""))
-            if one.get("type") == "value_not_in_list" and named.endswith(_MODEL_FILES):
+            if one.get("type") == "value_not_in_list" and named.endswith(MODEL_FILES):
                 missing = True
                 folder = extra.get("input_name")
                 texts.append(f"{named} is not installed ({node.get('class_type')} {key}, {folder})")
@@ -104,7 +104,7 @@ def node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
     return RenderFailed(f"ComfyUI refuses the workflow: {message}", code="workflow_refused")
 
 
-_MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
 def entry_of(found: Mapping[str, Any]) -> Entry:

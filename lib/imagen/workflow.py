@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from .settings import expanded
 
 BUNDLED = Path(__file__).parent / "data" / "workflows"
 MAX_BYTES = 16 * 2**20
+MAX_DEPTH = 100  # of what stands in one another
+FIELDS = ("width", "height", "steps", "cfg", "sampler", "scheduler")  # of a request
 _WHOLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 Graph = dict[str, dict[str, Any]]
@@ -47,7 +50,14 @@ class Workflow:
 
     def placeholders(self) -> set[str]:
         """Give the names of all placeholders in the graph."""
-        return {name for _, _, name in _holes(self.graph)}
+        return {*self.places()}
+
+    def places(self) -> dict[str, list[tuple[str, str]]]:
+        """Give for each placeholder the nodes and inputs where it stands."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for node, wanted, name in _holes(self.graph):
+            found.setdefault(name, []).append((node, wanted))
+        return found
 
     def nodes(self, class_type: str) -> list[str]:
         """Give the ids of the nodes of a class."""
@@ -68,14 +78,25 @@ def bundled() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.json"))
 
 
-def load(name: str, folder: Path | None = None) -> Workflow:
-    """Load a bundled workflow by name, or a file by path (relative to `folder`)."""
-    is_path = name.endswith(".json") or "/" in name
-    path = (folder or Path()) / expanded(name) if is_path else BUNDLED / f"{name}.json"
-    if not is_path and name not in bundled():
+def is_path(name: str) -> bool:
+    """Whether a workflow is named by the path of a file."""
+    return name.endswith(".json") or "/" in name
+
+
+def path_of(name: str, folder: Path | None = None) -> Path:
+    """Give the file of a bundled workflow by name, or of one by path (relative to `folder`)."""
+    if is_path(name):
+        return (folder or Path()) / expanded(name)
+    if name not in bundled():
         raise WorkflowFault(
             f"no workflow {name!r}", code="unknown_workflow", hint=suggest(name, bundled())
         )
+    return BUNDLED / f"{name}.json"
+
+
+def load(name: str, folder: Path | None = None) -> Workflow:
+    """Load a bundled workflow by name, or a file by path (relative to `folder`)."""
+    path = path_of(name, folder)
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
@@ -86,10 +107,25 @@ def load(name: str, folder: Path | None = None) -> Workflow:
 
 def parse(name: str, data: bytes) -> Workflow:
     """Read a workflow from its bytes; WorkflowFault says what is no API-format graph about it."""
+    tree = read(name, data)
+    about = tree.pop("_imagen", {})
+    check_graph(name, tree)
+    return Workflow(name, tree, **_checked_about(name, about))
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def read(name: str, data: bytes, constant: Callable[[str], float] = _no_constant) -> dict[str, Any]:
+    """Read the JSON object of a workflow's file; WorkflowFault when it is none, or the editor's.
+
+    `constant` gives the value of NaN and the infinities.
+    """
     if len(data) > MAX_BYTES:
         raise WorkflowFault(f"workflow {name}: larger than {MAX_BYTES // 2**20} MiB")
     try:
-        tree = json.loads(data, parse_constant=_no_constant)
+        tree = json.loads(data, parse_constant=constant, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as fault:
         raise WorkflowFault(f"workflow {name}: not JSON: {fault}") from None
     if isinstance(tree, dict) and isinstance(tree.get("nodes"), list):
@@ -99,16 +135,34 @@ def parse(name: str, data: bytes) -> Workflow:
         )
     if not isinstance(tree, dict):
         raise WorkflowFault(f"workflow {name}: not an object of nodes")
-    about = tree.pop("_imagen", {})
-    _check_graph(name, tree)
-    return Workflow(name, tree, **_checked_about(name, about))
+    if _is_deep(tree):
+        raise WorkflowFault(f"workflow {name}: not JSON of a workflow: nested too deep")
+    return tree
 
 
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+def _is_deep(tree: Any) -> bool:
+    level = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (list, dict))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
-def _check_graph(name: str, graph: Any) -> None:
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; a key that stands twice would hide a node or an input."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} stands twice in an object")
+    return made
+
+
+def check_graph(name: str, graph: Any) -> None:
+    """Refuse what is no graph of nodes that saves an image."""
     for key, node in graph.items():
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
             raise WorkflowFault(f"workflow {name}: node {key} has no class_type")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
-from .. import comfy_api, http, retry, workflow
+from .. import comfy_api, http, retry, workflow, workflow_classes
 from ..config import secret
 from ..errors import (
     BadImage,
@@ -29,6 +30,7 @@ from ..errors import (
 from ..record import canonical_uuid
 from ..settings import Key
 from ..workflow import Workflow
+from ..workflow_check import Finding
 from . import BASE_KEYS, Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {
@@ -42,7 +44,7 @@ KEYS = {
     "retry_s": Key("seconds", 0.3),
 }
 _MIN_SIZE, _MAX_SIZE = 16, 16384  # of EmptySD3LatentImage in /object_info
-_FIELDS = ("width", "height", "steps", "cfg", "sampler", "scheduler")
+_FIELDS = workflow.FIELDS
 _REQUESTED = {"prompt", "negative_prompt", "seed", *_FIELDS}  # never filled by options
 _SHARE = 0.04  # of the time waited: the poll is never far behind and never a burden
 _AT_LEAST_S = 10  # for the requests that even a wait of no time needs
@@ -145,9 +147,9 @@ class ComfyUI:
                 why = f"workflow {self.workflow.name} has no option {name}"
                 plan.drop(f"options.{name}", value, why)
 
-    def _given(self) -> dict[str, Any]:
+    def _given(self, flow: Workflow | None = None) -> dict[str, Any]:
         """Give the placeholders that the instance itself fills (unet, vae, …)."""
-        names = self.workflow.placeholders() - {*KEYS, *BASE_KEYS}
+        names = (flow or self.workflow).placeholders() - {*KEYS, *BASE_KEYS}
         given = {name: self._settings.get(name) for name in names}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -270,6 +272,23 @@ class ComfyUI:
         except ImagenError as fault:
             return Status("unreachable", fault.message)
         return Status("incomplete", "; ".join(lacks)) if lacks else Status("ok")
+
+    @_reading
+    def judged(self, flow: Workflow) -> list[Finding]:
+        """Ask the server for its node classes, and find all that is wrong with a workflow here."""
+        classes: dict[str, Any] = {}
+        for kind in dict.fromkeys(node["class_type"] for node in flow.graph.values()):
+            if kind.strip("."):  # else it would lead to another page
+                classes |= self._look(f"/object_info/{quote(kind, safe='')}")
+        return workflow_classes.judged(flow, self._standing(flow), classes)
+
+    def _standing(self, flow: Workflow) -> dict[str, Any]:
+        """Give what this instance fills a workflow's placeholders with when no request says it."""
+        options = self._settings.get("options", {})
+        own = flow.placeholders() - _REQUESTED
+        given = {**self._given(flow), **{name: options[name] for name in options.keys() & own}}
+        steps = self._settings.get("default_steps")
+        return given if steps is None else {**given, "steps": steps}
 
     def about(self) -> dict[str, str]:
         """Give its model and workflow."""
