@@ -23,6 +23,7 @@ help:
 	@echo 'make docs         write the help texts and tables into docs/ again'
 	@echo 'make soak         kill a thousand renders at random steps, and workers over a thousand jobs'
 	@echo 'make install-systemd  the worker as a user unit (ENV_FILE=path of its environment)'
+	@echo 'make install-comfyui  a ComfyUI server on this machine (OPTIONS=--dry-run prints every command)'
 	@echo 'make bench        measure start-up, pipes, lateness and memory beside their peers'
 	@echo 'make wheel-check  build wheel and sdist, install each elsewhere, render with it'
 	@echo 'make clean        remove what was made here (not ./demo-output)'
@@ -64,7 +65,7 @@ lint: $(LINTED)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/mypy
-	@if command -v shellcheck >/dev/null; then shellcheck bin/.run docs/*.sh systemd/*.sh tests/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then sh tests/shell_files.sh | tr '\n' '\0' | xargs -0 shellcheck; \
 	else echo 'lint: no shellcheck here, shell files not checked (Debian: apt install shellcheck)'; fi
 
 docs: $(TESTED)
@@ -77,6 +78,9 @@ soak: $(TESTED)
 install-systemd: $(RUN)
 	@sh systemd/install.sh $(if $(ENV_FILE),'$(ENV_FILE)')
 
+install-comfyui:
+	@sh systemd/install-comfyui.sh $(OPTIONS)
+
 bench: $(TESTED)
 	@$(PIP) --editable '.[test,bench]'
 	@$(VENV)/bin/python bench/run.py
@@ -87,4 +91,4 @@ wheel-check: $(TESTED)
 clean:
 	rm -rf $(VENV) $(OFFICIAL) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: all help demo test official dev-cloud lint docs soak install-systemd bench wheel-check clean
+.PHONY: all help demo test official dev-cloud lint docs soak install-systemd install-comfyui bench wheel-check clean
