@@ -384,9 +384,13 @@ last_words() {
     address=${address:-${listen:-127.0.0.1}}
     at=$(sed -n 's/^COMFYUI_PORT=//p' "$env_file" 2>/dev/null | tail -n 1) || true
     case $address in
-    127.* | ::1 | localhost) ;;
-    *) echo "$name: it listens on $address without authentication (hint: a firewall; docs/setup-comfyui-mrock.md)" >&2 ;;
+    *,*) is_ours='' ;;
+    127.* | ::1 | localhost) is_ours=yes ;;
+    *) is_ours='' ;;
     esac
+    [ "$is_ours" ] || echo "$name: it listens on $address without authentication (hint: a firewall; docs/setup-comfyui-mrock.md)" >&2
+    address=${address%%,*}
+    case $address in *:*) address="[$address]" ;; esac
     say "next: curl -sS http://$address:${at:-${port:-8188}}/system_stats; journalctl -u comfyui; models go to $data/models"
 }
 
