@@ -267,7 +267,11 @@ make_checkout() {
 }
 
 commit() { # the commit that $1 names in the checkout, if it names one
-    git -c "safe.directory=$checkout" -C "$checkout" rev-parse --verify --quiet "$1^{commit}" || true
+    set -- git -c "safe.directory=$checkout" -C "$checkout" rev-parse --verify --quiet "$1^{commit}"
+    if [ "$(id -u)" = 0 ]; then # what stands in a user's repository is not for root to follow
+        set -- runuser -u "$user" -- env "HOME=$folder" "$@"
+    fi
+    "$@" || true
 }
 
 make_folders() {
@@ -320,7 +324,8 @@ install_packages() {
         [ ! -e "$other" ] || [ "$other" = "$done" ] ||
             set -- --reinstall-package torch --reinstall-package torchvision --reinstall-package torchaudio "$@"
     done
-    as_owner "$uv" pip install --python "$venv/bin/python" "$@"
+    # compiled now: the service may not write there
+    as_owner "$uv" pip install --compile-bytecode --python "$venv/bin/python" "$@"
     as_owner cp "$checkout/requirements.txt" "$done"
     for other in "$venv"/installed-*.txt; do
         [ ! -e "$other" ] || [ "$other" = "$done" ] || as_owner rm "$other"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -63,8 +64,8 @@ def test_the_first_image_comes_by_the_commands_of_the_page(comfy, tool, configur
     plan = tool("render", "a cat in a fishbowl", "--id", "first", "--seed", "7", "--dry-run")
     (tmp_path / "plan.jsonl").write_bytes(plan.out)
     commands = block("sh", "first.png").replace("http://127.0.0.1:8188", comfy.url)
-    ran = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 30, "check": True}
-    done = subprocess.run(["sh", "-euc", commands], **ran)
+    shell = ["sh", "-euc", f"cd {shlex.quote(str(tmp_path))}\n{commands}"]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=30, check=True)
     assert '"node_errors": {}' in done.stdout
     first = (tmp_path / "first.png").read_bytes()
     assert first[:4] == b"\x89PNG"

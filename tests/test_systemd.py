@@ -158,6 +158,7 @@ def test_comfyui_listens_on_this_machine_only_unless_its_env_file_says_otherwise
     assert defaults == re.findall(r"^COMFYUI_.*$", example, re.MULTILINE)
     assert defaults == ["COMFYUI_LISTEN=127.0.0.1", "COMFYUI_PORT=8188", "COMFYUI_ARGS="]
     assert text.index("Environment=COMFYUI_LISTEN") < text.index("EnvironmentFile=")
+    assert "ExecStartPre=/usr/bin/test -n ${COMFYUI_LISTEN}\n" in text
     for setting in defaults:
         name = setting.partition("=")[0]
         assert f"${{{name}}}" in text or f" ${name}\n" in text
