@@ -31,6 +31,7 @@ END
 }
 
 refuse() {
+    refused=yes
     echo "$name: $1" >&2
     exit 2
 }
@@ -44,7 +45,7 @@ units=/etc/systemd/system
 python=3.12
 backend=auto
 repository=https://github.com/Comfy-Org/ComfyUI.git
-revision='' listen='' port='' dry='' marked='' lacks=''
+revision='' listen='' port='' dry='' marked='' lacks='' refused=''
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -313,22 +314,24 @@ make_venv() {
 
 install_packages() {
     # what was installed last stands in the venv, under the backend's name
-    done=$venv/installed-$backend.txt
-    if [ "$(ls "$venv"/installed-*.txt 2>/dev/null)" = "$done" ] && cmp -s "$checkout/requirements.txt" "$done"; then
+    installed=$venv/installed-$backend.txt
+    if [ "$(ls "$venv"/installed-*.txt 2>/dev/null)" = "$installed" ] && cmp -s "$checkout/requirements.txt" "$installed"; then
         say "packages: as they should be, for $backend"
         return
     fi
     changing "packages: to be installed, for $backend; gigabytes, the first time"
     set -- --torch-backend "$backend" --requirements "$checkout/requirements.txt"
     for other in "$venv"/installed-*.txt; do
-        [ ! -e "$other" ] || [ "$other" = "$done" ] ||
+        [ ! -e "$other" ] || [ "$other" = "$installed" ] ||
             set -- --reinstall-package torch --reinstall-package torchvision --reinstall-package torchaudio "$@"
     done
+    # a second such file: whoever is killed from here on, whatever is asked for next, installs anew
+    as_owner touch "$installed"
     # compiled now: the service may not write there
     as_owner "$uv" pip install --compile-bytecode --python "$venv/bin/python" "$@"
-    as_owner cp "$checkout/requirements.txt" "$done"
+    as_owner cp "$checkout/requirements.txt" "$installed"
     for other in "$venv"/installed-*.txt; do
-        [ ! -e "$other" ] || [ "$other" = "$done" ] || as_owner rm "$other"
+        [ ! -e "$other" ] || [ "$other" = "$installed" ] || as_owner rm "$other"
     done
 }
 
@@ -336,7 +339,7 @@ write_env_file() {
     if [ -e "$env_file" ]; then
         say "$env_file: left as it is"
         for wanted in ${listen:+"COMFYUI_LISTEN=$listen"} ${port:+"COMFYUI_PORT=$port"}; do
-            grep -qx "$wanted" "$env_file" || echo "$name: $env_file has no line $wanted (hint: write it there, then systemctl restart comfyui)" >&2
+            grep -qxF "$wanted" "$env_file" || echo "$name: $env_file has no line $wanted (hint: write it there, then systemctl restart comfyui)" >&2
         done
         return
     fi
@@ -400,8 +403,9 @@ last_words() {
 }
 
 ended() {
-    status=$?
-    [ $status -eq 0 ] || [ $status -eq 2 ] || echo "$name: $step failed (hint: mend what it says above, and run the same again)" >&2
+    [ $? -ne 0 ] && [ -z "$refused" ] || return 0
+    echo "$name: $step failed (hint: mend what it says above, and run the same again)" >&2
+    exit 1
 }
 trap ended EXIT
 

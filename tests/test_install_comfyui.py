@@ -314,6 +314,20 @@ def test_a_user_that_cannot_be_made_ends_it_before_anything_else(box):
     assert not box.folder.exists()
 
 
+def test_packages_that_cannot_be_installed_are_tried_again(box):
+    box.run()
+    asked = box.folder / "ComfyUI/requirements.txt"
+    text = asked.read_text()
+    asked.write_text("tiny @ file:///nowhere/tiny-1.0-py3-none-any.whl\n")
+    ran = box.run("--torch-backend", "cu128", check=False)
+    assert ran.returncode == 1
+    assert "/nowhere/tiny" in ran.stderr and "install_packages failed (hint: " in ran.stderr
+    asked.write_text(text)
+    assert "packages: to be installed, for cpu" in box.run().stdout
+    assert [one.name for one in box.folder.glob("venv/installed-*")] == ["installed-cpu.txt"]
+    assert "packages: as they should be" in box.run().stdout
+
+
 def test_an_env_file_is_never_overwritten(box):
     box.run("--listen", "192.168.1.10", "--port", "8189")
     text = box.env_file.read_text()
