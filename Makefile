@@ -22,8 +22,9 @@ help:
 	@echo 'make dev-cloud    a throw-away Supabase project on this machine, until Ctrl-C (PORT=54321)'
 	@echo 'make lint         ruff, mypy, and shellcheck where it is installed'
 	@echo 'make docs         write the help texts and tables into docs/ again'
-	@echo 'make soak         kill a thousand renders at random steps, and workers over a thousand jobs'
+	@echo 'make soak         kill a thousand renders at random steps, and workers over a thousand jobs; and installs'
 	@echo 'make install-systemd  the worker as a user unit (ENV_FILE=path of its environment)'
+	@echo 'make install-comfyui  a ComfyUI server on this machine (OPTIONS=--dry-run prints every command)'
 	@echo 'make bench        measure start-up, pipes, lateness and memory beside their peers'
 	@echo 'make wheel-check  build wheel and sdist, install each elsewhere, render with it'
 	@echo 'make clean        remove what was made here (not ./demo-output)'
@@ -68,7 +69,7 @@ lint: $(LINTED)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/mypy
-	@if command -v shellcheck >/dev/null; then shellcheck bin/.run docs/*.sh systemd/*.sh tests/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then sh tests/shell_files.sh | tr '\n' '\0' | xargs -0 shellcheck; \
 	else echo 'lint: no shellcheck here, shell files not checked (Debian: apt install shellcheck)'; fi
 
 docs: $(TESTED)
@@ -77,9 +78,13 @@ docs: $(TESTED)
 soak: $(TESTED)
 	@IMAGEN_SOAK=334 $(VENV)/bin/python -m pytest -n auto tests/test_killed.py
 	@IMAGEN_SOAK=1000 $(VENV)/bin/python -m pytest -n 2 tests/test_worker_chaos.py
+	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/test_install_comfyui.py
 
 install-systemd: $(RUN)
 	@sh systemd/install.sh $(if $(ENV_FILE),'$(ENV_FILE)')
+
+install-comfyui:
+	@sh systemd/install-comfyui.sh $(OPTIONS)
 
 bench: $(TESTED)
 	@$(PIP) --editable '.[test,bench]'
@@ -91,4 +96,4 @@ wheel-check: $(TESTED)
 clean:
 	rm -rf $(VENV) $(OFFICIAL) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: all help demo demo-worker test official dev-cloud lint docs soak install-systemd bench wheel-check clean
+.PHONY: all help demo demo-worker test official dev-cloud lint docs soak install-systemd install-comfyui bench wheel-check clean

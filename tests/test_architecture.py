@@ -401,6 +401,29 @@ def test_data_is_linked_from_the_checkout(name):
     assert link.is_dir()
 
 
+def test_lint_checks_every_shell_file(needs, tmp_path):
+    git = needs("git", "git")
+    (tmp_path / "tests").mkdir()
+    for name, first in {
+        "run": "#!/bin/sh",
+        "an other": "#!/usr/bin/env bash",
+        "strict.sh": "#!/bin/sh -eu",
+        "tool.py": "#!/usr/bin/env python3",
+        "page.md": "text\n#!/bin/sh",
+        "empty": "",
+        "untracked": "#!/bin/sh",
+    }.items():
+        (tmp_path / name).write_text(f"{first}\n")
+    (tmp_path / "link").symlink_to("run")
+    script = tmp_path / "tests/shell_files.sh"
+    script.write_text((ROOT / "tests/shell_files.sh").read_text())
+    (tmp_path / ".gitignore").write_text("/untracked\n")
+    for command in (["init", "-q"], ["add", "."]):
+        subprocess.run([git, *command], cwd=tmp_path, check=True)
+    found = subprocess.run(["sh", script], capture_output=True, text=True, check=True).stdout
+    assert found.split("\n") == ["an other", "run", "strict.sh", "tests/shell_files.sh", ""]
+
+
 def test_gitignore_has_rooted_patterns_only():
     lines = (ROOT / ".gitignore").read_text().split()
     unrooted = [line for line in lines if not line.startswith("/")]

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-UNITS = sorted(p for p in (ROOT / "systemd").iterdir() if p.suffix in (".service", ".timer"))
+ALL = sorted(p for p in (ROOT / "systemd").iterdir() if p.suffix in (".service", ".timer"))
+COMFYUI = ROOT / "systemd/comfyui.service"  # the one that is not a user's
+UNITS = [unit for unit in ALL if unit != COMFYUI]
 
 
 @pytest.fixture
 def analyze(needs):
     needs("systemd-analyze", "systemd")
 
-    def run(*units: Path) -> str:
+    def run(*units: Path, whose: str = "--user") -> str:
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(units[0].parent)}
-        command = ["systemd-analyze", "verify", "--user", "--man=no", *map(str, units)]
+        command = ["systemd-analyze", "verify", whose, "--man=no", *map(str, units)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         return done.stdout + done.stderr
 
@@ -76,7 +78,7 @@ def test_what_a_pending_upload_says_is_no_prompt_in_the_journal():
 
 
 def test_no_unit_names_a_path_of_one_machine():
-    for unit in UNITS:
+    for unit in ALL:
         assert "/home/" not in unit.read_text()
 
 
@@ -111,3 +113,52 @@ def test_the_worker_is_not_started_again_for_what_must_be_changed_first():
     for line in ("Type=notify", "KillMode=mixed", "Restart=on-failure"):
         assert f"{line}\n" in text
     assert "RestartPreventExitStatus=2\n" in text
+
+
+# -- ComfyUI, a system unit ------------------------------------------------------------------------
+
+
+def test_the_unit_of_comfyui_verifies(analyze, tmp_path):
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    shutil.copy("/bin/true", python)
+    unit = tmp_path / COMFYUI.name
+    unit.write_text(COMFYUI.read_text().replace("/var/lib/comfyui", str(tmp_path)))
+    assert analyze(unit, whose="--system") == ""
+    unit.write_text(unit.read_text().replace("OOMPolicy=stop", "OOMPolicy=perhaps"))
+    assert "perhaps" in analyze(unit, whose="--system")
+
+
+def test_the_unit_of_comfyui_is_hardened(needs):
+    analyze = needs("systemd-analyze", "systemd")
+    known = subprocess.run([analyze, "--help"], capture_output=True, text=True, check=True).stdout
+    if "--offline" not in known:
+        pytest.skip("this systemd cannot judge a unit that is not installed (250 and newer can)")
+    command = [analyze, "security", "--offline=true", "--no-pager", "--threshold=30", COMFYUI]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_unit_of_comfyui_leaves_the_gpu_and_its_compilers_alone():
+    set_here = {line.partition("=")[0] for line in COMFYUI.read_text().splitlines()}
+    assert {"NoNewPrivileges", "ProtectSystem", "CapabilityBoundingSet"} <= set_here
+    breaking = {"PrivateDevices", "DeviceAllow", "DevicePolicy", "ProtectClock", "ProcSubset"}
+    assert {*breaking, "MemoryDenyWriteExecute"} & set_here == set()
+
+
+def test_comfyui_ends_as_with_ctrl_c_and_starts_again_unless_an_argument_is_wrong():
+    text = COMFYUI.read_text()
+    for line in ("KillSignal=SIGINT", "Restart=on-failure", "RestartPreventExitStatus=2"):
+        assert f"{line}\n" in text
+
+
+def test_comfyui_listens_on_this_machine_only_unless_its_env_file_says_otherwise():
+    text, example = COMFYUI.read_text(), COMFYUI.with_name("comfyui.env.example").read_text()
+    defaults = re.findall(r"^Environment=(COMFYUI_.*)$", text, re.MULTILINE)
+    assert defaults == re.findall(r"^COMFYUI_.*$", example, re.MULTILINE)
+    assert defaults == ["COMFYUI_LISTEN=127.0.0.1", "COMFYUI_PORT=8188", "COMFYUI_ARGS="]
+    assert text.index("Environment=COMFYUI_LISTEN") < text.index("EnvironmentFile=")
+    assert "ExecStartPre=/usr/bin/test -n ${COMFYUI_LISTEN}\n" in text
+    for setting in defaults:
+        name = setting.partition("=")[0]
+        assert f"${{{name}}}" in text or f" ${name}\n" in text
