@@ -20,12 +20,21 @@ def lock(folder: Path, name: str, wait: bool = True) -> Iterator[bool]:
 
     NoLocks when there is no place for it.
     """
-    path = folder / hashlib.sha256(name.encode()).hexdigest()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as fault:
+        raise NoLocks(f"{fault.strerror}: {folder}") from None
+    with lock_file(folder / hashlib.sha256(name.encode()).hexdigest(), wait) as held:
+        yield held
+
+
+@contextmanager
+def lock_file(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock as a file of its own, which is not there while nobody does; else as `lock`."""
+    try:
         descriptor = _locked(path, wait)
     except OSError as fault:
-        raise NoLocks(f"{fault.strerror}: {fault.filename or folder}") from None
+        raise NoLocks(f"{fault.strerror}: {fault.filename or path.parent}") from None
     try:
         yield descriptor is not None
     finally:
