@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LIB = Path(imagen.__file__).resolve().parents[1]
 REQUIRE_REAL = os.environ.get("IMAGEN_REQUIRE_REAL") == "1"
-OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_")
+OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_", "HF_")
 ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
 FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
 WRITERS = ("render", "generate", "sheet", "compare", "enqueue")

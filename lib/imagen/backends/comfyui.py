@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..record import canonical_uuid
 from ..settings import Key
-from ..workflow import Workflow
+from ..workflow import Model, Workflow
 from . import BASE_KEYS, Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {
@@ -148,7 +148,8 @@ class ComfyUI:
     def _given(self) -> dict[str, Any]:
         """Give the placeholders that the instance itself fills (unet, vae, …)."""
         names = self.workflow.placeholders() - {*KEYS, *BASE_KEYS}
-        given = {name: self._settings.get(name) for name in names}
+        options = self._settings.get("options", {})
+        given = {name: options.get(name, self._settings.get(name)) for name in names - _REQUESTED}
         return {name: value for name, value in given.items() if value is not None}
 
     def _rounded(self, name: str, asked: int, plan: Plan) -> int:
@@ -270,6 +271,10 @@ class ComfyUI:
         except ImagenError as fault:
             return Status("unreachable", fault.message)
         return Status("incomplete", "; ".join(lacks)) if lacks else Status("ok")
+
+    def needs(self, options: Mapping[str, Any]) -> list[Model]:
+        """Give the model files that it needs, as the instance and these options name them."""
+        return self.workflow.needs({**self._given(), **options})
 
     def about(self) -> dict[str, str]:
         """Give its model and workflow."""

@@ -8,6 +8,7 @@ TOOLS = {
     "sheet": "Put many images on one picture, each with an address.",
     "compare": "Send one request to several backends, and show what came side by side.",
     "backends": "List the backends and whether they can be used.",
+    "models": "Show, fetch and verify the model files that workflows need.",
     "config": "Print a sample configuration, check one, or show what is in force.",
     "migrate": "Set up the database: apply the SQL migrations, each once.",
     "log-usage": "Write down what each render cost, once.",
