@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -244,6 +245,19 @@ class Tools:
         )
         self.started.append(child)
         return child
+
+    def on_a_terminal(self, *args: str, stream: str = "stdout", **env: str) -> str:
+        """Run a tool with one of its streams on a terminal; give what that shows."""
+        terminal, side = pty.openpty()
+        child = self.start(*args, env=env, **{stream: side})
+        os.close(side)
+        shown = b""
+        with suppress(OSError):  # when all other ends are closed
+            while part := os.read(terminal, 4096):
+                shown += part
+        os.close(terminal)
+        assert child.wait(10) == 0
+        return shown.decode()
 
     def ended(self, child: subprocess.Popen[bytes], timeout: float = 60) -> Ran:
         """Wait for the end of what was started."""

@@ -273,11 +273,13 @@ def test_no_room_is_told_before_the_first_byte(get, host):
     assert get.left() == []
 
 
-def test_a_link_that_leads_nowhere_is_no_place_to_write_through(get, tmp_path):
-    get.path.parent.mkdir()
+def test_what_came_up_meanwhile_is_not_touched_and_the_part_stays(get, tmp_path):
+    get.leave(BYTES[:15_000], tag=TAG)
     get.path.symlink_to(tmp_path / "nowhere")
-    get()
-    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(WrongFile, match="no file stands at"):
+        get()
+    assert get.path.is_symlink()
+    assert models.part_of(get.path).stat().st_size == 15_000
 
 
 @given(st.lists(st.integers(0, len(BYTES)), max_size=6), st.booleans(), st.booleans())

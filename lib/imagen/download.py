@@ -105,17 +105,20 @@ def fetch(model: Model, path: Path, hub: Hub, tell: Tell, note: Note) -> str | N
     Two at once do it once. WrongFile when its bytes are not the known ones, Refused when nobody
     knows a source, and a transient fault when the patience is over: then the part stays.
     """
-    if not model.sources:
-        says = f"no source is known for {model.file}"
-        raise Refused(says, code="no_source", hint=f"put it at {path}")
+    check_source(model, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path, note):
             return _fetched(model, path, hub, tell, note)
     except OSError as fault:
         raise models.of_the_disk(fault, f"cannot write {path}") from None
-    except locks.NoLocks as fault:
-        raise FileFault(f"no lock beside {path}: {fault}") from None
+
+
+def check_source(model: Model, path: Path) -> None:
+    """Raise Refused when nobody knows where a file comes from."""
+    if not model.sources:
+        says = f"no source is known for {model.file}"
+        raise Refused(says, code="no_source", hint=f"put it at {path}")
 
 
 @contextmanager
@@ -135,6 +138,9 @@ def _fetched(model: Model, path: Path, hub: Hub, tell: Tell, note: Note) -> str 
     part = Part(path)
     try:
         if os.path.lexists(path):  # by another process meanwhile, or by us before we were killed
+            there = models.standing(path, model.size)
+            if there.state != models.PRESENT:
+                raise models.in_the_way(there, model)
             part.remove()
             return None
         part.hash(tell, part.about.get("size"))
@@ -165,7 +171,8 @@ def _fill_right(part: Part, sought: Sought, hub: Hub, tell: Tell, note: Note) ->
             return
         part.begin({})
         if not resumed:
-            says = f"what {sought.url} sends has the sha256 {found}, not {known}: thrown away"
+            who = hide_password(sought.url)
+            says = f"what {who} sends has the sha256 {found}, not {known}: thrown away"
             raise WrongFile(says, hint=_OTHER)
         resumed = False
 
@@ -193,11 +200,11 @@ def _fill(part: Part, sought: Sought, hub: Hub, tell: Tell, note: Note) -> None:
         return True
 
     try:
-        while not _is_whole(part, sought) and not retry.in_time(once, hub.patience_s):
+        while not _is_whole(part, sought) and not retry.in_time(once, hub.patience_s(sought.url)):
             pass
-        hub.is_down = False
+        hub.note(sought.url, is_down=False)
     except _FAULTS as fault:
-        hub.is_down = True
+        hub.note(sought.url, is_down=True)
         fault.hint = models.GO_ON
         raise
     except Rejected as fault:

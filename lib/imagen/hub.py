@@ -26,7 +26,7 @@ class Hub:
         parts = urlsplit(base)
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
         self.url = bare.geturl().rstrip("/")
-        self.is_down = False  # when the last file ended with the patience: the next is tried once
+        self._down: set[str] = set()  # hosts that the patience was over with
         self._gated: set[str] = set()
 
     @cached_property
@@ -41,10 +41,13 @@ class Hub:
             self._base, {"Authorization": f"Bearer {self._token}"}, _READ_S, "source"
         )
 
-    @property
-    def patience_s(self) -> float:
-        """Seconds that a source may fail without a gain."""
-        return 0 if self.is_down else self._patience_s
+    def patience_s(self, url: str) -> float:
+        """Give the seconds that a source may fail without a gain; none where one just did."""
+        return 0 if http.origin(url) in self._down else self._patience_s
+
+    def note(self, url: str, is_down: bool) -> None:
+        """Note that the patience was over with a source's host, or that it answers."""
+        (self._down.add if is_down else self._down.discard)(http.origin(url))
 
     def address(self, source: str) -> str:
         """Give the address of a source: one at Hugging Face is looked for at the hub."""

@@ -49,7 +49,7 @@ def look(folder: Path, model: Model) -> Place:
     Refused when the workflow does not say where it belongs.
     """
     places = [one / model.file for one in _folders(folder, model)]
-    found = [_standing(path, model.size) for path in places if os.path.lexists(path)]
+    found = [standing(path, model.size) for path in places if os.path.lexists(path)]
     if found:
         return next((one for one in found if one.state == PRESENT), found[0])
     path = next((path for path in places if path.parent.is_dir()), places[0])
@@ -71,7 +71,8 @@ def _folders(folder: Path, model: Model) -> list[Path]:
     return [folder.joinpath(name, *rest) for name in names]
 
 
-def _standing(path: Path, size: int | None) -> Place:
+def standing(path: Path, size: int | None) -> Place:
+    """Judge what stands under a final name by its size, where that is known."""
     there = path.stat().st_size if path.is_file() else -1
     is_right = there >= 0 and size in (None, there)
     return Place(PRESENT if is_right else WRONG_SIZE, path, max(there, 0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import socket
 
 import pytest
@@ -194,24 +192,9 @@ def test_an_instance_that_is_wrong_is_a_line_that_says_why(tool, configure, sett
     assert tool("backends", "--check").status == 1
 
 
-def on_a_terminal(tool, **env: str) -> str:
-    terminal, side = pty.openpty()
-    child = tool.start("backends", stdout=side, env=env)
-    os.close(side)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(terminal, 4096)
-        except OSError:  # all other ends are closed
-            break
-    os.close(terminal)
-    assert child.wait(10) == 0
-    return shown.decode()
-
-
 def test_on_a_terminal_it_is_a_table(tool, configure):
     configure(tool("config", "sample").out.decode())
-    lines = on_a_terminal(tool, NO_COLOR="1").splitlines()
+    lines = tool.on_a_terminal("backends", NO_COLOR="1").splitlines()
     assert lines[0].split() == ["name", "type", "model", "workflow", "status"]
     assert len(lines) == 7
     at = lines[0].index("status")
@@ -219,5 +202,5 @@ def test_on_a_terminal_it_is_a_table(tool, configure):
 
 
 def test_colour_is_for_terminals_that_want_it(tool):
-    assert "\x1b[32mok" in on_a_terminal(tool)
-    assert "\x1b" not in on_a_terminal(tool, NO_COLOR="1")
+    assert "\x1b[32mok" in tool.on_a_terminal("backends")
+    assert "\x1b" not in tool.on_a_terminal("backends", NO_COLOR="1")

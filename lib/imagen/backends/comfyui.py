@@ -277,7 +277,10 @@ class ComfyUI:
         return self._incomplete(lacks) if lacks else Status("ok")
 
     def _incomplete(self, lacks: list[comfy_api.Lack]) -> Status:
-        names = {kind: [one.name for one in lacks if one.kind == kind] for kind in _MISSING}
+        names = {
+            kind: [*dict.fromkeys(one.name for one in lacks if one.kind == kind)]
+            for kind in _MISSING
+        }
         cure = names["model"] and (self._cure(names["model"]) or MissingModel.hint)
         says = [*dict.fromkeys(one.says for one in lacks), *([cure] if cure else [])]
         told = {field: names[kind] for kind, field in _MISSING.items() if names[kind]}

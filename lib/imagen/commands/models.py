@@ -74,9 +74,10 @@ def main(
     placed = [*work.placed(wanted if what == "list" else work.once(wanted), folder)]
     if what == "fetch" and not dry_run:
         _check_room(placed)
-    steps = {"list": work.row, "fetch": work.fetched, "verify": work.verified}
+    fetched = work.planned if dry_run else work.fetched
+    steps = {"list": work.row, "fetch": fetched, "verify": work.verified}
     for one in placed:
-        work.write(one, work.row if dry_run else steps[what])
+        work.write(one, steps[what])
     work.end()
     if dry_run:
         _check_room(placed)
@@ -167,6 +168,15 @@ class Work:
             found |= {"state": place.state, "path": str(place.path), "bytes": place.bytes}
         return {name: value for name, value in found.items() if value not in (None, "")}
 
+    def planned(self, one: Wanted) -> dict[str, Any]:
+        """Give what would be fetched."""
+        from .. import download, models
+
+        assert one.place
+        if one.place.state in (models.ABSENT, models.PARTIAL):
+            download.check_source(one.model, one.place.path)
+        return self.row(one)
+
     def fetched(self, one: Wanted) -> dict[str, Any]:
         """Fetch a file unless it is there."""
         from .. import download, models
@@ -175,7 +185,8 @@ class Work:
         assert place
         if place.state == models.WRONG_SIZE:
             raise models.in_the_way(place, model)
-        if place.state == models.PRESENT and not models.part_of(place.path).exists():
+        left = model.sources and models.part_of(place.path).exists()  # by a process that died
+        if place.state == models.PRESENT and not left:
             return self.row(one)
         if model.accept:
             says = f"{model.licence}, to be accepted at {model.accept}"
