@@ -75,7 +75,7 @@ def test_whatever_it_is_called_it_stays_in_its_folder(tmp_path_factory, file, fo
 
 def test_room_is_counted_over_all_files_of_a_file_system(tmp_path):
     free = models.shutil.disk_usage(tmp_path).free
-    half = free // 2 + 10**9
-    models.check_room([(tmp_path / "deep" / "a", half)])
+    most = free * 2 // 3
+    models.check_room([(tmp_path / "deep" / "a", most)])
     with pytest.raises(FileFault, match="no room in"):
-        models.check_room([(tmp_path / "deep" / "a", half), (tmp_path / "b", half)])
+        models.check_room([(tmp_path / "deep" / "a", most), (tmp_path / "b", most)])

@@ -70,7 +70,8 @@ def main(
     folder = _folder(values, models_dir, what)
     given = dict(of_render.pair("--option", text) for text in options)
     wanted = [*_wanted(values, workflows, backend, given)]
-    work = Work(common, Hub(values["models.url"], config.secret("HF_TOKEN")))
+    token = config.secret("HF_TOKEN") if what == "fetch" else None
+    work = Work(common, Hub(values["models.url"], token))
     placed = [*work.placed(wanted if what == "list" else work.once(wanted), folder)]
     if what == "fetch" and not dry_run:
         _check_room(placed)
