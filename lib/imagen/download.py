@@ -94,6 +94,11 @@ class Part:
         self.path.unlink(missing_ok=True)
         self._about.unlink(missing_ok=True)
 
+    def remove_if_empty(self) -> None:
+        """Take it away when nothing is there; the file tells, also when a signal came between."""
+        if not os.fstat(self._file.fileno()).st_size:
+            self.remove()
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -156,9 +161,8 @@ def _fetched(model: Model, path: Path, hub: Hub, tell: Tell, note: Note) -> str 
         part.remove()
         return hub.address(source)
     finally:
+        part.remove_if_empty()
         part.close()
-        if not part.size:
-            part.remove()
 
 
 def _fill_right(part: Part, sought: Sought, hub: Hub, tell: Tell, note: Note) -> None:
