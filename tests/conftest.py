@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LIB = Path(imagen.__file__).resolve().parents[1]
 REQUIRE_REAL = os.environ.get("IMAGEN_REQUIRE_REAL") == "1"
-OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_")
+OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_", "HF_")
 ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
 FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
 WRITERS = ("render", "generate", "sheet", "compare", "enqueue")
@@ -255,15 +255,15 @@ class Tools:
         self.started.append(child)
         return child
 
-    def on_terminal(self, name: str, *args: object, **env: str) -> str:
-        """Run a tool whose stdout is a terminal; give what it showed there."""
+    def on_terminal(self, name: str, *args: object, stream: str = "stdout", **env: str) -> str:
+        """Run a tool with one of its streams on a terminal; give what that shows."""
         terminal, side = pty.openpty()
-        child = self.start(name, *args, stdout=side, env=env)
+        child = self.start(name, *args, env=env, **{stream: side})
         os.close(side)
         shown = b""
         with suppress(OSError):  # all other ends are closed
-            while True:
-                shown += os.read(terminal, 4096)
+            while part := os.read(terminal, 4096):
+                shown += part
         os.close(terminal)
         child.wait(10)
         return shown.decode().replace("\r\n", "\n")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import imagen
-from imagen import backends, prices, record, settings, workflow
+from imagen import backends, models, prices, record, settings, workflow
 from imagen.backends import mock
 from imagen.commands import TOOLS
 from imagen.errors import ImagenError
@@ -206,15 +206,22 @@ def _workflows(_page: Path) -> str:
         ]
         for one in found
     ]
-    models = [
-        [f"`{one.name}`", f"`{model.file}`", f"`models/{model.folder}`", f"<{model.source}>"]
+    rows = [
+        [
+            f"`{one.name}`",
+            f"`{model.file}`",
+            f"`models/{model.folder}`",
+            models.readable(model.size) if model.size else "",
+            f"[{model.licence}]({model.accept})" if model.accept else model.licence,
+            f"<{model.sources[0]}>",
+        ]
         for one in found
         for model in one.needs({})
     ]
     return (
         _table(["workflow", "what it is", "steps", "size"], about)
         + "\n\n"
-        + _table(["workflow", "file", "folder of ComfyUI", "source"], models)
+        + _table(["workflow", "file", "folder of ComfyUI", "size", "licence", "source"], rows)
     )
 
 

@@ -111,6 +111,12 @@ ALLOWED: dict[str, set[str]] = {
     "retry": {"errors"},
     "request": {"errors", "record", "files"},  # files: is_slug and is_date, both pure
     "prices": {"config", "errors", "settings"},
+    "models": {"errors", "workflow"},
+    "hub": {"errors", "http"},
+    "download": {
+        *("errors", "files", "http", "hub", "models", "retry", "settings", "workflow"),
+        "ledger",  # its locks
+    },
     "replicate_api": {"errors", "replicate_models"},
     "replicate_models": set(),
     "replicate_plan": {"backends", "errors", "replicate_models"},

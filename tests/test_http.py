@@ -445,6 +445,91 @@ def test_an_address_that_can_be_read_in_two_ways_is_not_fetched(client, url):
     assert asked == []
 
 
+# -- a body as it comes ---------------------------------------------------------------------------
+
+
+def test_a_flow_gives_the_bytes_as_they_were_sent_and_asks_for_no_other(serve, client):
+    theirs = serve(answering(206, b"data", Content_Range="bytes 5-8/9"))
+    there = {"Location": f"{theirs.url}/x"}
+    server = serve(lambda handler: handler.send(302, b"elsewhere", **there))
+    ours = client(server.url, headers={"Authorization": "Bearer mine"})
+    asked = {"Range": "bytes=5-"}
+    with ours.flow(f"{server.url}/y", lambda url: url.startswith(server.url), asked) as flow:
+        assert (flow.status, flow.headers["content-range"]) == (206, "bytes 5-8/9")
+        assert b"".join(flow.parts) == b"data"
+    (first,), (last,) = server.seen, theirs.seen
+    assert [seen.headers.get("Authorization") for seen in (first, last)] == ["Bearer mine", None]
+    for seen in (first, last):
+        assert seen.headers["Range"] == "bytes=5-"
+        assert seen.headers["Accept-Encoding"] == "identity"
+
+
+def flowing(server: http.Server, url: str) -> bytes:
+    with server.flow(url, lambda _url: True, {}) as flow:
+        return b"".join(flow.parts)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(404, Rejected), (429, Throttled), (503, ServerFault)]
+)
+def test_a_flow_that_is_refused_is_an_error_that_hides_our_secret(serve, client, status, kind):
+    server = serve(lambda handler: handler.send(status, b"you sent a-long-secret"))
+    ours = client(server.url, headers={"Authorization": "Bearer a-long-secret"})
+    with pytest.raises(kind, match=f"answered {status}") as caught:
+        flowing(ours, server.url)
+    assert "a-long-secret" not in caught.value.as_line()
+
+
+def test_a_flow_that_is_encoded_is_refused(serve, client):
+    server = serve(answering(200, b"x", Content_Encoding="gzip"))
+    with pytest.raises(Rejected, match="encoded"):
+        flowing(client(server.url), server.url)
+
+
+@pytest.mark.parametrize("length", [5, 10**9])
+def test_a_flow_that_is_cut_is_no_end(serve, client, length):
+    def cut(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(length))
+        handler.end_headers()
+        handler.wfile.write(b"data")
+        handler.close_connection = True
+
+    server = serve(cut)
+    with pytest.raises(AnswerLost):
+        flowing(client(server.url), server.url)
+
+
+def test_a_flow_may_take_any_time_but_not_trickle(serve, client, monkeypatch):
+    def steady(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "600000")
+        handler.end_headers()
+        part = b"x" * (20_000 if handler.path == "/steady" else 2_000)
+        with suppress(OSError):
+            for _ in range(600_000 // len(part)):
+                handler.wfile.write(part)
+                time.sleep(0.02)
+
+    monkeypatch.setattr(http, "BODY_S", 0.2)
+    server = serve(steady)
+    assert len(flowing(client(server.url), f"{server.url}/steady")) == 600_000
+    with pytest.raises(AnswerLost, match="too slowly"):
+        flowing(client(server.url), f"{server.url}/trickle")
+
+
+def test_a_flow_that_is_silent_ends_at_the_time_out(serve, client):
+    def silent(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "9")
+        handler.end_headers()
+        time.sleep(0.5)
+
+    server = serve(silent)
+    with pytest.raises(AnswerLost, match="timed out"):
+        flowing(client(server.url, read_s=0.1), server.url)
+
+
 # -- who we are ------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from imagen import workflow
 from imagen.errors import WorkflowFault
-from imagen.workflow import Workflow, fill, load, parse
+from imagen.workflow import Model, Workflow, fill, load, parse
 
 SAVE = {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}
 
@@ -137,8 +137,11 @@ def test_a_bundled_workflow_says_all_about_itself(name):
     for model in found.needs({}):
         assert model.file.endswith(".safetensors")
         assert model.folder
-        assert model.source.startswith("https://")
-        assert model.source.endswith(".safetensors")
+        assert model.licence
+        for source in model.sources:
+            assert source.startswith("https://huggingface.co/")
+            assert source.endswith(f"/{model.file}")
+        assert model.sources
 
 
 def test_schnell_runs_its_official_schedule():
@@ -149,8 +152,55 @@ def test_schnell_runs_its_official_schedule():
     assert (defaults["steps"], defaults["scheduler"]) == (4, "simple")
 
 
-def test_an_instance_may_name_its_model_file():
-    assert load("flux1-schnell").needs({"unet": "mine.safetensors"})[0].file == "mine.safetensors"
+def test_an_instance_may_name_its_model_file_of_which_only_the_folder_is_known():
+    mine, clip, *_ = load("flux1-schnell").needs({"unet": "mine.safetensors"})
+    assert mine == Model("mine.safetensors", "diffusion_models")
+    assert (clip.file, clip.size) == ("clip_l.safetensors", 246144152)
+
+
+def test_a_model_file_without_a_name_keeps_its_placeholder():
+    tree = {"_imagen": {"models": [{"file": "${vae}", "folder": "vae"}]}, **graph(a="${vae}")}
+    assert read(tree).needs({}) == [Model("${vae}", "vae")]
+
+
+def test_sources_may_be_one_or_several():
+    one, two = (
+        {"file": "a", "source": said} for said in ("http://a/a", ["http://a/a", "http://b"])
+    )
+    found = read({"_imagen": {"models": [one, two]}, **graph()}).needs({})
+    assert [model.sources for model in found] == [("http://a/a",), ("http://a/a", "http://b")]
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "says"),
+    [
+        ({}, ["ae.safetensors"], "where ComfyUI runs: imagen-models fetch flux1-schnell"),
+        (
+            {"unet": "my file.safetensors"},
+            ["my file.safetensors", "ae.safetensors"],
+            "no source is known for my file.safetensors, which goes into models/diffusion_models; "
+            "where ComfyUI runs: imagen-models fetch flux1-schnell "
+            "'--option=unet=my file.safetensors'",
+        ),
+        (
+            {"vae": "mine.safetensors"},
+            ["mine.safetensors"],
+            "no source is known for mine.safetensors, which goes into models/vae",
+        ),
+        ({}, ["of-a-request.safetensors"], None),
+        ({}, [], None),
+    ],
+)
+def test_what_brings_missing_files_is_a_command_line(given, missing, says):
+    assert load("flux1-schnell").cure(missing, given) == says
+
+
+def test_a_workflow_of_a_file_is_named_by_its_path(tmp_path):
+    about = {"models": [{"file": "a.pt", "folder": "vae", "source": "https://example.org/a.pt"}]}
+    path = tmp_path / "my flow.json"
+    path.write_text(json.dumps({"_imagen": about, **graph()}))
+    cure = load("./my flow.json", tmp_path).cure(["a.pt"], {})
+    assert cure == f"where ComfyUI runs: imagen-models fetch '{path}'"
 
 
 def test_a_workflow_may_be_a_file_beside_the_configuration(tmp_path):
@@ -207,6 +257,29 @@ def test_a_ui_format_export_is_recognised_and_said_so():
         ({"_imagen": {"size_multiple": 0}, **graph()}, "_imagen.size_multiple must be"),
         ({"_imagen": {"models": [{}]}, **graph()}, "_imagen.models"),
         ({"_imagen": {"models": ["x"]}, **graph()}, "_imagen.models"),
+        *(
+            ({"_imagen": {"models": [{"file": "a.pt", **wrong}]}, **graph()}, "_imagen.models")
+            for wrong in (
+                {"file": "../a.pt"},
+                {"file": "/a.pt"},
+                {"file": ""},
+                {"folder": "../custom_nodes"},
+                {"folder": "vae/"},
+                {"folder": "a\nb"},
+                {"source": "ftp://example.org/a"},
+                {"source": []},
+                {"source": ["https://example.org/a", 7]},
+                {"size": "9"},
+                {"size": True},
+                {"size": 0},
+                {"size": 2**60},
+                {"sha256": "9" * 63},
+                {"sha256": 9},
+                {"licence": 7},
+                {"accept": "the page"},
+                {"sise": 9},
+            )
+        ),
         ({"_imagen": [], **graph()}, "_imagen"),
         ({"_imagen": None, **graph()}, "_imagen"),
     ],

@@ -50,16 +50,27 @@ def choices(spec: Any) -> list[Any] | None:
     return None
 
 
+class Lack(NamedTuple):
+    """Something that a server does not have: a node, a model or another value; what it is called.
+
+    `says` tells people where it is wanted.
+    """
+
+    kind: str
+    name: str
+    says: str
+
+
 def lacks(
     key: str, node: Mapping[str, Any], info: Mapping[str, Any] | None, known: Mapping[str, Any]
-) -> Iterator[str]:
-    """Yield what a server lacks for a node, by its class's /object_info: the class, or a file.
+) -> Iterator[Lack]:
+    """Yield what a server lacks for a node, by its class's /object_info: the class, or a value.
 
     `known` fills the node's placeholders.
     """
     kind = node["class_type"]
     if not info:
-        yield f"no node {kind}"
+        yield Lack("node", kind, f"no node {kind}")
         return
     inputs = info.get("input", {})
     for name, spec in {**inputs.get("required", {}), **inputs.get("optional", {})}.items():
@@ -67,7 +78,8 @@ def lacks(
         if isinstance(value, str) and value.startswith("${"):
             value = known.get(value[2:-1])
         if offered is not None and isinstance(value, str) and value not in offered:
-            yield f"no {value} for {name} of node {key} ({kind}); {MissingModel.hint}"
+            what = "model" if value.endswith(MODEL_FILES) else "value"
+            yield Lack(what, value, f"no {value} for {name} of node {key} ({kind})")
 
 
 def refusal(fault: Rejected) -> ImagenError:
@@ -86,13 +98,13 @@ def refusal(fault: Rejected) -> ImagenError:
 
 def node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
     """Name the first fault of each node; a file that is not installed is a MissingModel."""
-    texts, missing = [], False
+    texts, missing = [], []
     for key, node in errors.items():
         for one in node.get("errors", []):
             extra = one.get("extra_info") or {}
             named = str(extra.get("received_value", ""))
             if one.get("type") == "value_not_in_list" and named.endswith(MODEL_FILES):
-                missing = True
+                missing.append(named)
                 folder = extra.get("input_name")
                 texts.append(f"{named} is not installed ({node.get('class_type')} {key}, {folder})")
             else:
@@ -100,7 +112,7 @@ def node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
                 texts.append(f"node {key} ({node.get('class_type')}): {said}")
     message = "; ".join(texts[:3]) or otherwise
     if missing:
-        return MissingModel(f"ComfyUI: {message}")
+        return MissingModel(f"ComfyUI: {message}", files=missing)
     return RenderFailed(f"ComfyUI refuses the workflow: {message}", code="workflow_refused")
 
 

@@ -175,6 +175,7 @@ class MissingModel(ImagenError):
     """The server does not have a model file that the workflow names"""
 
     code = "missing_model"
+    files: Iterable[str] = ()
     hint = "docs/setup-comfyui-mrock.md says where it belongs"
 
 

@@ -265,6 +265,16 @@ def publish(
         _move(whole, path, replace)
 
 
+def promote(whole: Path, path: Path) -> None:
+    """Give a finished file its final name, and make that last; FileExistsError when it is taken."""
+    with whole.open("rb") as stream:
+        os.fsync(stream.fileno())
+    with signals.held():
+        _move_new(whole, path)
+        sync_folder(path.parent)
+        whole.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _temporary(path: Path, data: Content, durable: bool = True) -> Iterator[Path]:
     """Write the bytes beside their final place; what is not moved there by the end is gone.

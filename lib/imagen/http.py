@@ -7,7 +7,8 @@ import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import IO, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -30,6 +31,9 @@ _SENT = (
 )  # bytes of a body at once: each part must be gone within CONNECT_S, on a slow line too
 _PART = 2**14  # bytes: a part is waited for whole, and only then is the clock looked at
 MAX_IMAGE = 512 * 2**20  # bytes
+_FLOW_PART = 2**18  # bytes at most of a body that is handed on while it comes
+_PACE = 2**16  # bytes of it that must come within each BODY_S
+_AS_IT_IS = {"Accept-Encoding": "identity"}
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -64,6 +68,14 @@ class Answer(NamedTuple):
         if not isinstance(found, dict):
             raise ServerFault(f"the server answered no JSON object: {excerpt(self.for_people())}")
         return found
+
+
+class Flow(NamedTuple):
+    """An answer whose body is read while it comes: AnswerLost when it is cut, silent or slow."""
+
+    status: int
+    headers: Mapping[str, str]
+    parts: Iterator[bytes]
 
 
 class Server:
@@ -134,14 +146,33 @@ class Server:
         Our headers, the token among them, go only to addresses that are `trusted`: that is asked
         anew at each of them.
         """
-        place = url
-        for _ in range(1 + _MOST_REDIRECTS):
-            url = self._fetchable(url, place)
-            answer = self._asked("GET", url, limit, **({} if trusted(url) else self._stranger()))
-            if answer.status not in _REDIRECTS or "Location" not in answer.headers:
-                return self._judged(answer, origin(url))
-            place = answer.headers["Location"]
-        raise Rejected(f"the {self.who} redirects more than {_MOST_REDIRECTS} times")
+        answer, place = self._followed(
+            url, lambda place: self._asked("GET", place, limit, **self._for(place, trusted))
+        )
+        return self._judged(answer, place)
+
+    @contextmanager
+    def flow(
+        self, url: str, trusted: Callable[[str], bool], headers: Mapping[str, str]
+    ) -> Iterator[Flow]:
+        """GET as `fetch` does, and give the body part by part as it was sent, never decoded.
+
+        It may take any time, but within each BODY_S some of it must come. `headers` go wherever
+        the redirects lead.
+        """
+        with ExitStack() as opened:
+
+            def ask(place: str) -> Flow:
+                opened.close()  # what redirected here
+                return self._opened(opened, place, {**_AS_IT_IS, **headers}, trusted)
+
+            found, place = self._followed(url, ask)
+            if found.status >= 300:
+                said = b"".join(islice(found.parts, 4))
+                self._judged(Answer(found.status, found.headers, said, self._secrets), place)
+            if found.headers.get("Content-Encoding", "identity") != "identity":
+                raise Rejected(f"the {self.who} at {place} sends the file encoded")
+            yield found
 
     @contextmanager
     def within(self, until: float) -> Iterator[None]:
@@ -156,9 +187,21 @@ class Server:
         """Close the session's connections."""
         self._session.close()
 
-    def _stranger(self) -> dict[str, Any]:
-        """Give what keeps our headers, and a name in our own address, from a request."""
-        return {"headers": dict.fromkeys(self._own), "auth": _unchanged}
+    def _for(self, url: str, trusted: Callable[[str], bool]) -> dict[str, Any]:
+        """Give what keeps our headers, and a name in our own address, from who is not trusted."""
+        stranger = {"headers": dict.fromkeys(self._own), "auth": _unchanged}
+        return {} if trusted(url) else stranger
+
+    def _followed(self, url: str, ask: Callable[[str], Any]) -> tuple[Any, str]:
+        """Ask at an address and where it redirects to; give the last answer and its origin."""
+        place = url
+        for _ in range(1 + _MOST_REDIRECTS):
+            url = self._fetchable(url, place)
+            answer = ask(url)
+            if answer.status not in _REDIRECTS or "Location" not in answer.headers:
+                return answer, origin(url)
+            place = answer.headers["Location"]
+        raise Rejected(f"the {self.who} redirects more than {_MOST_REDIRECTS} times")
 
     def _fetchable(self, url: str, place: str) -> str:
         """Give the address of a place seen from a URL, when all who read it read it alike.
@@ -197,6 +240,48 @@ class Server:
         except (requests.RequestException, HTTPError, ValueError) as fault:
             raise self._lost(fault, where) from None
 
+    def _opened(
+        self,
+        opened: ExitStack,
+        url: str,
+        headers: Mapping[str, str],
+        trusted: Callable[[str], bool],
+    ) -> Flow:
+        """GET, and leave the body to be read."""
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        where, more = origin(url), self._for(url, trusted)
+        more["headers"] = {**more.get("headers", {}), **headers}
+        try:
+            response = opened.enter_context(
+                self._sent(requests.Request("GET", url, **more), (CONNECT_S, self.read_s))
+            )
+        except (requests.RequestException, HTTPError, ValueError) as fault:
+            raise self._lost(fault, where) from None
+        return Flow(response.status_code, response.headers, self._flowing(response, where))
+
+    def _flowing(self, response: Any, where: str) -> Iterator[bytes]:
+        """Yield a body as it comes."""
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        until, size = time.monotonic() + BODY_S, 0
+        parts = _parts(response, _FLOW_PART, decode=False)
+        while True:
+            try:
+                part = next(parts, b"")
+            except (requests.RequestException, HTTPError, ValueError, OSError) as fault:
+                raise self._lost(fault, where) from None
+            if not part:
+                return self._check_whole(response, where)
+            yield part
+            size += len(part)
+            if time.monotonic() > until:
+                if size < _PACE:
+                    raise AnswerLost(f"the {self.who} at {where} answers too slowly")
+                until, size = time.monotonic() + BODY_S, 0
+
     def _sent(self, request: Any, timeout: tuple[float, float]) -> Any:
         """Send a request; what the environment says of proxies and certificates is read once."""
         prepared = self._session.prepare_request(request)
@@ -220,10 +305,13 @@ class Server:
                 raise ServerFault(f"the {self.who} at {where} answered more than {limit >> 20} MiB")
             if time.monotonic() > until:
                 raise AnswerLost(f"the {self.who} at {where} answers too slowly")
+        self._check_whole(response, where)
+        return b"".join(parts)
+
+    def _check_whole(self, response: Any, where: str) -> None:
         promised = response.headers.get("Content-Length", "")
         if promised.isdecimal() and response.raw.tell() < int(promised):  # urllib3 1 lets it pass
             raise AnswerLost(f"lost the answer of the {self.who} at {where}: it was cut short")
-        return b"".join(parts)
 
     def _lost(self, fault: Exception, where: str) -> ImagenError:
         """Tell a request that never left from one that may have arrived."""
@@ -290,13 +378,13 @@ def origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
 
 
-def _parts(response: Any) -> Iterator[bytes]:
+def _parts(response: Any, size: int = _PART, decode: bool = True) -> Iterator[bytes]:
     """Give a body as it comes; an older urllib3 waits until a part is whole."""
     raw = response.raw
     if not hasattr(raw, "read1"):
-        yield from response.iter_content(_PART)
+        yield from raw.stream(size, decode_content=decode)
         return
-    while part := raw.read1(_PART, decode_content=True):
+    while part := raw.read1(size, decode_content=decode):
         yield part
 
 

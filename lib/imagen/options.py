@@ -99,7 +99,7 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
     found = Told(
         defaults=_defaults(said),
         default_backend=config["default_backend"],
-        overrides=dict(_pair("--set", text) for text in said["sets"] or ()),
+        overrides=dict(pair("--set", text) for text in said["sets"] or ()),
         count=said["count"],
         again=bool(said["again"]),
         out_dir=expanded(out_dir).absolute() if out_dir else config["output.dir"],
@@ -129,7 +129,7 @@ def _defaults(said: Mapping[str, Any]) -> Record:
         "scheduler": said["scheduler"],
         "negative_prompt": said["negative"],
         "style": said["style"],
-        "options": dict(_pair("--option", text) for text in said["options"] or ()) or None,
+        "options": dict(pair("--option", text) for text in said["options"] or ()) or None,
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -159,7 +159,8 @@ def _seconds(option: str, text: str | None) -> float | None:
     return value
 
 
-def _pair(option: str, text: str) -> tuple[str, Any]:
+def pair(option: str, text: str) -> tuple[str, Any]:
+    """Read K=V as `--option` and `--set` take it."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise UsageFault(f"{option} takes K=V, not {text[:40]!r}")

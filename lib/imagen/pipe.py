@@ -112,7 +112,7 @@ class Report:
         self.tool = tool
         self.quiet = quiet
         self.verbose = verbose
-        self._shows = not quiet and sys.stderr is not None and sys.stderr.isatty()
+        self.shows = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._shown = ""
 
     def say(self, text: str) -> None:
@@ -143,7 +143,7 @@ class Report:
 
     def progress(self, elapsed: float, text: str) -> None:
         """Show what a wait of more than a second waits for, over the last such line."""
-        if self._shows and elapsed >= 1:
+        if self.shows and elapsed >= 1:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
             self._shown = visible(f"{elapsed:.0f} s  {text}")[: max(width - 1, 10)]
             start, end = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[2m", "\x1b[0m")

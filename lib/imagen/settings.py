@@ -41,6 +41,10 @@ KEYS: dict[str, dict[str, Key]] = {
         "schema": Key("string", "imagen"),
         "owner_user_id": Key("uuid", None, "IMAGEN_OWNER_USER_ID"),
     },
+    "models": {
+        "dir": Key("path", None, "IMAGEN_MODELS_DIR"),
+        "url": Key("url", "https://huggingface.co", "HF_ENDPOINT"),
+    },
     "usage": {"sink": Key("local|supabase|both", "local")},
     "budget": {
         "per_render": Key("amount"),

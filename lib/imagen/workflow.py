@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import Refused, WorkflowFault, suggest
 from .record import REQUEST, checked
-from .settings import expanded
+from .settings import check, expanded
 
 BUNDLED = Path(__file__).parent / "data" / "workflows"
 MAX_BYTES = 16 * 2**20
@@ -30,23 +31,34 @@ Graph = dict[str, dict[str, Any]]
 
 
 class Model(NamedTuple):
-    """A model file that a workflow names: its name, ComfyUI's folder for it, and its source."""
+    """A model file that a workflow names, ComfyUI's folder for it, and what is known of the file.
+
+    `size` is in bytes; `accept` is the page where its licence must be accepted, where it must.
+    """
 
     file: str
-    folder: str
-    source: str
+    folder: str = ""
+    sources: tuple[str, ...] = ()
+    size: int | None = None
+    sha256: str | None = None
+    licence: str = ""
+    accept: str = ""
 
 
 @dataclass(slots=True)
 class Workflow:
-    """A workflow: its name, its graph with placeholders, and what `_imagen` says of it."""
+    """A workflow: its name, its graph with placeholders, and what `_imagen` says of it.
+
+    `named` is what a command line calls it: a bundled name, or the path of its file.
+    """
 
     name: str
     graph: Graph
     description: str = ""
     defaults: dict[str, Any] = field(default_factory=dict)
     size_multiple: int = 8
-    models: list[dict[str, str]] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=list)
+    named: str = ""
 
     def placeholders(self) -> set[str]:
         """Give the names of all placeholders in the graph."""
@@ -64,13 +76,50 @@ class Workflow:
         return [key for key, node in self.graph.items() if node["class_type"] == class_type]
 
     def needs(self, values: Mapping[str, Any]) -> list[Model]:
-        """Give the model files that it needs with these values, placeholders filled in."""
-        found = []
-        for model in self.models:
-            hole = _WHOLE.fullmatch(model["file"])
-            name = values.get(hole[1], self.defaults.get(hole[1])) if hole else model["file"]
-            found.append(Model(str(name), model.get("folder", ""), model.get("source", "")))
-        return found
+        """Give the model files that it needs with these values, placeholders filled in.
+
+        What `_imagen` knows of a file it knows of the default one: of another only the folder.
+        """
+        return [_needed(model, self.defaults, values) for model in self.models]
+
+    def cure(self, missing: Iterable[str], given: Mapping[str, Any]) -> str | None:
+        """Say what brings missing model files to where ComfyUI runs; None when nobody knows.
+
+        `given` are the placeholders that have another value than the default.
+        """
+        needed = {model.file: model for model in self.needs(given) if model.file in missing}
+        names = [hole[1] for model in self.models if (hole := _WHOLE.fullmatch(model["file"]))]
+        chosen = [
+            name for name in names if given.get(name, None) not in (None, self.defaults.get(name))
+        ]
+        words = [
+            "imagen-models",
+            "fetch",
+            self.named,
+            *(f"--option={n}={given[n]}" for n in chosen),
+        ]
+        says = [
+            f"no source is known for {model.file}, which goes into models/{model.folder}"
+            for model in needed.values()
+            if not model.sources
+        ]
+        if any(model.sources for model in needed.values()):
+            says.append(f"where ComfyUI runs: {shlex.join(words)}")
+        return "; ".join(says) or None
+
+
+def _needed(about: Mapping[str, Any], defaults: Mapping[str, Any], values: Any) -> Model:
+    hole = _WHOLE.fullmatch(about["file"])
+    usual = defaults.get(hole[1]) if hole else about["file"]
+    name = values.get(hole[1], usual) if hole else usual
+    folder = about.get("folder", "")
+    if name is None or name != usual:
+        return Model(about["file"] if name is None else str(name), folder)
+    source = about.get("source", ())
+    sources = (source,) if isinstance(source, str) else tuple(source)
+    known = {key: about[key] for key in ("size", "licence", "accept") if key in about}
+    sha256 = about["sha256"].lower() if "sha256" in about else None
+    return Model(str(name), folder, sources, sha256=sha256, **known)
 
 
 def bundled() -> list[str]:
@@ -102,7 +151,9 @@ def load(name: str, folder: Path | None = None) -> Workflow:
             data = stream.read(MAX_BYTES + 1)
     except OSError as fault:
         raise WorkflowFault(f"cannot read workflow {path}: {fault.strerror}") from None
-    return parse(path.stem, data)
+    found = parse(path.stem, data)
+    found.named = str(path.absolute()) if is_path(name) else name
+    return found
 
 
 def parse(name: str, data: bytes) -> Workflow:
@@ -187,14 +238,55 @@ def _checked_about(name: str, about: Any) -> dict[str, Any]:
         if not isinstance(value, kinds[key]) or (isinstance(value, int) and not 1 <= value <= 1024):
             raise WorkflowFault(f"workflow {name}: _imagen.{key} must be a {kinds[key].__name__}")
     for model in about.get("models", []):
-        if not isinstance(model, dict) or not isinstance(model.get("file"), str):
-            raise WorkflowFault(f"workflow {name}: each of _imagen.models needs a file")
+        for fault in _model_faults(model):
+            raise WorkflowFault(f"workflow {name}: each of _imagen.models {fault}")
     defaults = {n: v for n, v in about.get("defaults", {}).items() if n in REQUEST}
     try:
         checked({"prompt": "sound?", **defaults})
     except Refused as fault:
         raise WorkflowFault(f"workflow {name}: _imagen.defaults: {fault.message}") from None
     return about  # type: ignore[no-any-return]
+
+
+def _model_faults(model: Any) -> Iterator[str]:
+    """Yield what is wrong with one of the model files, as the end of a sentence."""
+    if not isinstance(model, dict) or not isinstance(model.get("file"), str):
+        yield "needs a file"
+        return
+    for key in model.keys() - _OF_MODEL.keys():
+        yield f"has no {key!r} ({suggest(key, _OF_MODEL)})"
+    for key in model.keys() & _OF_MODEL.keys():
+        says, good = _OF_MODEL[key]
+        if not good(model[key]):
+            yield f"needs {says} for its {key}, not {str(model[key])[:80]!r}"
+
+
+def is_inside(path: Any) -> bool:
+    """Whether a text names a place below a folder, by names that hide and escape nothing."""
+    return isinstance(path, str) and all(
+        re.fullmatch(r"[^.\\\s/][^\\/]*", part) and part.isprintable() for part in path.split("/")
+    )
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and not list(check((), "url", value))
+
+
+_OF_MODEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "file": ("a path inside its folder", is_inside),
+    "folder": ("a folder inside models", is_inside),
+    "source": (
+        "an address, or a list of them,",
+        lambda said: all(map(_is_url, said if isinstance(said, list) and said else [said])),
+    ),
+    "size": ("a number of bytes", lambda said: type(said) is int and 0 < said < 2**50),
+    "sha256": (
+        "64 hexadecimal digits",
+        lambda said: isinstance(said, str) and bool(re.fullmatch("[0-9a-fA-F]{64}", said)),
+    ),
+    "licence": ("text", lambda said: isinstance(said, str)),
+    "accept": ("the address of a page", _is_url),
+}
 
 
 def _holes(graph: Graph) -> Iterator[tuple[str, str, str]]:

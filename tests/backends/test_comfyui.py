@@ -524,8 +524,26 @@ def test_a_missing_model_is_named_with_where_to_get_it(server: ComfyUI, make: Ma
     assert (fault.code, fault.retry, fault.exit_status) == ("missing_model", "never", 1)
     assert "ae.safetensors is not installed" in fault.message
     assert "clip_l.safetensors is not installed" in fault.message
-    assert "docs/setup-comfyui-mrock.md" in str(fault.hint)
+    assert fault.hint == "where ComfyUI runs: imagen-models fetch flux1-schnell"
     assert asks(server, "POST /prompt") == 1
+
+
+def test_a_missing_model_of_the_instances_own_has_no_source_but_a_folder(
+    server: ComfyUI, make: Make
+) -> None:
+    fault = failure(make(unet="mine.safetensors"))
+    assert fault.code == "missing_model"
+    assert fault.hint == (
+        "no source is known for mine.safetensors, which goes into models/diffusion_models"
+    )
+
+
+def test_a_missing_model_that_a_request_names_points_to_the_page(
+    server: ComfyUI, make: Make
+) -> None:
+    fault = failure(make(), options={"unet": "mine.safetensors"})
+    assert fault.code == "missing_model"
+    assert "docs/setup-comfyui-mrock.md" in str(fault.hint)
 
 
 def with_a_sound_output(folder: Path) -> str:
@@ -549,7 +567,7 @@ def test_a_model_that_only_some_outputs_miss_stops_them_all(
     fault = failure(make(workflow=with_a_sound_output(tmp_path)))
     assert fault.code == "missing_model"
     assert "ae.safetensors is not installed" in fault.message
-    assert "docs/setup-comfyui-mrock.md" in str(fault.hint)
+    assert "imagen-models fetch" in str(fault.hint)
     assert server.queue() == (running[0] if running else None, [])
     assert submitted(server) == [handle()]
 
@@ -1060,7 +1078,7 @@ def test_the_status_says_what_is_missing(server: ComfyUI, backend: Open, closed_
     incomplete = backend().status(ask=True)
     assert incomplete.state == "incomplete"
     assert "no ae.safetensors for vae_name of node 39 (VAELoader)" in incomplete.detail
-    assert "docs/setup-comfyui-mrock.md" in incomplete.detail
+    assert "imagen-models fetch flux1-schnell" in incomplete.detail
     del server.classes["KSampler"]
     assert "no node KSampler" in backend().status(ask=True).detail
     away = backend(url=closed_url, boot_hint="wake the-box").status(ask=True)

@@ -78,7 +78,7 @@ def test_a_check_of_the_mock_is_ok(tool):
     assert (ran.status, ran.record["status"]) == (0, "ok")
 
 
-def test_a_check_looks_for_nodes_and_model_files(tool, configure):
+def test_a_check_looks_for_nodes_and_model_files_and_says_what_cures(tool, configure):
     with ComfyUI() as server:
         configure(local(server.url, workflow="flux1-schnell"))
         assert tool("backends", "--check", "local").record["status"] == "ok"
@@ -86,9 +86,32 @@ def test_a_check_looks_for_nodes_and_model_files(tool, configure):
         del server.classes["ModelSamplingFlux"]
         ran = tool("backends", "--check", "local")
     assert ran.status == 1
-    assert "ae.safetensors" in ran.record["status"]
-    assert "ModelSamplingFlux" in ran.record["status"]
-    assert "docs/setup-comfyui-mrock.md" in ran.record["status"]
+    assert ran.record["missing_models"] == ["ae.safetensors"]
+    assert ran.record["missing_nodes"] == ["ModelSamplingFlux"]
+    assert ran.record["cure"] == "where ComfyUI runs: imagen-models fetch flux1-schnell"
+    assert ran.record["status"] == (
+        "incomplete (no ae.safetensors for vae_name of node 39 (VAELoader); "
+        f"no node ModelSamplingFlux; {ran.record['cure']})"
+    )
+
+
+@pytest.mark.parametrize("how", ["unet: mine.safetensors", "options: {unet: mine.safetensors}"])
+def test_a_check_of_a_file_of_the_instances_own_says_that_it_has_no_source(tool, configure, how):
+    with ComfyUI() as server:
+        configure(local(server.url) + f"    {how}\n")
+        row = tool("backends", "--check", "local").record
+        assert row["missing_models"] == ["mine.safetensors"]
+        assert row["cure"].startswith("no source is known for mine.safetensors")
+        server.uninstall("ae.safetensors")
+        row = tool("backends", "--check", "local").record
+    assert row["cure"].endswith("imagen-models fetch flux1-schnell --option=unet=mine.safetensors")
+
+
+def test_a_value_that_a_server_does_not_offer_is_no_missing_file(tool, configure):
+    with ComfyUI() as server:
+        configure(local(server.url) + "    options: {sampler: no-such}\n")
+        row = tool("backends", "--check", "local").record
+    assert "missing_models" not in row
 
 
 def test_headers_from_the_environment_are_asked_for_and_never_shown(tool, configure):
@@ -169,7 +192,7 @@ def test_an_instance_that_is_wrong_is_a_line_that_says_why(tool, configure, sett
     assert tool("backends", "--check").status == 1
 
 
-def test_on_a_terminal_it_is_a_table(tool, configure):
+def test_on_terminal_it_is_a_table(tool, configure):
     configure(tool("config", "sample").out.decode())
     lines = tool.on_terminal("backends", NO_COLOR="1").splitlines()
     assert lines[0].split() == ["name", "type", "model", "workflow", "status"]

@@ -119,10 +119,14 @@ class Ran(NamedTuple):
 
 
 class Status(NamedTuple):
-    """Whether an instance can be used: ok, not configured (…), unreachable (…), incomplete (…)."""
+    """Whether an instance can be used: ok, not configured (…), unreachable (…), incomplete (…).
+
+    `lacks` are more fields of an incomplete one's line: what is missing, and what cures it.
+    """
 
     state: str
     detail: str = ""
+    lacks: Mapping[str, Any] = {}
 
     def __str__(self) -> str:
         """Give it as one text."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -20,6 +20,7 @@ from ..errors import (
     ConfigFault,
     IdTaken,
     ImagenError,
+    MissingModel,
     Refused,
     Rejected,
     RenderFailed,
@@ -29,7 +30,7 @@ from ..errors import (
 )
 from ..record import canonical_uuid
 from ..settings import Key
-from ..workflow import Workflow
+from ..workflow import Model, Workflow
 from ..workflow_check import Finding
 from . import BASE_KEYS, Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
@@ -46,6 +47,7 @@ KEYS = {
 _MIN_SIZE, _MAX_SIZE = 16, 16384  # of EmptySD3LatentImage in /object_info
 _FIELDS = workflow.FIELDS
 _REQUESTED = {"prompt", "negative_prompt", "seed", *_FIELDS}  # never filled by options
+_MISSING = {"model": "missing_models", "node": "missing_nodes"}
 _SHARE = 0.04  # of the time waited: the poll is never far behind and never a burden
 _AT_LEAST_S = 10  # for the requests that even a wait of no time needs
 _LOOK_S = 1.0  # how often /queue, which carries whole graphs, is asked beside /history
@@ -150,7 +152,8 @@ class ComfyUI:
     def _given(self, flow: Workflow | None = None) -> dict[str, Any]:
         """Give the placeholders that the instance itself fills (unet, vae, …)."""
         names = (flow or self.workflow).placeholders() - {*KEYS, *BASE_KEYS}
-        given = {name: self._settings.get(name) for name in names}
+        options = self._settings.get("options", {})
+        given = {name: options.get(name, self._settings.get(name)) for name in names - _REQUESTED}
         return {name: value for name, value in given.items() if value is not None}
 
     def _rounded(self, name: str, asked: int, plan: Plan) -> int:
@@ -175,14 +178,16 @@ class ComfyUI:
         try:
             said = self._server.post("/prompt", plan.payload).json_object()
         except Rejected as fault:
-            raise comfy_api.refusal(fault) from None
+            raise self._with_cure(comfy_api.refusal(fault)) from None
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
         if said.get("node_errors"):
             with suppress(ImagenError):
                 self.cancel(handle)  # the nodes without fault were queued all the same
-            raise comfy_api.node_fault(
-                said["node_errors"], "some outputs of the workflow are refused"
+            raise self._with_cure(
+                comfy_api.node_fault(
+                    said["node_errors"], "some outputs of the workflow are refused"
+                )
             )
         if said.get("prompt_id") != handle:
             raise RenderFailed(
@@ -271,7 +276,29 @@ class ComfyUI:
             return Status("unreachable", self._with_boot_hint(fault).as_line())
         except ImagenError as fault:
             return Status("unreachable", fault.message)
-        return Status("incomplete", "; ".join(lacks)) if lacks else Status("ok")
+        return self._incomplete(lacks) if lacks else Status("ok")
+
+    def _incomplete(self, lacks: list[comfy_api.Lack]) -> Status:
+        names = {
+            kind: [*dict.fromkeys(one.name for one in lacks if one.kind == kind)]
+            for kind in _MISSING
+        }
+        cure = names["model"] and (self._cure(names["model"]) or MissingModel.hint)
+        says = [*dict.fromkeys(one.says for one in lacks), *([cure] if cure else [])]
+        told = {field: names[kind] for kind, field in _MISSING.items() if names[kind]}
+        return Status("incomplete", "; ".join(says), {**told, **({"cure": cure} if cure else {})})
+
+    def needs(self, options: Mapping[str, Any]) -> list[Model]:
+        """Give the model files that it needs, as the instance and these options name them."""
+        return self.workflow.needs({**self._given(), **options})
+
+    def _cure(self, files: Iterable[str]) -> str | None:
+        return self.workflow.cure([*files], self._given())
+
+    def _with_cure(self, fault: ImagenError) -> ImagenError:
+        if isinstance(fault, MissingModel):
+            fault.hint = self._cure(fault.files) or fault.hint
+        return fault
 
     @_reading
     def judged(self, flow: Workflow) -> list[Finding]:
@@ -280,14 +307,13 @@ class ComfyUI:
         for kind in dict.fromkeys(node["class_type"] for node in flow.graph.values()):
             if kind.strip("."):  # else it would lead to another page
                 classes |= self._look(f"/object_info/{quote(kind, safe='')}")
-        return workflow_classes.judged(flow, self._standing(flow), classes)
+        found = workflow_classes.judged(flow, self._standing(flow), classes)
+        cure = flow.cure([one.file for one in found if one.file], self._given(flow))
+        return [one._replace(hint=cure) if one.file and cure else one for one in found]
 
     def _standing(self, flow: Workflow) -> dict[str, Any]:
         """Give what this instance fills a workflow's placeholders with when no request says it."""
-        options = self._settings.get("options", {})
-        own = flow.placeholders() - _REQUESTED
-        given = {**self._given(flow), **{name: options[name] for name in options.keys() & own}}
-        steps = self._settings.get("default_steps")
+        given, steps = self._given(flow), self._settings.get("default_steps")
         return given if steps is None else {**given, "steps": steps}
 
     def about(self) -> dict[str, str]:
@@ -374,7 +400,7 @@ class ComfyUI:
         except (ImagenError, LookupError, TypeError, ValueError):
             return {}
 
-    def _lacks(self) -> Iterator[str]:
+    def _lacks(self) -> Iterator[comfy_api.Lack]:
         """Yield the node classes and files of our workflow that the server does not have."""
         known = self.workflow.defaults | self._given()
         for key, node in self.workflow.graph.items():

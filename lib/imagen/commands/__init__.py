@@ -9,6 +9,7 @@ TOOLS = {
     "compare": "Send one request to several backends, and show what came side by side.",
     "backends": "List the backends and whether they can be used.",
     "workflow": "List, show and check ComfyUI workflows; make one of an export.",
+    "models": "Show, fetch and verify the model files that workflows need.",
     "config": "Print a sample configuration, check one, or show what is in force.",
     "migrate": "Set up the database: apply the SQL migrations, each once.",
     "log-usage": "Write down what each render cost, once.",

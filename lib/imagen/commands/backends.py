@@ -51,7 +51,9 @@ def _rows(values: Config, names: list[str], check: bool) -> Iterator[dict[str, A
         row: dict[str, Any] = {"name": name, "type": values.backends[name]["type"]}
         try:
             backend = backends.open_backend(name, values, config.ledger_path().parent)
-            yield {**row, **backend.about(), "status": str(backend.status(check)), "checked": check}
+            found = backend.status(check)
+            told = {"status": str(found), "checked": check, **found.lacks}
+            yield {**row, **backend.about(), **told}
         except (ConfigFault, Refused) as fault:
             yield {
                 **row,

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -20,12 +20,23 @@ def lock(folder: Path, name: str, wait: bool = True) -> Iterator[bool]:
 
     NoLocks when there is no place for it.
     """
-    path = folder / hashlib.sha256(name.encode()).hexdigest()
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        descriptor = _locked(path, wait)
-    except OSError as fault:
-        raise NoLocks(f"{fault.strerror}: {fault.filename or folder}") from None
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            path = folder / hashlib.sha256(name.encode()).hexdigest()
+            held = stack.enter_context(lock_file(path, wait))
+        except OSError as fault:
+            raise NoLocks(f"{fault.strerror}: {fault.filename or folder}") from None
+        yield held
+
+
+@contextmanager
+def lock_file(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock as a file of its own, which is not there while nobody does; else as `lock`.
+
+    OSError when there is no place for it.
+    """
+    descriptor = _locked(path, wait)
     try:
         yield descriptor is not None
     finally:
