@@ -75,6 +75,11 @@ class QueueLike(Protocol):
     def done(self, job_id: str, fence: int, image_id: str | None) -> bool:
         """It is made. As all that ends a hold: True too when said again, False when it is lost."""
 
+    def done_and_next(
+        self, job_id: str, fence: int, image_id: str | None, *who: Any
+    ) -> tuple[bool, Claimed | None]:
+        """Say `done`, and `claim` for `who` (claim's arguments), in one round trip."""
+
     def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
         """It is given up: a line for people, and the record's error object."""
 
@@ -127,8 +132,7 @@ class Queue:
         self, worker: str, backends: Sequence[str] | None, default_backend: str
     ) -> Claimed | None:
         """See QueueLike."""
-        names = None if backends is None else list(backends)
-        values = (worker, names, default_backend, names)
+        values = _asker(worker, backends, default_backend)
         rows = self._database.run("job_claim", *values, settings=IN_ORDER)
         return _claimed(rows[0]) if rows else None
 
@@ -150,6 +154,15 @@ class Queue:
     def done(self, job_id: str, fence: int, image_id: str | None) -> bool:
         """See QueueLike."""
         return self._leave(job_id, fence, "done", image_id=image_id)
+
+    def done_and_next(
+        self, job_id: str, fence: int, image_id: str | None, *who: Any
+    ) -> tuple[bool, Claimed | None]:
+        """See QueueLike."""
+        values = (image_id, job_id, fence, *_asker(*who))
+        ((held, *row),) = self._database.run("job_next", *values, settings=IN_ORDER)
+        ours = held or self.done(job_id, fence, image_id)  # it may have been said before
+        return ours, None if row[0] is None else _claimed(tuple(row))
 
     def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
         """See QueueLike."""
@@ -250,6 +263,14 @@ class Queue:
         """Give the jobs of these statuses, inserted since an ISO time, the newest first."""
         rows = self._database.run("job_list", list(statuses), since, since, statement_s=60)
         return [json.loads(text) for (text,) in rows]
+
+
+def _asker(
+    worker: str, backends: Sequence[str] | None, default_backend: str
+) -> tuple[str, list[str] | None, str, list[str] | None]:
+    """Give the values of job_claim."""
+    names = None if backends is None else list(backends)
+    return worker, names, default_backend, names
 
 
 def _claimed(row: Row) -> Claimed:

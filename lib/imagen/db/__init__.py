@@ -145,11 +145,21 @@ def queries() -> dict[str, str]:
 
 
 def parse_queries(text: str) -> dict[str, str]:
-    """Take text apart into its `-- name:` blocks; ValueError when a name stands twice."""
+    """Take text apart into its `-- name:` blocks; ValueError when a name stands twice.
+
+    A line `:name` in a block stands for the block of that name, without its `;`.
+    """
     found: dict[str, str] = {}
     for block in re.split(r"^-- name:", text, flags=re.MULTILINE)[1:]:
         name, _, sql = block.partition("\n")
         if name.strip() in found:
             raise ValueError(f"two queries named {name.strip()}")
         found[name.strip()] = sql.strip()
-    return found
+    return {name: _put_together(sql, found) for name, sql in found.items()}
+
+
+def _put_together(sql: str, blocks: Mapping[str, str]) -> str:
+    def block(meant: re.Match[str]) -> str:
+        return blocks[meant[1]].rstrip(";")
+
+    return re.sub(r"^ *:(\w+)$", block, sql, flags=re.MULTILINE)
