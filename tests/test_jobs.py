@@ -15,6 +15,7 @@ import requests
 from fake_queue import FakeQueue
 from imagen import db, jobs
 from imagen.db import Database, DatabaseFault, Ear, Notify
+from imagen.db.kept import named
 from imagen.jobs import MOST_CLAIMS, Queue
 
 OWNER, OTHER = str(uuid.UUID(int=10)), str(uuid.UUID(int=11))
@@ -426,6 +427,26 @@ def test_finished_jobs_are_not_looked_at(name, statistics, full):
     assert INDEXES[name] in plan, plan
     assert "Seq Scan on jobs" not in plan, plan
     assert "Sort" not in plan, plan
+
+
+@pytest.mark.parametrize("name", ["job_claim", "job_next"])
+def test_a_plan_that_is_kept_from_an_empty_table_is_right_for_a_full_one(name, cluster):
+    with cluster.database() as place, connected(place) as database:
+        with database.transaction() as step:
+            step.rows("set plan_cache_mode = force_generic_plan")
+        said = {"settings": jobs.IN_ORDER, "kept": True}
+        database.run(name, *VALUES[name], **said)
+        with place.cursor() as cursor:
+            cursor.execute(
+                "insert into imagen.jobs (owner_user_id, prompt)"
+                f" select '{OWNER}', 'p' from generate_series(1, 5000)"
+            )
+        marks = named(db.queries()[name])[2]
+        with database.transaction() as step:
+            lines = step.rows(f"explain (costs off) {marks}", *VALUES[name])
+    plan = "\n".join(line for (line,) in lines)
+    assert "jobs_pending" in plan and "$" in plan, plan
+    assert "Seq Scan on jobs" not in plan and "Sort" not in plan, plan
 
 
 # -- the real one: many at once --------------------------------------------------------------------

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 LEASE_S = 10  # of sql/queries.sql: job_claim, job_renew
 MOST_CLAIMS = 5  # of job_rescue: without an answer
 WAKE, DONE = "imagen_jobs", "imagen_jobs_done"  # the channels of sql/006_imagen_jobs.sql
-# A claim reads its index in order; with old statistics the planner would sort all that waits.
-IN_ORDER = {"enable_sort": "off"}
+# A claim reads its index in order; with old statistics the planner would sort all that waits. Its
+# plan is kept: one that was made for a small table must not read all of it when it has grown.
+IN_ORDER = {"enable_sort": "off", "enable_seqscan": "off"}
 STATUSES = ("pending", "running", "done", "failed", "cancelled")
 POISONOUS = {
     "tool": "imagen-listen",
@@ -133,12 +134,13 @@ class Queue:
     ) -> Claimed | None:
         """See QueueLike."""
         values = _asker(worker, backends, default_backend)
-        rows = self._database.run("job_claim", *values, settings=IN_ORDER)
+        rows = self._database.run("job_claim", *values, settings=IN_ORDER, kept=True)
         return _claimed(rows[0]) if rows else None
 
     def intend(self, job_id: str, fence: int, request: Mapping[str, Any]) -> bool:
         """See QueueLike."""
-        return bool(self._database.run("job_intend", as_json(request), job_id, fence))
+        values = (as_json(request), job_id, fence)
+        return bool(self._database.run("job_intend", *values, settings=IN_ORDER, kept=True))
 
     def renew(self, worker: str, held: Mapping[str, int]) -> set[str]:
         """See QueueLike."""
@@ -160,7 +162,7 @@ class Queue:
     ) -> tuple[bool, Claimed | None]:
         """See QueueLike."""
         values = (image_id, job_id, fence, *_asker(*who))
-        ((held, *row),) = self._database.run("job_next", *values, settings=IN_ORDER)
+        ((held, *row),) = self._database.run("job_next", *values, settings=IN_ORDER, kept=True)
         ours = held or self.done(job_id, fence, image_id)  # it may have been said before
         return ours, None if row[0] is None else _claimed(tuple(row))
 
