@@ -25,7 +25,7 @@ help:
 	@echo 'make soak         kill a thousand renders at random steps, and workers over a thousand jobs; and installs'
 	@echo 'make install-systemd  the worker as a user unit (ENV_FILE=path of its environment)'
 	@echo 'make install-comfyui  a ComfyUI server on this machine (OPTIONS=--dry-run prints every command)'
-	@echo 'make bench        measure start-up, pipes, lateness and memory beside their peers'
+	@echo 'make bench        measure start-up, pipes, lateness, memory and jobs beside their peers'
 	@echo 'make wheel-check  build wheel and sdist, install each elsewhere, render with it'
 	@echo 'make clean        remove what was made here (not ./demo-output)'
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pipes
 import tempfile
 
+import jobs
 import lateness
 import memory
 import sheets
@@ -12,5 +13,5 @@ import startup
 import uploads
 
 with tempfile.TemporaryDirectory() as state:
-    for part in (startup, pipes, memory, lateness, sheets, uploads):
+    for part in (startup, pipes, memory, lateness, sheets, uploads, jobs):
         part.main(state)

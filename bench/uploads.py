@@ -37,8 +37,8 @@ for line in sys.stdin:
         assert hashlib.file_digest(file, "sha256").hexdigest() == record["sha256"]
         path = f"{record['date']}/{record['slug']}-{record['seed']}.png"
         columns = "id,sha256,storage_path"
-        assert not table().select(columns).eq("id", record["render_id"]).execute().data
-        assert not table().select(columns).eq("storage_path", path).execute().data
+        either = f"id.eq.{record['render_id']},storage_path.eq.{path}"
+        assert not table().select(columns).or_(either).execute().data
         file.seek(0)
         bucket.upload(path, file, {"content-type": "image/png", "upsert": "true"})
     alike = ("backend", "model", "prompt", "seed", "width", "height", "bytes", "sha256")

@@ -1,4 +1,5 @@
--- Named queries. A block starts with "-- name:"; the line after it says what it is for.
+-- Named queries. A block starts with "-- name:"; the line after it says what it is for. A line with
+-- :NAME alone stands for the block of that name.
 
 -- name: owner_user_id
 -- Whose images these are: the UUID for supabase.owner_user_id.
@@ -69,6 +70,21 @@ where id = any (array(
 returning id::text, fence, attempts, max_attempts, claims, owner_user_id::text, prompt, backend,
   params::text, request::text, extract(epoch from now() - intended_at)::float8,
   case when request is null then set_config('synchronous_commit', 'off', true) end;
+
+-- name: job_next
+-- One is made, and who made it takes the next, in one round trip. Where the claim need not be on disk
+-- this need not either: job_intend, which is sent at once, brings both there. What a crash of the
+-- server forgets before that is a job that ran and was not answered: it is asked for again.
+with made as (
+  update imagen.jobs set
+    status = 'done', attempts = attempts + 1, claims = 0, lease = null, finished_at = now(),
+    image_id = coalesce(%s::uuid, image_id), error = null, error_detail = null
+  where id = %s and fence = %s and status = 'running'
+  returning 1
+), claimed as (
+  :job_claim
+)
+select exists (select from made), claimed.* from (values (1)) as always left join claimed on true;
 
 -- name: job_intend
 -- Keep the line that is about to be sent, and since when it may have been; the first one stays.

@@ -152,6 +152,12 @@ class FakeQueue:
             job.image_id, job.error, job.error_detail = image_id, None, None
         return self._is(job_id, fence, "done")
 
+    def done_and_next(
+        self, job_id: str, fence: int, image_id: str | None, *who: Any
+    ) -> tuple[bool, Claimed | None]:
+        self.calls.append("done_and_next")
+        return self.done(job_id, fence, image_id), self.claim(*who)
+
     def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
         self._called("failed")
         if job := self._leave(job_id, fence, "failed"):

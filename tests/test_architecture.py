@@ -136,6 +136,7 @@ ALLOWED: dict[str, set[str]] = {
     "db": {"db", "errors"},
     "db.connection": {"errors"},
     "db.ear": {"db"},
+    "db.kept": set(),
     "migrations": {"errors", "db"},
     "config": {"errors", "record", "settings"},
     "preview": {"errors"},

@@ -227,6 +227,11 @@ def test_a_name_stands_once():
         db.parse_queries("-- name: one\nselect 1;\n-- name: one\nselect 2;\n")
 
 
+def test_a_name_alone_on_a_line_stands_for_that_block():
+    text = "-- name: one\nwith a as (\n  :two\n)\nselect ':two'::text;\n-- name: two\nselect 2;\n"
+    assert db.parse_queries(text)["one"] == "with a as (\nselect 2\n)\nselect ':two'::text;"
+
+
 @pytest.mark.parametrize("name", sorted(db.queries()))
 def test_every_named_query_says_what_it_is_for_and_is_understood_by_the_server(name, database):
     sql = db.queries()[name]

@@ -143,3 +143,19 @@ def test_the_queue_works_behind_a_transaction_pooler(pooled, place):
         with pytest.raises(DatabaseFault):
             database.run("job_claim", "w", 1, "mock", 1)
         assert queue.claim("w", None, "mock") is None
+
+
+def test_what_the_server_keeps_is_sent_whole_where_the_next_connection_knows_no_name(pooled):
+    def asked(database):
+        return database.run("job_waiting", ["no"], "no", ["no"], kept=True)
+
+    with connect(Database, pooled) as one, connect(Database, pooled) as other:
+        assert asked(one) == asked(one) == [(None,)]
+        assert asked(other) == [(None,)], "the server has the name already, from another client"
+        with (
+            other.transaction() as step
+        ):  # takes the only connection to the server: another is made
+            step.rows("select 1")
+            assert asked(one) == [(None,)]
+            assert one._kept.asked("select %s") == "select %s"
+        assert asked(one) == asked(other) == [(None,)]

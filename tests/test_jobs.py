@@ -15,6 +15,7 @@ import requests
 from fake_queue import FakeQueue
 from imagen import db, jobs
 from imagen.db import Database, DatabaseFault, Ear, Notify
+from imagen.db.kept import named
 from imagen.jobs import MOST_CLAIMS, Queue
 
 OWNER, OTHER = str(uuid.UUID(int=10)), str(uuid.UUID(int=11))
@@ -187,6 +188,29 @@ def test_done(both):
     row = both.of(found.id)
     assert (row["status"], row["attempts"], row["claims"]) == ("done", 1, 0)
     assert row["lease"] is None
+
+
+def test_done_and_the_next_in_one_call(both):
+    found, later = claimed(both, priority=1), both.add("another")
+    image_id, who = None, ("w", ["mock"], "mock")
+    ours, after = both.queue.done_and_next(found.id, found.fence, image_id, *who)
+    assert (ours, after.id, after.prompt, after.first) == (True, later, "another", True)
+    row = both.of(found.id)
+    assert (row["status"], row["attempts"], row["claims"]) == ("done", 1, 0)
+    assert (both.of(later)["status"], both.of(later)["worker"]) == ("running", "w")
+    assert both.queue.done_and_next(found.id, found.fence, image_id, *who) == (True, None)
+    assert both.of(found.id)["attempts"] == 1
+
+
+def test_who_lost_a_job_closes_it_not_and_has_the_next_all_the_same(both):
+    found, later = claimed(both, priority=1), both.add()
+    both.skip(11)
+    both.queue.rescue()
+    other = both.queue.claim("other", None, "mock")
+    assert other.id == found.id
+    ours, after = both.queue.done_and_next(found.id, found.fence, None, "w", None, "mock")
+    assert (ours, after.id) == (False, later)
+    assert both.of(found.id)["status"] == "running"
 
 
 def test_failed(both):
@@ -364,12 +388,14 @@ def test_answers_between_make_claims_harmless(both):
 FINISHED = 1_000_000 if os.environ.get("IMAGEN_SOAK") else 100_000
 INDEXES = {
     "job_claim": "jobs_pending",
+    "job_next": "jobs_pending",
     "job_rescue": "jobs_running",
     "job_waiting": "jobs_pending",
     "job_counts": "jobs_running",
 }
 VALUES = {
     "job_claim": ("w", ["mock"], "mock", ["mock"]),
+    "job_next": (None, OWNER, 1, "w", ["mock"], "mock", ["mock"]),
     "job_rescue": ("e", "{}", 0, None),
     "job_waiting": (["mock"], "mock", ["mock"]),
     "job_counts": (),
@@ -406,7 +432,7 @@ def test_finished_jobs_are_not_looked_at(name, statistics, full):
         if statistics == "known":
             cursor.execute("analyze imagen.jobs")
         cursor.execute("begin")
-        for setting, value in (jobs.IN_ORDER if name == "job_claim" else {}).items():
+        for setting, value in (jobs.IN_ORDER if name in ("job_claim", "job_next") else {}).items():
             cursor.execute(f"set local {setting} = {value}")
         cursor.execute(f"explain (analyze, costs off) {db.queries()[name]}", VALUES[name] or None)
         plan = "\n".join(line for (line,) in cursor.fetchall())
@@ -414,6 +440,26 @@ def test_finished_jobs_are_not_looked_at(name, statistics, full):
     assert INDEXES[name] in plan, plan
     assert "Seq Scan on jobs" not in plan, plan
     assert "Sort" not in plan, plan
+
+
+@pytest.mark.parametrize("name", ["job_claim", "job_next"])
+def test_a_plan_that_is_kept_from_an_empty_table_is_right_for_a_full_one(name, cluster):
+    with cluster.database() as place, connected(place) as database:
+        with database.transaction() as step:
+            step.rows("set plan_cache_mode = force_generic_plan")
+        said = {"settings": jobs.IN_ORDER, "kept": True}
+        database.run(name, *VALUES[name], **said)
+        with place.cursor() as cursor:
+            cursor.execute(
+                "insert into imagen.jobs (owner_user_id, prompt)"
+                f" select '{OWNER}', 'p' from generate_series(1, 5000)"
+            )
+        marks = named(db.queries()[name])[2]
+        with database.transaction() as step:
+            lines = step.rows(f"explain (costs off) {marks}", *VALUES[name])
+    plan = "\n".join(line for (line,) in lines)
+    assert "jobs_pending" in plan and "$" in plan, plan
+    assert "Seq Scan on jobs" not in plan and "Sort" not in plan, plan
 
 
 # -- the real one: many at once --------------------------------------------------------------------
@@ -468,14 +514,30 @@ def test_a_fence_that_a_crash_forgot_is_not_given_again(real):
     assert not real.queue.done(found.id, found.fence, None)
 
 
+@pytest.mark.parametrize("call", ["job_claim", "job_next"])
 @pytest.mark.parametrize(("request_", "waits"), [(None, "off"), ('{"a": 1}', "on")])
-def test_only_a_first_claim_is_not_waited_for(request_, waits, real):
+def test_only_a_first_claim_is_not_waited_for(request_, waits, call, real):
+    """Nor what is said in one breath with it: the line of the claim is waited for."""
+    before = claimed(real)
     real.add(request=request_)
+    made = (None, before.id, before.fence) if call == "job_next" else ()
     real.cursor.execute("set synchronous_commit = on")
     real.cursor.execute("begin")
-    real.cursor.execute(db.queries()["job_claim"], ("w", None, "mock", None))
+    real.cursor.execute(db.queries()[call], (*made, "w", None, "mock", None))
     real.cursor.execute("show synchronous_commit")
     assert real.cursor.fetchone() == (waits,)
+    real.cursor.execute("rollback")
+
+
+def test_where_nothing_is_next_the_end_of_a_job_is_waited_for(real):
+    found = claimed(real)
+    real.cursor.execute("set synchronous_commit = on")
+    real.cursor.execute("begin")
+    values = (None, found.id, found.fence, "w", None, "mock", None)
+    real.cursor.execute(db.queries()["job_next"], values)
+    assert real.cursor.fetchone()[:2] == (True, None)
+    real.cursor.execute("show synchronous_commit")
+    assert real.cursor.fetchone() == ("on",)
     real.cursor.execute("rollback")
 
 
@@ -585,6 +647,15 @@ def test_an_image_that_is_not_there_is_no_ones(real):
     with pytest.raises(DatabaseFault, match="23503"):
         real.queue.done(found.id, found.fence, str(uuid.uuid4()))
     assert real.of(found.id)["status"] == "running"
+
+
+def test_nothing_is_claimed_with_an_end_that_is_refused(real):
+    found, later = claimed(real, priority=1), real.add()
+    with pytest.raises(DatabaseFault, match="23503"):
+        image = str(uuid.uuid4())
+        real.queue.done_and_next(found.id, found.fence, image, "w", None, "mock")
+    assert real.of(found.id)["status"] == "running"
+    assert real.of(later)["status"] == "pending"
 
 
 def test_jobs_are_queued_once_and_in_order(real):

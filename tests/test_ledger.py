@@ -282,6 +282,15 @@ def test_from_intent_to_delivery_it_is_unfinished_and_taken_up_until_it_is_deliv
     assert (journal.unfinished(), journal.undelivered(UNNAMED)) == ([], [])
 
 
+@pytest.mark.parametrize(("synced", "mode"), [(True, "full"), (False, "normal")])
+def test_a_handle_is_on_the_disk_unless_the_intent_tells_it_already(journal, synced, mode):
+    said = []
+    journal.intend(intent(), UNNAMED)
+    journal._db._db.set_trace_callback(said.append)
+    assert journal.submitted("r", 1, "h", synced=synced)
+    assert f"pragma synchronous = {mode}" in said
+
+
 @pytest.mark.parametrize(
     "other", [Asker(False, "asked", "ben"), Asker(False, "other", "ann"), Asker(False, "", "")]
 )

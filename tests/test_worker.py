@@ -113,6 +113,17 @@ def test_a_notice_wakes_it_and_the_whole_backlog_is_drained(work, until):
     assert one.queue.jobs[names[0]].request["slug"] == f"a-cat-{names[0][:8]}"
 
 
+def test_the_end_of_a_job_and_the_next_claim_are_one_question(work):
+    one = work(begin=False, drain=True)
+    names = [one.queue.add() for _ in range(3)]
+    one.thread.start()
+    assert one.ended() == 0
+    ended = [index for index, call in enumerate(one.queue.calls) if call == "done_and_next"]
+    assert len(ended) == 3
+    assert all(one.queue.calls[index + 3] == "intend" for index in ended[:2]), one.queue.calls
+    assert [one.queue.jobs[name].claims for name in names] == [0, 0, 0]
+
+
 def test_drain_ends_when_nothing_is_due(work):
     one = work(begin=False, drain=True)
     names = [one.queue.add() for _ in range(3)]
@@ -160,7 +171,7 @@ def test_the_first_line_has_no_intended_at_and_the_next_ones_have_the_databases_
     assert began - 1010 < since < began - 995
 
 
-@pytest.mark.parametrize("call", ["claim", "intend", "done", "renew"])
+@pytest.mark.parametrize("call", ["claim", "intend", "done", "done_and_next", "renew"])
 def test_the_connection_may_be_lost_at_any_call(work, until, call, monkeypatch):
     """Also when the call took hold and only its answer was lost."""
     one = work(poll_s=0.2)

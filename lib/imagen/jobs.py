@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 LEASE_S = 10  # of sql/queries.sql: job_claim, job_renew
 MOST_CLAIMS = 5  # of job_rescue: without an answer
 WAKE, DONE = "imagen_jobs", "imagen_jobs_done"  # the channels of sql/006_imagen_jobs.sql
-# A claim reads its index in order; with old statistics the planner would sort all that waits.
-IN_ORDER = {"enable_sort": "off"}
+# A claim reads its index in order; with old statistics the planner would sort all that waits. Its
+# plan is kept: one that was made for a small table must not read all of it when it has grown.
+IN_ORDER = {"enable_sort": "off", "enable_seqscan": "off"}
 STATUSES = ("pending", "running", "done", "failed", "cancelled")
 POISONOUS = {
     "tool": "imagen-listen",
@@ -74,6 +75,11 @@ class QueueLike(Protocol):
 
     def done(self, job_id: str, fence: int, image_id: str | None) -> bool:
         """It is made. As all that ends a hold: True too when said again, False when it is lost."""
+
+    def done_and_next(
+        self, job_id: str, fence: int, image_id: str | None, *who: Any
+    ) -> tuple[bool, Claimed | None]:
+        """Say `done`, and `claim` for `who` (claim's arguments), in one round trip."""
 
     def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
         """It is given up: a line for people, and the record's error object."""
@@ -136,14 +142,14 @@ class Queue:
         self, worker: str, backends: Sequence[str] | None, default_backend: str
     ) -> Claimed | None:
         """See QueueLike."""
-        names = None if backends is None else list(backends)
-        values = (worker, names, default_backend, names)
-        rows = self._database.run("job_claim", *values, settings=IN_ORDER)
+        values = _asker(worker, backends, default_backend)
+        rows = self._database.run("job_claim", *values, settings=IN_ORDER, kept=True)
         return _claimed(rows[0]) if rows else None
 
     def intend(self, job_id: str, fence: int, request: Mapping[str, Any]) -> bool:
         """See QueueLike."""
-        return bool(self._database.run("job_intend", as_json(request), job_id, fence))
+        values = (as_json(request), job_id, fence)
+        return bool(self._database.run("job_intend", *values, settings=IN_ORDER, kept=True))
 
     def renew(self, worker: str, held: Mapping[str, int]) -> set[str]:
         """See QueueLike."""
@@ -159,6 +165,15 @@ class Queue:
     def done(self, job_id: str, fence: int, image_id: str | None) -> bool:
         """See QueueLike."""
         return self._leave(job_id, fence, "done", image_id=image_id)
+
+    def done_and_next(
+        self, job_id: str, fence: int, image_id: str | None, *who: Any
+    ) -> tuple[bool, Claimed | None]:
+        """See QueueLike."""
+        values = (image_id, job_id, fence, *_asker(*who))
+        ((held, *row),) = self._database.run("job_next", *values, settings=IN_ORDER, kept=True)
+        ours = held or self.done(job_id, fence, image_id)  # it may have been said before
+        return ours, None if row[0] is None else _claimed(tuple(row))
 
     def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
         """See QueueLike."""
@@ -267,6 +282,14 @@ class Queue:
         """Give the jobs of these statuses, inserted since an ISO time, the newest first."""
         rows = self._database.run("job_list", list(statuses), since, since, statement_s=60)
         return [json.loads(text) for (text,) in rows]
+
+
+def _asker(
+    worker: str, backends: Sequence[str] | None, default_backend: str
+) -> tuple[str, list[str] | None, str, list[str] | None]:
+    """Give the values of job_claim."""
+    names = None if backends is None else list(backends)
+    return worker, names, default_backend, names
 
 
 def _claimed(row: Row) -> Claimed:

@@ -139,8 +139,9 @@ class Submitter:
 
     def _take(self, job: Job, handle: str) -> bool:
         """Write the handle; what was paid goes on even when that cannot be written."""
+        drawn = known(job.plan).handle != handle  # ours stands in the intent already
         try:
-            return self._journal.submitted(job.render_id, job.attempts, handle)
+            return self._journal.submitted(job.render_id, job.attempts, handle, synced=drawn)
         except (LedgerFault, LedgerBusy) as fault:
             self._note(f"{fault.message}; the render goes on")
             return True

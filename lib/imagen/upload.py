@@ -32,6 +32,7 @@ _ALIKE = (
     *("width", "height", "bytes", "sha256", "latency_ms"),
 )
 _NEEDED = ("prompt", "backend", "seed", "width", "height", "bytes", "sha256", "format")
+_COLUMNS = "id,sha256,storage_path"
 _BIGINT = 2**63 - 1
 _NUMBERS: dict[str, tuple[type | tuple[type, ...], int, float]] = {
     "bytes": (int, 1, _BIGINT),
@@ -233,23 +234,30 @@ def upload(image: Image, stream: BufferedReader, target: Target) -> Record:
     `stream` is what `opened` gave. Each path is looked at before it is written to.
     """
     for path in (image.path, image.other_path):
-        if known := _there(image, stream, target):
-            return _cloud(image, target, known)
-        if _one(target.tables, storage_path=f"eq.{path}"):
+        known, taken = _seen(image, target, path)
+        if known:
+            return _cloud(image, target, _whole(image, stream, target, known))
+        if taken:
             continue  # another image's: a PUT would replace it
         _put(image, stream, target, path)
         if _recorded(image, target, path):
             return _cloud(image, target, path)
-    if known := _there(image, stream, target):  # by another process, in the meantime
-        return _cloud(image, target, known)
+    known, _ = _seen(image, target, image.path)
+    if known:  # by another process, in the meantime
+        return _cloud(image, target, _whole(image, stream, target, known))
     raise Different(f"other images stand at {image.path} and {image.other_path} in the cloud")
 
 
-def _there(image: Image, stream: BufferedReader, target: Target) -> str | None:
-    """Give the path of the image's row, once its object is there too; None when it has no row."""
-    known = _one(target.tables, id=f"eq.{image.image_id}")
-    if known is None:
-        return None
+def _seen(image: Image, target: Target, path: str) -> tuple[Record | None, bool]:
+    """Give the image's row, and whether another's is at the path when it has none: one question."""
+    either = f'(id.eq.{image.image_id},storage_path.eq."{path}")'
+    found = target.tables.some("images", _COLUMNS, **{"or": either})
+    known = next((row for row in found if row.get("id") == image.image_id), None)
+    return known, known is None and bool(found)
+
+
+def _whole(image: Image, stream: BufferedReader, target: Target, known: Record) -> str:
+    """Give the path of the image's row, once its object is there too."""
     if known.get("sha256") != image.record["sha256"]:
         raise Different(f"the image {image.image_id} in the cloud has another sha256 than this one")
     path = str(known["storage_path"])
@@ -293,7 +301,7 @@ def _put(image: Image, stream: BufferedReader, target: Target, path: str) -> Non
 
 
 def _one(tables: Tables, **filters: str) -> Record | None:
-    found = tables.some("images", "id,sha256,storage_path", **filters)
+    found = tables.some("images", _COLUMNS, **filters)
     return found[0] if found else None
 
 

@@ -129,15 +129,16 @@ class Worker:
         elif self._noticed:
             self._let_go(queue.cancelled(self._held()) if self._held() else set(), "cancelled")
         self._noticed = False
+        if not self._ready:
+            self._prove(queue)  # which takes back what is our name's: before anything is
         for slot in self._slots:
             self._advance(slot, queue)
+        self._claim(queue)  # before what can wait
         if now >= self._next_rescue:
             self._next_rescue = now + RESCUE_S
-            for one in queue.rescue():
-                self._tell(f"{one}: its worker is gone; it is in the queue again")
+            self._rescue(queue)
         if now >= self._next_proof:
             self._prove(queue)
-        self._claim(queue)
 
     def _wait(self, wakes: int) -> None:
         """Wait for a notice, an answer, a signal, or until something is due."""
@@ -186,15 +187,13 @@ class Worker:
         self._idle, self._next_due = False, None
         for slot in self._slots:
             while self._may_claim(slot):
-                now, held = boottime(), self._held()
-                job = queue.claim(self._said.name, self._said.backends, self._default)
+                now = boottime()
+                job = queue.claim(*self._who)
                 if job is None:
-                    later = queue.waiting(self._said.backends, self._default)
+                    later = queue.waiting(*self._who[1:])
                     self._next_due = None if later is None else now + max(later, 0.01)
                     self._idle = True
                     return
-                if not held:
-                    self._lease.renewed = now
                 self._begin(slot, job, now)
                 self._advance(slot, queue)
 
@@ -202,12 +201,21 @@ class Worker:
         sure = self._lease.holds() or not self._held()
         return slot.is_free and sure and not self._stops and self._pipelines.started(slot)
 
+    def _may_go_on(self, slot: Slot) -> bool:
+        """Whether a slot whose job is made may take the next in the same breath."""
+        fit = slot.told is None and not slot.killed and self._lease.holds()
+        return fit and not self._stops and self._pipelines.started(slot)
+
     @property
-    def _default(self) -> str:
-        return self._said.rules.default_backend
+    def _who(self) -> tuple[str, list[str], str]:
+        """Give who asks for jobs, as the queue wants it."""
+        return self._said.name, self._said.backends, self._said.rules.default_backend
 
     def _begin(self, slot: Slot, job: Claimed, now: float) -> None:
-        """Work out the line of a claimed job."""
+        """Work out the line of a job for which was asked at `now`."""
+        slot.forget()
+        if not self._held():
+            self._lease.renewed = now
         slot.take(job, now)
         slot.intended_at -= (boottime() - now) + (job.intended_age_s or 0.0)
         try:
@@ -226,7 +234,7 @@ class Worker:
         try:
             if slot.verdict:
                 self._close_job(slot, queue)
-            elif slot.job and slot.request and not slot.stored:
+            if slot.is_under_way and slot.job and slot.request and not slot.stored:
                 slot.stored = queue.intend(slot.job.id, slot.job.fence, slot.request)
                 if not slot.stored:
                     self._let_go({slot.job.id}, "another worker has it now, or it was cancelled")
@@ -254,7 +262,11 @@ class Worker:
         """Tell the queue what became of a job; the fence keeps it from what is no longer ours."""
         job, found = slot.job, slot.verdict
         assert job is not None and found is not None
-        ours = True if slot.lost else _told(queue, job, found)
+        ours, after, now = True, None, boottime()
+        if found.kind == "done" and not slot.lost and self._may_go_on(slot):
+            ours, after = queue.done_and_next(job.id, job.fence, found.image_id, *self._who)
+        elif not slot.lost:
+            ours = _told(queue, job, found)
         kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
         if not slot.lost:
             self._counts[kind] += 1
@@ -262,6 +274,8 @@ class Worker:
         if not ours:
             self._tell(f"{job.id}: another worker has it now, or it was cancelled")
         slot.forget()
+        if after:
+            self._begin(slot, after, now)
 
     # -- the queue -------------------------------------------------------------------------------
 
@@ -289,6 +303,14 @@ class Worker:
                 self._pipelines.end(slot, number)
             else:
                 slot.verdict = Verdict("back")
+
+    def _rescue(self, queue: QueueLike) -> None:
+        """Free the jobs of workers that are gone, and take what we can of them."""
+        freed = queue.rescue()
+        for one in freed:
+            self._tell(f"{one}: its worker is gone; it is in the queue again")
+        if freed:
+            self._claim(queue)
 
     def _connected(self, now: float) -> Connected:
         """Connect; renew our own before others' jobs may be taken for dead."""

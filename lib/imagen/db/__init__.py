@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import UsageFault
 from .connection import Address, DatabaseBusy, DatabaseFault, address, connected, refused
 from .ear import Ear, Notify
+from .kept import Kept
 
 __all__ = [
     "Address",
@@ -57,6 +58,7 @@ class Database:
         """Connect; Unreachable when nobody answers, ConfigFault when we are turned away."""
         self.where = where
         self._connection = connected(where, application)
+        self._kept = Kept()
 
     @contextmanager
     def transaction(self, statement_s: float = 60, lock_s: float = 10) -> Iterator[Transaction]:
@@ -84,11 +86,12 @@ class Database:
         *values: Any,
         statement_s: float = 10,
         settings: Mapping[str, str] | None = None,
+        kept: bool = False,
     ) -> list[Row]:
         """Run a named query in a transaction of its own, in one round trip, and give its rows.
 
         What is sent in one message is one transaction, with the server's settings for it and the
-        time-out, pooler or not.
+        time-out, pooler or not. The plan of one that is `kept` is made once: see IN_ORDER of jobs.
         """
         import psycopg2
 
@@ -101,13 +104,27 @@ class Database:
             self._connection.autocommit = True
             try:
                 with self._connection.cursor() as cursor:
-                    cursor.execute(f"{limits}\n{queries()[name]}", values or None)
+                    self._execute(cursor, limits, queries()[name], values, kept)
                     return list(cursor.fetchall()) if cursor.description else []
             finally:
                 if not self._connection.closed:
                     self._connection.autocommit = False
         except psycopg2.Error as fault:
             raise refused(fault, self.where) from None
+
+    def _execute(self, cursor: Any, limits: str, sql: str, values: Row, kept: bool) -> None:
+        import psycopg2
+
+        while True:
+            try:
+                asked = self._kept.asked(sql) if kept else sql
+                cursor.execute(f"{limits}\n{asked}", values or None)
+                break
+            except psycopg2.Error as fault:
+                if not (kept and self._kept.is_missed(sql, fault.pgcode or "")):
+                    raise
+        if kept:
+            self._kept.answered(sql)
 
     def notices(self) -> list[tuple[str, str]]:
         """Give what the server said beside its answers since the last call: level and text."""
@@ -145,11 +162,21 @@ def queries() -> dict[str, str]:
 
 
 def parse_queries(text: str) -> dict[str, str]:
-    """Take text apart into its `-- name:` blocks; ValueError when a name stands twice."""
+    """Take text apart into its `-- name:` blocks; ValueError when a name stands twice.
+
+    A line `:name` in a block stands for the block of that name, without its `;`.
+    """
     found: dict[str, str] = {}
     for block in re.split(r"^-- name:", text, flags=re.MULTILINE)[1:]:
         name, _, sql = block.partition("\n")
         if name.strip() in found:
             raise ValueError(f"two queries named {name.strip()}")
         found[name.strip()] = sql.strip()
-    return found
+    return {name: _put_together(sql, found) for name, sql in found.items()}
+
+
+def _put_together(sql: str, blocks: Mapping[str, str]) -> str:
+    def block(meant: re.Match[str]) -> str:
+        return blocks[meant[1]].rstrip(";")
+
+    return re.sub(r"^ *:(\w+)$", block, sql, flags=re.MULTILINE)

@@ -214,12 +214,12 @@ class Journal:
                 "update renders set state = 'failed' where render_id = ?", render_id
             )
 
-    def submitted(self, render_id: str, number: int, handle: str) -> bool:
+    def submitted(self, render_id: str, number: int, handle: str, synced: bool = True) -> bool:
         """Write the provider's handle; gives whether it was free to take: False if another's."""
         import sqlite3
 
         try:
-            with self._db.transaction():
+            with self._db.transaction(synced):
                 self._db.write(
                     "update submits set handle = ? where render_id = ? and number = ?",
                     *(handle, render_id, number),
