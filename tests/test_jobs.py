@@ -354,12 +354,20 @@ INDEXES = {
     "job_rescue": "jobs_running",
     "job_waiting": "jobs_pending",
     "job_counts": "jobs_running",
+    "job_renew": "jobs_running",
+    "job_cancelled": "jobs_pkey",
+    "job_leave": "jobs_pkey",
+    "job_intend": "jobs_pkey",
 }
 VALUES = {
     "job_claim": ("w", ["mock"], "mock", ["mock"]),
     "job_rescue": ("e", "{}", 0, None),
     "job_waiting": (["mock"], "mock", ["mock"]),
     "job_counts": (),
+    "job_renew": ([OWNER], [1], "w"),
+    "job_cancelled": ([OWNER], [1]),
+    "job_leave": (OWNER, 1, "done", 1, True, 0, None, None, None),
+    "job_intend": ("{}", OWNER, 1),
 }
 
 
