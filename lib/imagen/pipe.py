@@ -79,7 +79,8 @@ class _Interruptible(io.RawIOBase):
     def __init__(self, descriptor: int, idle: Idle) -> None:
         self._descriptor = descriptor
         self._idle = idle
-        self._writes_to = sys.stdout.fileno() if _ONE_LINE in os.environ else None
+        ends = sys.stdout is not None and _ONE_LINE in os.environ
+        self._writes_to = sys.stdout.fileno() if ends else None
 
     def readable(self) -> bool:
         return True

@@ -91,7 +91,7 @@ class Log:
     def idle(self) -> float | None:
         """Send what waits; gives the seconds after which it is worth while again."""
         self.send()
-        return self._outbox.rests_s if self._outbox and self._waits else None
+        return max(self._outbox.rests_s, 1.0) if self._outbox and self._waits else None
 
     def send(self) -> None:
         """Send the rows that wait, when there are some; a failure leaves them in the ledger."""
