@@ -79,6 +79,7 @@ soak: $(TESTED)
 	@IMAGEN_SOAK=334 $(VENV)/bin/python -m pytest -n auto tests/test_killed.py
 	@IMAGEN_SOAK=1000 $(VENV)/bin/python -m pytest -n 2 tests/test_worker_chaos.py
 	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/test_install_comfyui.py
+	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/test_jobs.py -k finished_jobs
 
 install-systemd: $(RUN)
 	@sh systemd/install.sh $(if $(ENV_FILE),'$(ENV_FILE)')

@@ -113,6 +113,21 @@ def test_a_database_that_lets_nobody_in_is_unreachable_for_now(database):
         Database(db.address(database.dsn()), "t")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "the database system is starting up",
+        "the database system is shutting down",
+        "the database system is not yet accepting connections\nDETAIL:  Consistent recovery state",
+        "terminating connection due to administrator command",
+    ],
+)
+def test_a_server_that_is_restarted_is_unreachable_for_now(said):
+    """What a PostgreSQL was seen to say to those who connect meanwhile."""
+    where = db.address("host=h")
+    assert isinstance(connection._turned_away(f"FATAL:  {said}\n", where), Unreachable)
+
+
 # -- transactions ----------------------------------------------------------------------------------
 
 

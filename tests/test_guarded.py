@@ -87,6 +87,20 @@ def test_a_server_ends_when_its_guard_is_killed(use, until):
     until(lambda: not lives(server))
 
 
+def test_a_server_is_started_again_in_its_folder_and_still_ends_with_its_user(use, until):
+    child, server = use()
+    share = Guarded(use.folder)
+    share.again(signal.SIGKILL, lambda: True, away_s=0.1)
+    assert not lives(server)
+    assert lives(share.pid)
+    server = share.pid
+    share.let_go()
+    assert lives(server)
+    child.kill()
+    until(lambda: not lives(server))
+    until(lambda: not use.folder.exists())
+
+
 def test_one_that_does_not_start_says_why_and_leaves_nothing():
     share = Guarded(new_folder("test"))
     with pytest.raises(DidNotStart, match="no port today"):

@@ -392,6 +392,9 @@ INDEXES = {
     "job_rescue": "jobs_running",
     "job_waiting": "jobs_pending",
     "job_counts": "jobs_running",
+    **dict.fromkeys(  # by the key, or by the few that run: either is one row
+        ("job_renew", "job_cancelled", "job_leave", "job_intend"), "Index Scan using jobs_"
+    ),
 }
 VALUES = {
     "job_claim": ("w", ["mock"], "mock", ["mock"]),
@@ -399,6 +402,10 @@ VALUES = {
     "job_rescue": ("e", "{}", 0, None),
     "job_waiting": (["mock"], "mock", ["mock"]),
     "job_counts": (),
+    "job_renew": ([OWNER], [1], "w"),
+    "job_cancelled": ([OWNER], [1]),
+    "job_leave": (OWNER, 1, "done", 1, True, 0, None, None, None),
+    "job_intend": ("{}", OWNER, 1),
 }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import pytest
@@ -309,6 +311,58 @@ def test_a_stream_that_is_closed_is_a_reader_that_is_gone(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(ReaderGone):
         pipe.write_out(b"x")
+
+
+@pytest.fixture
+def between():
+    """Stand between two pipes: what gives us lines, our stdin, our stdout, and what reads it."""
+    out, before = os.pipe()
+    after, stdout = os.pipe()
+    with (
+        open(out, "rb", closefd=False) as stdin,
+        open(stdout, "w", encoding="utf-8", closefd=False) as ours,
+    ):
+        yield before, stdin, ours, after
+    for descriptor in (out, before, after, stdout):
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def test_in_a_pipeline_of_imagen_listen_a_tool_that_waits_ends_with_its_reader(
+    between, monkeypatch
+):
+    before, stdin, stdout, after = between
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setenv("IMAGEN_ONE_LINE", "1")
+    lines = pipe.read(stdin)
+    os.write(before, b'{"id":"a"}\n')
+    os.close(after)
+    assert next(lines).record == {"id": "a"}, "what is there comes first"
+    with pytest.raises(ReaderGone):
+        next(lines)
+
+
+def test_elsewhere_it_waits_for_what_may_be_on_its_way(between, monkeypatch):
+    before, stdin, stdout, after = between
+    monkeypatch.setattr(sys, "stdout", stdout)
+    os.close(after)
+    lines = pipe.read(stdin)
+    threading.Timer(0.2, os.write, (before, b'{"id":"late"}\n')).start()
+    assert next(lines).record == {"id": "late"}
+
+
+def test_who_is_idle_is_asked_again_after_as_many_seconds_as_it_says(between):
+    before, stdin, *_ = between
+    says: list[float | None] = [0.05, 0.05, None]
+
+    def idle() -> float | None:
+        said = says.pop(0)
+        if said is None:
+            os.write(before, b"{}\n")
+        return said
+
+    assert next(pipe.read(stdin, idle=idle)).record == {}
+    assert says == []
 
 
 def test_stdin_waits_unless_it_is_closed(monkeypatch):

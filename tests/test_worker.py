@@ -284,6 +284,28 @@ def test_cancelling_a_running_job_interrupts_its_pipeline(work, until, tmp_path)
     assert status(one, name) == "cancelled"
 
 
+def test_a_job_whose_pipeline_died_does_not_wait_for_all_that_came_after_it(work, tmp_path):
+    seen, died = tmp_path / "seen", tmp_path / "died"
+    dies = f"[ -e {died} ] || {{ touch {died}; read -r line; kill -KILL $$; }}"
+    one = work(f"{dies}; tee -a {seen} | {DONE}", begin=False, drain=True)
+    names = [one.queue.add() for _ in range(4)]
+    one.thread.start()
+    assert one.ended() == 0
+    assert [json.loads(line)["id"] for line in seen.read_bytes().splitlines()] == names
+
+
+def test_what_stopped_waiting_because_we_said_so_is_gone_on_with_at_once(work, tmp_path):
+    """The shell has died; the render was told to end, and hands out that it is unfinished."""
+    pending = """echo "$line" | jq -c ".pending={}"; exit"""
+    render = f"trap '{pending}' TERM; while :; do sleep 0.05; done"
+    dies = f"touch {tmp_path}/died; read -r line; ({render}) & kill -KILL $$"
+    one = work(f"[ -e {tmp_path}/died ] || {{ {dies}; }}; {DONE}", begin=False, drain=True)
+    name = one.queue.add()
+    one.thread.start()
+    assert one.ended() == 0
+    assert status(one, name) == "done"
+
+
 def test_a_job_that_takes_too_long_has_used_an_attempt(work, until):
     one = work("cat > /dev/null", job_timeout_s=0.3)
     name = one.queue.add()

@@ -27,12 +27,17 @@ class Outbox:
         self._rests_until = 0.0
         self._refused = 0
 
+    @property
+    def rests_s(self) -> float:
+        """Give the seconds until it sends again, 0 when it would now."""
+        return max(self._rests_until - time.monotonic(), 0.0)
+
     def send(self) -> ImagenError | None:
         """Send what waits; gives why something could not be sent. It is kept in the ledger then.
 
         After a failure it rests for a while, so that a server that is down holds nothing up.
         """
-        if time.monotonic() < self._rests_until:
+        if self.rests_s:
             return None
         fault = None
         while waiting := self._rows.unsent(BATCH):

@@ -28,6 +28,8 @@ from .errors import (
 from .record import Record
 
 Step = Callable[[Record], Iterable[Record] | None]
+Idle = Callable[[], float | None]
+_ONE_LINE = "IMAGEN_ONE_LINE"
 
 
 class Line(NamedTuple):
@@ -39,13 +41,11 @@ class Line(NamedTuple):
     fault: ImagenError | None = None
 
 
-def read(
-    stream: IO[bytes], plain: str | None = None, idle: Callable[[], None] = lambda: None
-) -> Iterator[Line]:
+def read(stream: IO[bytes], plain: str | None = None, idle: Idle = lambda: None) -> Iterator[Line]:
     """Read JSON lines as they arrive; blank ones are skipped, bad ones come with their fault.
 
     `plain` is the hint for lines that look like no JSON at all; `idle` is called when the next line
-    has to be waited for.
+    has to be waited for, and again after as many seconds as it gives.
     """
     number, stream = 0, _interruptible(stream, idle)
     while raw := stream.readline(records.MAX_LINE + 1):
@@ -76,21 +76,26 @@ def read_prompts(stream: IO[bytes]) -> Iterator[Line]:
 class _Interruptible(io.RawIOBase):
     """A descriptor whose reads never miss a signal."""
 
-    def __init__(self, descriptor: int, idle: Callable[[], None]) -> None:
+    def __init__(self, descriptor: int, idle: Idle) -> None:
         self._descriptor = descriptor
         self._idle = idle
+        ends = sys.stdout is not None and _ONE_LINE in os.environ
+        self._writes_to = sys.stdout.fileno() if ends else None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if not signals.is_readable(self._descriptor):
-            self._idle()
-        signals.wait_readable(self._descriptor)
+        seconds = None if signals.is_readable(self._descriptor) else self._idle()
+        try:
+            while not signals.wait_readable(self._descriptor, seconds, self._writes_to):
+                seconds = self._idle()
+        except BrokenPipeError:
+            raise ReaderGone from None
         return os.readv(self._descriptor, [buffer])
 
 
-def _interruptible(stream: IO[bytes], idle: Callable[[], None] = lambda: None) -> IO[bytes]:
+def _interruptible(stream: IO[bytes], idle: Idle = lambda: None) -> IO[bytes]:
     try:
         return io.BufferedReader(_Interruptible(stream.fileno(), idle), 2**16)
     except OSError:  # of a test: no descriptor
@@ -287,6 +292,15 @@ def check_reader() -> None:
     poll.register(sys.stdout.fileno(), 0)
     if any(events & (select.POLLERR | select.POLLHUP) for _fd, events in poll.poll(0)):
         raise ReaderGone
+
+
+def one_line_at_a_time() -> None:
+    """Let the tools that we start know that no line comes before the last one's answer was read.
+
+    So one that waits for a line ends when its reader has gone: nothing can be lost that is on its
+    way, and nothing else would come.
+    """
+    os.environ[_ONE_LINE] = "1"
 
 
 def drop_stdout() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -56,21 +57,32 @@ def _nothing(_number: int, _frame: FrameType | None) -> None:
     """Stand for what is ignored here, and here only."""
 
 
-def wait_readable(descriptor: int) -> None:
-    """Wait until there is something to read, or a signal raises.
+def wait_readable(
+    descriptor: int, seconds: float | None = None, writes_to: int | None = None
+) -> bool:
+    """Wait until there is something to read, or a signal raises; False when `seconds` are over.
 
-    A plain read would miss a signal that comes just before it blocks, and go on waiting.
+    BrokenPipeError when nobody reads `writes_to` any more. A plain read would miss a signal that
+    comes just before it blocks, and go on waiting.
     """
+    end = None if seconds is None else time.monotonic() + seconds
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     if _woken is not None:
         poll.register(_woken, select.POLLIN)
+    if writes_to is not None:
+        poll.register(writes_to, 0)
     while True:
-        ready = [found for found, _events in poll.poll()]
+        left = None if end is None else max(end - time.monotonic(), 0) * 1000
+        ready = [found for found, _events in poll.poll(left)]
         if _woken in ready:
             os.read(_woken, 4096)  # and the handler runs
         if descriptor in ready:
-            return
+            return True
+        if writes_to in ready:
+            raise BrokenPipeError
+        if not ready and end is not None:
+            return False
 
 
 def is_readable(descriptor: int) -> bool:

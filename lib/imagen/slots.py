@@ -203,6 +203,8 @@ class Pipelines:
                 slot.verdict = self._late(slot.job)
             elif self.ending or slot.told:
                 slot.verdict = Verdict("back")  # we ended it: that is no attempt of the job's
+        elif slot.told and not slot.late and "pending" in made:
+            slot.verdict = found._replace(after_s=0)  # it stopped waiting because we said so
         slot.crashes, slot.deadline = 0, None
 
     def _ended(self, slot: Slot, now: float) -> None:
@@ -214,9 +216,8 @@ class Pipelines:
         if slot.crashes and not self.ending:
             self._put_off(slot, now)
         if slot.is_under_way and slot.job is not None:
-            slot.verdict = self._late(slot.job) if slot.late else Verdict("back", after_s=0.5)
-            if self.ending or slot.lost:
-                slot.verdict = Verdict("back")
+            late = slot.late and not (self.ending or slot.lost)
+            slot.verdict = self._late(slot.job) if late else Verdict("back")  # to its old place
 
     def _put_off(self, slot: Slot, now: float) -> None:
         """Let a pipeline rest before it is started again, longer each time."""

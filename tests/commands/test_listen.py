@@ -141,6 +141,15 @@ def test_a_job_whose_pipeline_is_killed_is_done_all_the_same(queue, listen, unti
     assert queue.job(name)["attempts"] == 1, "a killed pipeline costs no attempt"
 
 
+def test_a_tool_that_dies_with_the_record_in_its_hands_is_noticed(queue, listen, until):
+    """The tool before it waits for its next line, which cannot come before this one's answer."""
+    once = "[ -e died ] && exec cat; read -r line; touch died; kill -KILL $$"
+    listen(pipeline=f"imagen-render | sh -c '{once}' | imagen-log-usage")
+    name = queue.add()
+    until(lambda: queue.status(name) == "done", 20)
+    assert queue.job(name)["attempts"] == 1
+
+
 def test_all_of_the_pipeline_dies_within_a_second_of_its_worker(queue, listen, until):
     worker = listen(pipeline="sleep 1000 | cat")
     until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 10)

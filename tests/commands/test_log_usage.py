@@ -8,6 +8,7 @@ import os
 import pty
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -223,6 +224,22 @@ def test_a_row_is_sent_while_the_next_record_is_waited_for(tool, cloud, database
     until(lambda: sent(database) == ["h1"])
     child.stdin.close()
     assert child.wait(10) == 0
+
+
+def test_what_could_not_be_sent_is_sent_after_the_rest_though_no_record_comes(
+    tool, cloud, rest, database, until
+):
+    """As in a worker that has nothing more to do."""
+    short = "from imagen import outbox; outbox.REST_S = 0.5\n"
+    start = "from imagen.commands.log_usage import main; main()"
+    rest.gateway.instead += [(503, {"Retry-After": "60"}, b"{}")] * 2
+    child = tool.start("log-usage", argv=[sys.executable, "-c", short + start], env=cloud)
+    child.stdin.write(json.dumps(MADE).encode() + b"\n")
+    child.stdin.flush()
+    until(lambda: sent(database) == ["h1"])
+    assert rest.gateway.asks() == 3
+    child.stdin.close()
+    assert child.wait(10) == 75
 
 
 def test_a_server_that_is_gone_loses_nothing_and_the_next_run_sends_it(

@@ -5,7 +5,8 @@
 Who uses the server holds a shared lock on FOLDER/users. The kernel lets go of it when they end,
 however they end; then the guard gets the exclusive one, ends the server and removes the folder. It
 is a process in a session of its own, so that what kills a test run does not reach it. While the
-server lives, FOLDER/pid is there; what it says is in FOLDER/log.
+server lives, FOLDER/pid is there; what it says is in FOLDER/log. A server that ends while
+FOLDER/again is there is started again, after as many seconds as that says.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,18 @@ def main(folder: Path, user: str, number: int, command: list[str]) -> None:
         try:
             for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
                 signal.signal(one, _called)
-            server = _start(folder, user, number, command, log)
-            (folder / "pid").write_text(str(server.pid))
-            fcntl.flock(users, fcntl.LOCK_EX)
+            while True:
+                server = _start(folder, user, number, command, log)
+                _tell(folder, server.pid)
+                try:
+                    fcntl.flock(users, fcntl.LOCK_EX)
+                    break
+                except Called as called:
+                    if called.args != (signal.SIGCHLD,) or not (folder / "again").exists():
+                        raise
+                    server.wait()
+                    time.sleep(float((folder / "again").read_text()))
+                    (folder / "again").unlink()
         except Called as called:
             _put_off()
             (folder / "pid").unlink(missing_ok=True)
@@ -50,6 +61,12 @@ def main(folder: Path, user: str, number: int, command: list[str]) -> None:
         if server:
             _end(server, number)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tell(folder: Path, pid: int) -> None:
+    """Say which process it is; nobody reads half a number."""
+    (folder / "pid.new").write_text(str(pid))
+    (folder / "pid.new").rename(folder / "pid")
 
 
 def _called(number: int, _frame: Any) -> None:

@@ -52,6 +52,17 @@ class Guarded:
         while not ready():
             self._check(end, born=True)
 
+    def again(self, number: int, ready: Callable[[], bool], away_s: float = 0) -> None:
+        """End the server with a signal, start it again later, and wait until it is `ready`."""
+        before = self.pid
+        (self.folder / "again").write_text(str(away_s))
+        os.kill(before, number)
+        end = time.monotonic() + away_s + 30
+        while (self.folder / "again").exists() or self.pid == before:
+            self._check(end, born=True)
+        while not ready():
+            self._check(end, born=True)
+
     def _check(self, end: float, born: bool) -> None:
         log = (self.folder / "log").read_text() if (self.folder / "log").exists() else ""
         died = born and not (self.folder / "pid").exists()

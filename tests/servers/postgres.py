@@ -17,9 +17,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -106,6 +107,11 @@ class Cluster:
             cursor.execute("show server_version_num")
             return int(cursor.fetchone()[0]) // 10000
 
+    def restart(self, number: signal.Signals = signal.SIGINT, away_s: float = 0) -> None:
+        """Restart a server of our own: INT is fast, QUIT is immediate, as a crash of it is."""
+        assert self.share
+        self.share.again(number, lambda: _answers(self), away_s)
+
     def let_go(self) -> None:
         """Give our share back; the last one ends the server."""
         if self.share:
@@ -173,8 +179,13 @@ def external() -> Cluster:
     return Cluster(parse_dsn(EXTERNAL), secrets.token_hex())
 
 
-def started(binaries: Path | None = None) -> Cluster:
-    """Start a PostgreSQL of our own in a folder of its own; NoPostgres when there is none."""
+def started(
+    binaries: Path | None = None, settings: Mapping[str, str] = MappingProxyType({})
+) -> Cluster:
+    """Start a PostgreSQL of our own in a folder of its own; NoPostgres when there is none.
+
+    `settings` go over SETTINGS.
+    """
     binaries = binaries or next(iter(find()), None)
     if not binaries:
         raise NoPostgres("no PostgreSQL here (Debian: apt install postgresql)")
@@ -192,7 +203,7 @@ def started(binaries: Path | None = None) -> Cluster:
     lines = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
     (folder / "data/pg_hba.conf").write_text(lines)
     port = _free_port()
-    options = {**SETTINGS, "unix_socket_directories": str(folder), "port": str(port)}
+    options = {**SETTINGS, **settings, "unix_socket_directories": str(folder), "port": str(port)}
     command = [str(binaries / "postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1"]
     command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
     parts = {"host": str(folder), "port": str(port), "user": "postgres"}

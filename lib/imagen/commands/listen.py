@@ -46,7 +46,7 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
     PIPELINE is run by sh -c and kept running. TERM lets the running image finish; a second one puts
     it back.
     """
-    from .. import config, db, signals, worker
+    from .. import config, db, pipe, signals, worker
 
     values = config.load(common.config_file)
     rules = _rules(values)
@@ -65,6 +65,7 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
         drain=drain,
     )
     where = db.chosen(said["database_url"], config.secret(db.VARIABLE))
+    pipe.one_line_at_a_time()
     stops, wakes = signals.counted()
     return worker.Worker(about, lambda: _connected(where), common.report.say).run(stops, wakes)
 

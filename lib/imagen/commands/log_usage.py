@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..command import Common, tool
-from ..errors import ImagenError, UsageFault
+from ..errors import TEMPORARY, ImagenError, UsageFault
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -46,7 +46,7 @@ def main(common: Common, sink: str | None, best_effort: bool) -> int:
         raise UsageFault("no records", hint="imagen-render 'a cat' | imagen-log-usage")
     log = Log(common, values, sink or values["usage.sink"], best_effort)
     try:
-        common.pipe.each(pipe.read(sys.stdin.buffer, idle=log.send), log.step)
+        common.pipe.each(pipe.read(sys.stdin.buffer, idle=log.idle), log.step)
         log.send()
     finally:
         log.close()
@@ -88,9 +88,14 @@ class Log:
         if self._waits >= MANY:
             self.send()
 
+    def idle(self) -> float | None:
+        """Send what waits; gives the seconds after which it is worth while again."""
+        self.send()
+        return max(self._outbox.rests_s, 1.0) if self._outbox and self._waits else None
+
     def send(self) -> None:
         """Send the rows that wait, when there are some; a failure leaves them in the ledger."""
-        if not self._waits:
+        if not self._waits or (self._outbox and self._outbox.rests_s):
             return
         self._waits = 0
         try:
@@ -98,6 +103,7 @@ class Log:
         except ImagenError as broken:  # the ledger itself
             fault = broken
         if fault:
+            self._waits = int(fault.exit_status == TEMPORARY)
             self._failed("not sent, kept for the next run", fault)
 
     def _failed(self, where: str, fault: ImagenError) -> None:

@@ -106,7 +106,8 @@ def _wait(connection: Any) -> None:
 
 
 _PASSING = (
-    *("starting up", "shutting down", "recovery mode", "not currently accepting"),
+    *("starting up", "shutting down", "recovery mode", "terminating connection"),
+    *("not currently accepting", "not yet accepting"),
     *("too many", "connection slots", "no more connections"),
 )
 _TURNED_AWAY = {
