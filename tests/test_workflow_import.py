@@ -377,6 +377,7 @@ def test_the_graph_is_read_out_of_a_picture_that_comfyui_saved():
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b'{"1":' * 300 + b"1" + b"}" * 300, "nested too deep"),
+        (b'{"1": 1e400}', "not JSON: 1e400 is too large for a number"),
         (b"[]", "not an object"),
         (b"{}", "no SaveImage"),
         (b'{"1": 5}', "node 1 has no class_type"),

@@ -147,7 +147,8 @@ OF_TOOLS = [name for name in FIELDS if name not in REQUEST and name != "job"]
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """Read a number of JSON that has a point or an exponent; BadLine when a double cannot hold it."""
     value = float(text)
     if math.isinf(value):
         raise BadLine(f"not JSON: {text[:20]} is too large for a number")
@@ -158,7 +159,7 @@ def _no_constant(text: str) -> float:
     raise BadLine(f"not JSON: {text} is no number")
 
 
-_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant).decode
+_decode = json.JSONDecoder(parse_float=finite, parse_constant=_no_constant).decode
 
 
 def parse(raw: bytes) -> Record:

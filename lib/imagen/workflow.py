@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import Refused, WorkflowFault, suggest
-from .record import REQUEST, checked
+from .errors import BadLine, Refused, WorkflowFault, suggest
+from .record import REQUEST, checked, finite
 from .settings import check, expanded
 
 BUNDLED = Path(__file__).parent / "data" / "workflows"
@@ -151,9 +151,14 @@ def load(name: str, folder: Path | None = None) -> Workflow:
             data = stream.read(MAX_BYTES + 1)
     except OSError as fault:
         raise WorkflowFault(f"cannot read workflow {path}: {fault.strerror}") from None
-    found = parse(path.stem, data)
+    found = parse(name_of(path), data)
     found.named = str(path.absolute()) if is_path(name) else name
     return found
+
+
+def name_of(path: Path) -> str:
+    """Give the name of a workflow by its file; what is no UTF-8 in it is a ?."""
+    return path.stem.encode(errors="replace").decode()
 
 
 def parse(name: str, data: bytes) -> Workflow:
@@ -176,7 +181,11 @@ def read(name: str, data: bytes, constant: Callable[[str], float] = _no_constant
     if len(data) > MAX_BYTES:
         raise WorkflowFault(f"workflow {name}: larger than {MAX_BYTES // 2**20} MiB")
     try:
-        tree = json.loads(data, parse_constant=constant, object_pairs_hook=_each_once)
+        tree = json.loads(
+            data, parse_float=finite, parse_constant=constant, object_pairs_hook=_each_once
+        )
+    except BadLine as fault:
+        raise WorkflowFault(f"workflow {name}: {fault.message}") from None
     except (ValueError, RecursionError) as fault:
         raise WorkflowFault(f"workflow {name}: not JSON: {fault}") from None
     if isinstance(tree, dict) and isinstance(tree.get("nodes"), list):

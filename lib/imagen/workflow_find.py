@@ -40,7 +40,7 @@ def _check_sound(name: str, graph: Graph) -> None:
     """Refuse a graph that no server runs, or that has placeholders already."""
     flow = workflow.Workflow(name, graph)  # type: ignore[arg-type]
     if places := flow.places():
-        hint = f"it is a workflow already: imagen-workflow check {name}"
+        hint = "it is a workflow already: imagen-workflow check"
         raise WorkflowFault(f"export {name} has placeholders: {', '.join(places)}", hint=hint)
     for one in workflow_check.of_graph(graph):
         if one.severity == "error":

@@ -29,8 +29,9 @@ def graph_of(name: str, data: bytes) -> Graph:
         if isinstance(tree.get("prompt"), dict) and "class_type" not in tree["prompt"]:
             tree = tree["prompt"]
     if "_imagen" in tree:
-        hint = f"imagen-workflow check {name}"
-        raise WorkflowFault(f"{name} is a workflow already: it has _imagen", hint=hint)
+        raise WorkflowFault(
+            f"{name} is a workflow already: it has _imagen", hint="imagen-workflow check"
+        )
     workflow.check_graph(name, tree)
     return tree
 
