@@ -141,20 +141,23 @@ def is_ours(sidecar: Path, render_id: str) -> bool:
 def check_exactly(path: Path, force: bool) -> Place:
     """Give the place of the very name that was asked for; OutputTaken when it is not free."""
     place = Place(path.parent, path.stem, path.suffix, replace=force, asked_for=True)
-    if not path.parent.is_dir():
-        raise OutputTaken(f"no folder {path.parent}", hint="make it first")
     if path.suffix == ".json" or not path.stem.strip("."):
         raise Refused(f"no name for an image: {path.name!r}", hint="like cat.png")
     for final in (place.image, place.sidecar):
-        if final.exists() and not final.is_file():
-            raise OutputTaken(
-                f"the output file is no file: {final}", hint="name a file in a folder"
-            )
-        if not force and os.path.lexists(final):
-            raise OutputTaken(f"the output file exists: {final}")
+        check_free(final, force)
     if place.sidecar.exists() and not _is_sidecar(place.sidecar):
         raise OutputTaken(f"not a sidecar, so not replaced: {place.sidecar}", hint="another name")
     return place
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Raise OutputTaken unless a file may be written there; `force` lets it replace a file."""
+    if not path.parent.is_dir():
+        raise OutputTaken(f"no folder {path.parent}", hint="make it first")
+    if path.exists() and not path.is_file():
+        raise OutputTaken(f"the output file is no file: {path}", hint="name a file in a folder")
+    if not force and os.path.lexists(path):
+        raise OutputTaken(f"the output file exists: {path}")
 
 
 def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver) -> Place:

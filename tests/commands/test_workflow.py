@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from typing import Any
 
 import pytest
@@ -290,6 +291,42 @@ def test_a_file_that_is_there_is_not_replaced_unless_told(tool, tmp_path):
     assert workflow.load(str(tmp_path / "made.json")).defaults["steps"] == 20
 
 
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_only_a_file_can_be_replaced(tool, tmp_path, force):
+    export = written(tmp_path, shapes.sd15())
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for place in ("folder", "pipe", "link"):
+        ran = tool("workflow", "import", export, "-o", place, *force)
+        assert (ran.status, ran.out) == (2, b"")
+        assert f"the output file is no file: {place} (hint: name a file" in ran.err
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    nowhere = tool("workflow", "import", export, "-o", "none/x.json", *force)
+    assert "no folder none (hint: make it first)" in nowhere.err
+    dash = tool("workflow", "import", export, "-o", "-", *force)
+    assert workflow.parse("x", dash.out).places()["seed"] and not (tmp_path / "-").exists()
+
+
+def test_a_file_whose_name_is_no_utf_8_is_read_and_named_without_it(tool, tmp_path):
+    name = os.fsdecode(b"\xff.json")
+    try:
+        written(tmp_path, shapes.sd15(), name)
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    checked = tool("workflow", "check", name)
+    assert checked.status == 0
+    assert [one["workflow"] for one in checked.records] == ["?", "?"]
+    assert tool("workflow", "show", name).record["name"] == "?"
+    assert tool("workflow", "import", name, "-o", name, "--force").status == 0
+
+
+def test_it_is_the_export_that_is_named_not_what_would_be_made_of_it(tool, tmp_path):
+    written(tmp_path, {"1": 5}, "export.json")
+    ran = tool("workflow", "import", "export.json", "-o", "made.json")
+    assert "workflow export: node 1 has no class_type" in ran.err
+
+
 @pytest.mark.parametrize("name", shapes.ANSWERS)
 def test_what_is_not_clear_is_asked_for_and_nothing_is_written(tool, tmp_path, name):
     export = written(tmp_path, shapes.SHAPES[name]())
@@ -327,6 +364,7 @@ def test_bad_input_is_refused_with_the_reason(tool, tmp_path, data, says):
         (["show", "flux1-shnell"], "did you mean flux1-schnell?"),
         (["list", "x"], "list takes nothing more"),
         (["check"], "check takes names"),
+        (["check", ""], "no workflow ''"),
         (["check", "x", "--raw"], "--raw goes with show"),
         (["list", "--sampler", "5"], "--sampler goes with import"),
         (["check", "flux1-schnell", "--output-node", "9"], "--output-node goes with import"),
@@ -343,4 +381,4 @@ def test_a_folder_that_is_not_there_is_said(tool, tmp_path):
     export = written(tmp_path, shapes.sd15())
     ran = tool("workflow", "import", export, "-o", "no/such/made.json")
     assert ran.status == 2
-    assert "cannot write no/such/made.json" in ran.err
+    assert "no folder no/such (hint: make it first)" in ran.err

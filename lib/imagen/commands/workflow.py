@@ -35,7 +35,7 @@ _OF = {
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
 @click.option("--raw", is_flag=True, help="show: the file as it is, to make another one of.")
 @click.option("--backend", metavar="NAME", help="check: against this instance's server as well.")
-@click.option("-o", "--output", metavar="FILE", help="import: write here, not to stdout.")
+@click.option("-o", "--output", metavar="FILE", help="import: write here, not to stdout (-).")
 @click.option("--force", is_flag=True, help="import: replace FILE.")
 @click.option("--output-node", metavar="NODE", help="import: the node that saves the image.")
 @click.option(
@@ -125,13 +125,13 @@ def _check(common: Common, names: tuple[str, ...], instance: str | None) -> int:
     from .. import workflow, workflow_check
 
     backend: Any = _opened(common, instance) if instance else None
-    for name in names or [""]:
+    for name in names or [None]:
         try:
-            flow = workflow.load(name) if name else backend.workflow
+            flow = backend.workflow if name is None else workflow.load(name)
             found = backend.judged(flow) if backend else workflow_check.findings(flow)
             status = _told(common, flow, found)
         except ImagenError as fault:
-            common.pipe.failed(name, fault)
+            common.pipe.failed(name or "", fault)
         else:
             common.pipe.status = worse(common.pipe.status, status)
     return common.pipe.status
@@ -166,36 +166,44 @@ def _told(common: Common, flow: Workflow, found: list[Finding]) -> int:
 
 def _import(common: Common, source: str, said: dict[str, Any]) -> int:
     """Write the workflow to its file, the report to stdout; without a file, report to stderr."""
-    from .. import files, workflow_find, workflow_found, workflow_import, workflow_show
-    from ..errors import OutputTaken, from_os
+    from .. import workflow, workflow_find, workflow_found, workflow_import, workflow_show
     from ..pipe import visible, write_out
 
     told = workflow_found.Told(
         said["output_node"], said["samplers"], said["prompt"], said["negative"], said["latent"]
     )
-    name = Path(said["output"] or ("stdin" if source == "-" else source)).stem
+    name = "stdin" if source == "-" else workflow.name_of(Path(source))
+    output = None if said["output"] == "-" else said["output"]
     graph = workflow_import.graph_of(name, _read(source))
     found = workflow_find.imported(name, graph, told)
     data = workflow_import.written(found)
     lines = [line.as_record() for line in workflow_import.report(found)]
-    if said["output"]:
-        try:
-            files.publish(Path(said["output"]), data, replace=said["force"])
-        except FileExistsError:
-            raise OutputTaken(f"the output file exists: {said['output']}") from None
-        except OSError as fault:
-            raise from_os(fault, f"cannot write {said['output']}") from None
+    if output:
+        _write(Path(output), data, said["force"])
     for line in lines:
         text = workflow_show.line(line)
-        if not said["output"]:
+        if not output:
             common.report.note(text)
         elif _on_terminal():
             write_out(f"{visible(text)}\n".encode())
         else:
             common.pipe.write(line)
-    if not said["output"]:
+    if not output:
         write_out(data)
     return DONE
+
+
+def _write(output: Path, data: bytes, force: bool) -> None:
+    from .. import files
+    from ..errors import OutputTaken, from_os
+
+    try:
+        files.check_free(output, force)
+        files.publish(output, data, replace=force)
+    except FileExistsError:
+        raise OutputTaken(f"the output file exists: {output}") from None
+    except OSError as fault:
+        raise from_os(fault, f"cannot write {output}") from None
 
 
 def _read(source: str) -> bytes:
