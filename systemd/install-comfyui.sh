@@ -30,10 +30,10 @@ Options:
 END
 }
 
-refuse() {
+refuse() { # with the exit status $2
     refused=yes
     echo "$name: $1" >&2
-    exit 2
+    exit "${2:-2}"
 }
 
 # -- what is asked --------------------------------------------------------------------------------
@@ -100,12 +100,14 @@ is_made_of "$backend" 'a-z0-9.' || refuse "--torch-backend '$backend' is no name
 is_made_of "${revision:-x}" '0-9A-Za-z._/-' || refuse "--revision '$revision' is no tag or commit"
 [ "${python#-}${repository#-}" = "$python$repository" ] || refuse "a value begins with a dash: $python, $repository"
 [ ! -d "$repository" ] || repository=$(cd "$repository" && pwd)
+[ ! -L "$folder" ] || { absolute "$(readlink -m "$folder")" --folder && folder=$path; } # what a unit may do goes by it
 
 checkout=$folder/ComfyUI
 venv=$folder/venv
 data=$folder/data
 marker=$folder/.restart # there while what runs is not yet what is installed
 unit=$units/comfyui.service
+[ -e "$env_file" ] || [ ! -L "$env_file" ] || refuse "$env_file is a link that leads nowhere (hint: remove it)"
 [ ! -e "$unit" ] || grep -q 'make install-comfyui' "$unit" ||
     refuse "$unit is another's (hint: stop it and move it away)"
 
@@ -149,13 +151,14 @@ as_owner() { # git and uv with a home of their own: root's is closed to the user
 }
 
 placed() { # put stdin at $1, whole or not at all; with -n in $2 nothing that is there is replaced
+    # root follows no link that somebody has put there: install makes a new file, mv -T moves to that name
     if [ "$dry" ]; then
-        printf "%s >/dev/null <<'END'\\n" "$(as_root tee "$1.new")"
+        printf "%s <<'END'\\n" "$(as_root install -m 0644 /dev/stdin "$1.new")"
         cat && echo END
     else
-        as_root tee "$1.new" >/dev/null
+        as_root install -m 0644 /dev/stdin "$1.new"
     fi
-    as_root mv ${2:+"$2"} "$1.new" "$1"
+    as_root mv -T ${2:+"$2"} "$1.new" "$1"
 }
 
 changing() { # say what comes; what runs now is to be started again at the end
@@ -234,17 +237,29 @@ make_folder() {
         return
     fi
     if [ -e "$folder" ] && [ "$(ls -A "$folder" 2>&1)" ]; then
-        refuse "$folder is there, with something in it, and is not $user's (hint: --user $(stat -c %U "$folder"), or another --folder)"
+        owner=$(stat -c %U "$folder")
+        case $owner in root | nobody | UNKNOWN) other='' ;; *) other="--user $owner, or " ;; esac
+        refuse "$folder is there, with something in it, and is not $user's (hint: ${other}another --folder)"
     fi
     say "$folder: to be made"
     above=$folder
     while [ ! -e "$above" ]; do above=$(dirname "$above"); done
-    if [ "$me" = "$user" ] && [ -w "$above" ]; then
-        run mkdir -p "$folder"
+    if is_owned "$above" || { [ "$me" = "$user" ] && [ -w "$above" ]; }; then
+        as_owner mkdir -p "$folder" # root makes nothing where the user could put a link in its way
     else
         as_root mkdir -p "$folder"
-        as_root chown "$user:" "$folder"
+        as_root chown -h "$user:" "$folder"
     fi
+}
+
+take_turn() { # one run at a time; what a killed one has left running counts as one
+    if [ -e "$folder" ] && { [ ! -r "$folder" ] || [ ! -x "$folder" ]; }; then
+        refuse "$folder is closed to $me (hint: run this as root)"
+    fi
+    [ "$dry" ] || {
+        exec 9<"$folder"
+        flock -n 9 || refuse "another run is at work in $folder (hint: wait for its end)" 75
+    }
 }
 
 make_checkout() {
@@ -410,6 +425,6 @@ ended() {
 trap ended EXIT
 
 cd / # whoever runs a step may not be allowed where we are
-for step in make_user make_folder make_checkout make_folders make_venv install_packages write_env_file write_unit start last_words; do
+for step in make_user make_folder take_turn make_checkout make_folders make_venv install_packages write_env_file write_unit start last_words; do
     $step
 done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import os
 import pwd
@@ -234,11 +235,11 @@ def test_root_is_asked_for_only_what_needs_it_and_that_is_said_first(box):
     said = box.run().stdout
     assert said.startswith("root is needed (through sudo) for: ")
     through = [call.split()[1] for call in box.calls() if call.startswith("sudo")]
-    assert through == ["mkdir", "tee", "mv", "tee", "mv", *["systemctl"] * 3]
+    assert through == ["mkdir", "install", "mv", "install", "mv", *["systemctl"] * 3]
 
 
 STRIDE = 1 if "IMAGEN_SOAK" in os.environ else 6  # of the commands before which it is killed
-COUNTED = ("git", "uv", "mkdir", "touch", "rm", "mv", "cp", "tee", "systemctl")
+COUNTED = ("git", "uv", "mkdir", "touch", "rm", "mv", "cp", "install", "systemctl")
 
 
 def make_deadly(box: Box) -> None:
@@ -476,7 +477,82 @@ def test_a_folder_of_another_is_refused(make_box):
     box.folder.mkdir()
     (box.folder / "theirs").touch()
     ran = box.run(check=False)
-    assert ran.returncode == 2 and "is not daemon's (hint: --user root" in ran.stderr
+    assert ran.returncode == 2 and "is not daemon's (hint: another --folder)" in ran.stderr
+    os.chown(box.folder, 1, 1)
+    ran = box.run("--user", "bin", check=False)
+    assert "is not bin's (hint: --user daemon, or another --folder)" in ran.stderr
+
+
+@pytest.mark.parametrize("who", ["root", "user"])
+def test_a_folder_may_be_a_link_and_the_unit_has_where_it_leads(make_box, who):
+    box = make_box(who)
+    disk = box.top / "large disk"
+    disk.mkdir()
+    if who == "user":
+        box.own(disk)
+    box.folder.symlink_to(disk)
+    box.run()
+    assert f"WorkingDirectory={disk}/data\n" in (box.units / "comfyui.service").read_text()
+    assert pwd.getpwuid(disk.stat().st_uid).pw_name == box.user
+    assert "to be" not in box.run().stdout
+
+
+def test_root_makes_nothing_in_what_is_the_users(make_box):
+    box = make_box("root")
+    theirs = box.top / "theirs"
+    theirs.mkdir()
+    box.own(theirs)
+    said = box.run("--dry-run", "--folder", f"{theirs}/a/b").stdout
+    assert re.search("^runuser -u daemon -- mkdir -p .*/theirs/a/b'$", said, re.MULTILINE)
+    assert "\nchown" not in said
+
+
+def test_what_root_writes_goes_through_no_link(box):
+    victim = box.top / "victim"
+    victim.write_text("theirs\n")
+    box.env_file.parent.mkdir()
+    for place in (box.env_file, box.units / "comfyui.service"):
+        place.with_name(f"{place.name}.new").symlink_to(victim)
+    box.own(box.top)
+    box.run()
+    assert victim.read_text() == "theirs\n"
+    for place in (box.env_file, box.units / "comfyui.service"):
+        assert place.is_file() and not place.is_symlink()
+        assert place.stat().st_mode & 0o777 == 0o644
+
+
+def test_an_env_file_that_leads_nowhere_is_refused(box):
+    box.env_file.parent.mkdir()
+    box.env_file.symlink_to("gone")
+    box.own(box.env_file.parent)
+    ran = box.run(check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "comfyui.env is a link that leads nowhere (hint: " in ran.stderr
+
+
+def test_two_at_once_do_not_get_in_each_others_way(box):
+    box.run()
+    held = os.open(box.folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ran = box.run(check=False)
+        assert ran.returncode == 75
+        assert "another run is at work in " in ran.stderr
+        assert box.run("--dry-run").returncode == 0
+    finally:
+        os.close(held)
+    assert "to be" not in box.run().stdout
+
+
+def test_a_folder_that_is_closed_to_whoever_runs_it_is_said(make_box):
+    if not IS_ROOT:
+        pytest.skip("only root can make a folder of another's")
+    box = make_box("user")
+    box.folder.mkdir(mode=0o700)
+    os.chown(box.folder, pwd.getpwnam("bin").pw_uid, -1)
+    ran = box.run("--user", "bin", check=False)
+    assert ran.returncode == 2
+    assert "is closed to daemon (hint: run this as root)" in ran.stderr
 
 
 def test_make_passes_options_on(tmp_path):
