@@ -369,6 +369,23 @@ def test_the_graph_is_read_out_of_a_picture_that_comfyui_saved():
     assert workflow_import.graph_of("mine", data) == graph
 
 
+@pytest.mark.parametrize("side", ["2", "3"])
+def test_a_text_that_comes_by_a_link_is_no_text_that_is_not_known(side):
+    graph = shapes.sd15()
+    graph["22"] = {"class_type": "PrimitiveString", "inputs": {"value": "a ship"}}
+    graph[side]["inputs"]["text"] = ["22", 0]
+    assert [one.why for one in report(graph) if one.what == "note"] == []
+
+
+def test_one_text_for_both_sides_is_the_prompt():
+    graph = shapes.sd15()
+    graph["22"] = {"class_type": "PrimitiveString", "inputs": {"value": "a ship"}}
+    for side in "23":
+        graph[side]["inputs"]["text"] = ["22", 0]
+    assert places(graph)["prompt"] == ["22.value"]
+    assert [one.why for one in report(graph) if one.what == "note"] == ["no negative prompt"]
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [

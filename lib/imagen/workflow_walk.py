@@ -7,7 +7,7 @@ been found sound.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -108,7 +108,8 @@ def texts(graph: Graph, starts: Iterable[Link]) -> Texts:
         if graphs.class_of(graph, at.node) == roles.ZEROED:
             found.zeroed.append(at.node)
             continue
-        names, onward = _texts_of(graph, at.node), [*_onward(graph, at)]
+        names = _texts_of(graph, at.node)
+        onward = [*_onward(graph, at, {*roles.NO_TEXT, *names})]
         if not names and not onward:
             found.ends.append(at.node)
         for name in names:
@@ -130,14 +131,14 @@ def _texts_of(graph: Graph, node: str) -> list[str]:
     return [name for name in roles.TEXTS if isinstance(inputs.get(name), (str, list))]
 
 
-def _onward(graph: Graph, at: Link) -> Iterator[Link]:
-    """Yield where the conditioning of an output comes from."""
+def _onward(graph: Graph, at: Link, others: Container[str]) -> Iterator[Link]:
+    """Yield where the conditioning of an output comes from; by `others` something else comes."""
     linked = dict(graphs.links(graph, at.node))
     if {"positive", "negative"} <= linked.keys() and at.slot <= 1:
         yield linked["negative" if at.slot else "positive"]
         return
     named = [name for name in linked if name.startswith("conditioning")]
-    for name in named or [name for name in linked if name not in roles.NO_TEXT]:
+    for name in named or [name for name in linked if name not in others]:
         yield linked[name]
 
 
