@@ -148,6 +148,20 @@ def test_with_any_other_it_is_rejected_and_comfyui_hears_nothing(through, comfy,
     assert comfy.requests == []
 
 
+# -- places ----------------------------------------------------------------------------------------
+
+
+def test_each_place_on_the_page_is_one_that_the_installer_makes(tmp_path):
+    script = ["sh", docs_sync.TOP / "systemd/install-comfyui.sh", "--dry-run"]
+    options = ["--torch-backend", "cpu", "--folder", tmp_path / "comfyui", "--units", tmp_path]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, check=True)
+    made = done.stdout.replace(str(tmp_path), "/var/lib")
+    named = {*re.findall(r"/var/lib/comfyui[\w/.-]*", PAGE)}
+    assert len(named) >= 5
+    assert [one for one in named if one.partition("/NAME")[0] not in made] == []
+    assert "~/ComfyUI" not in PAGE
+
+
 # -- tables ----------------------------------------------------------------------------------------
 
 
