@@ -74,7 +74,7 @@ while [ $# -gt 0 ]; do
 done
 
 is_made_of() { # whether $1 is made of the characters $2 and begins with no dash
-    [ -n "$1" ] && [ "${1#-}" = "$1" ] && [ -z "$(printf %s "$1" | LC_ALL=C tr -d "$2")" ]
+    [ -n "$1" ] && [ "${1#-}" = "$1" ] && [ "$(printf %s "$1" | LC_ALL=C tr -d "$2" && echo .)" = . ]
 }
 
 absolute() { # sets $path to $1, absolute, without / at its end; $2 is the option
@@ -98,7 +98,9 @@ if ! is_made_of "${port:-1}" 0-9 || [ "${#port}" -gt 5 ] || [ "${port:-1}" -lt 1
 fi
 is_made_of "$backend" 'a-z0-9.' || refuse "--torch-backend '$backend' is no name of a backend"
 is_made_of "${revision:-x}" '0-9A-Za-z._/-' || refuse "--revision '$revision' is no tag or commit"
-[ "${python#-}${repository#-}" = "$python$repository" ] || refuse "a value begins with a dash: $python, $repository"
+for value in "$python" "$repository"; do
+    case $value in -* | *[[:cntrl:]]*) refuse "a value has a line break or begins with a dash: $value" ;; esac
+done
 [ ! -d "$repository" ] || repository=$(cd "$repository" && pwd)
 [ ! -L "$folder" ] || { absolute "$(readlink -m "$folder")" --folder && folder=$path; } # what a unit may do goes by it
 

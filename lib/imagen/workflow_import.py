@@ -103,7 +103,7 @@ def written(found: Import) -> bytes:
         text = json.dumps(tree(found), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     except ValueError:
         said = "it has a number that JSON has no word for (NaN, Infinity)"
-        raise found.refused(f"{said}") from None
+        raise found.refused(said) from None
     data = text.encode(errors="surrogatepass")
     try:
         data.decode()
