@@ -148,7 +148,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 
 
 def finite(text: str) -> float:
-    """Read a number of JSON that has a point or an exponent; BadLine when a double cannot hold it."""
+    """Read a number of JSON with a point or an exponent; BadLine when a double cannot hold it."""
     value = float(text)
     if math.isinf(value):
         raise BadLine(f"not JSON: {text[:20]} is too large for a number")
