@@ -377,6 +377,16 @@ def test_a_text_that_comes_by_a_link_is_no_text_that_is_not_known(side):
     assert [one.why for one in report(graph) if one.what == "note"] == []
 
 
+def test_a_node_and_an_input_may_have_points_in_their_names():
+    graph = shapes.sd15()
+    graph["1.2"] = {"class_type": "Mine", "inputs": {"model.prompt": "a ship", "clip": ["1", 1]}}
+    graph["5"]["inputs"]["positive"] = ["1.2", 0]
+    assert "--prompt NODE.INPUT" in str(refusal(graph).hint)
+    told = Told(prompt="1.2.model.prompt")
+    assert places(graph, told)["prompt"] == ["1.2.model.prompt"]
+    assert "--prompt 1.2 is no text" in refusal(graph, Told(prompt="1.2")).message
+
+
 def test_one_text_for_both_sides_is_the_prompt():
     graph = shapes.sd15()
     graph["22"] = {"class_type": "PrimitiveString", "inputs": {"value": "a ship"}}

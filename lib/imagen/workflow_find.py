@@ -144,10 +144,11 @@ def _find_text(
 
 
 def _named_text(found: Import, flag: str, told: str) -> Spot:
-    node, _, name = told.rpartition(".")
-    spot = Spot(node, name)
-    held = found.graph.get(node, {}).get("inputs", {}).get(name)
-    if not isinstance(held, str):
+    cuts = [Spot(told[:at], told[at + 1 :]) for at, one in enumerate(told) if one == "."]
+    inputs = {one: found.graph[one.node]["inputs"] for one in cuts if one.node in found.graph}
+    spot = next((one for one in inputs if one.input in inputs[one]), None)
+    held = workflow_walk.value(found.graph, spot) if spot else None
+    if spot is None or not isinstance(held, str):
         what = "links to another node" if isinstance(held, list) else "is no text of the export"
         raise found.refused(f"{flag} {told[:60]} {what}", hint="like 6.text")
     return spot
