@@ -716,9 +716,9 @@ if os.fork() == 0:
     else:
         from imagen.ledger.journal import Journal
         method = getattr(Journal, when)
-        def full(*args):
+        def full(*args, **more):
             fill()
-            return method(*args)
+            return method(*args, **more)
         setattr(Journal, when, full)
     sys.argv[1:] = args
     from imagen.commands.render import main
