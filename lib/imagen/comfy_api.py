@@ -6,7 +6,7 @@ Two kinds of servers were recorded, 0.3.64 and a fork at 0.10.0; both are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import image
@@ -48,38 +48,6 @@ def choices(spec: Any) -> list[Any] | None:
         if spec[0] == "COMBO" and len(spec) > 1 and isinstance(spec[1], dict):
             return spec[1].get("options")
     return None
-
-
-class Lack(NamedTuple):
-    """Something that a server does not have: a node, a model or another value; what it is called.
-
-    `says` tells people where it is wanted.
-    """
-
-    kind: str
-    name: str
-    says: str
-
-
-def lacks(
-    key: str, node: Mapping[str, Any], info: Mapping[str, Any] | None, known: Mapping[str, Any]
-) -> Iterator[Lack]:
-    """Yield what a server lacks for a node, by its class's /object_info: the class, or a value.
-
-    `known` fills the node's placeholders.
-    """
-    kind = node["class_type"]
-    if not info:
-        yield Lack("node", kind, f"no node {kind}")
-        return
-    inputs = info.get("input", {})
-    for name, spec in {**inputs.get("required", {}), **inputs.get("optional", {})}.items():
-        value, offered = node["inputs"].get(name), choices(spec)
-        if isinstance(value, str) and value.startswith("${"):
-            value = known.get(value[2:-1])
-        if offered is not None and isinstance(value, str) and value not in offered:
-            what = "model" if value.endswith(MODEL_FILES) else "value"
-            yield Lack(what, value, f"no {value} for {name} of node {key} ({kind})")
 
 
 def refusal(fault: Rejected) -> ImagenError:

@@ -57,6 +57,15 @@ def lacking(found: Finding) -> bool:
     return found.file is not None or found.what == "invalid_prompt"
 
 
+def lack(found: Finding) -> str:
+    """Say in a few words what a server lacks or refuses."""
+    if found.what == "invalid_prompt":
+        return f"no node {found.kind}"
+    if found.file:
+        return f"no {found.file} for {found.input} of node {found.node} ({found.kind})"
+    return f"{found.where()}: {found.message}"
+
+
 def _of_node(graph: Graph, node: str, classes: Classes) -> Iterator[Finding]:
     asked = classes[graphs.class_of(graph, node)].get("input") or {}
     required, optional = asked.get("required") or {}, asked.get("optional") or {}

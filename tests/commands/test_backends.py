@@ -90,8 +90,8 @@ def test_a_check_looks_for_nodes_and_model_files_and_says_what_cures(tool, confi
     assert ran.record["missing_nodes"] == ["ModelSamplingFlux"]
     assert ran.record["cure"] == "where ComfyUI runs: imagen-models fetch flux1-schnell"
     assert ran.record["status"] == (
-        "incomplete (no ae.safetensors for vae_name of node 39 (VAELoader); "
-        f"no node ModelSamplingFlux; {ran.record['cure']})"
+        "incomplete (no node ModelSamplingFlux; "
+        f"no ae.safetensors for vae_name of node 39 (VAELoader); {ran.record['cure']})"
     )
 
 

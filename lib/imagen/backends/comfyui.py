@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -47,7 +47,6 @@ KEYS = {
 _MIN_SIZE, _MAX_SIZE = 16, 16384  # of EmptySD3LatentImage in /object_info
 _FIELDS = workflow.FIELDS
 _REQUESTED = {"prompt", "negative_prompt", "seed", *_FIELDS}  # never filled by options
-_MISSING = {"model": "missing_models", "node": "missing_nodes"}
 _SHARE = 0.04  # of the time waited: the poll is never far behind and never a burden
 _AT_LEAST_S = 10  # for the requests that even a wait of no time needs
 _LOOK_S = 1.0  # how often /queue, which carries whole graphs, is asked beside /history
@@ -271,22 +270,22 @@ class ComfyUI:
             return Status("ok")
         try:
             self._server.get("/system_stats")
-            lacks = _reading(lambda: list(self._lacks()))()
+            found = self.judged(self.workflow)
         except Unreachable as fault:
             return Status("unreachable", self._with_boot_hint(fault).as_line())
         except ImagenError as fault:
             return Status("unreachable", fault.message)
+        lacks = [one for one in found if one.severity == "error" and one.what != "no_value"]
         return self._incomplete(lacks) if lacks else Status("ok")
 
-    def _incomplete(self, lacks: list[comfy_api.Lack]) -> Status:
-        names = {
-            kind: [*dict.fromkeys(one.name for one in lacks if one.kind == kind)]
-            for kind in _MISSING
-        }
-        cure = names["model"] and (self._cure(names["model"]) or MissingModel.hint)
-        says = [*dict.fromkeys(one.says for one in lacks), *([cure] if cure else [])]
-        told = {field: names[kind] for kind, field in _MISSING.items() if names[kind]}
-        return Status("incomplete", "; ".join(says), {**told, **({"cure": cure} if cure else {})})
+    def _incomplete(self, lacks: list[Finding]) -> Status:
+        files = [*dict.fromkeys(one.file for one in lacks if one.file)]
+        nodes = [*dict.fromkeys(one.kind for one in lacks if one.what == "invalid_prompt")]
+        cure = (self._cure(files) or MissingModel.hint) if files else ""
+        says = [*dict.fromkeys(map(workflow_classes.lack, lacks)), *([cure] if cure else [])]
+        told = {"missing_models": files, "missing_nodes": nodes, "cure": cure}
+        shown = {name: value for name, value in told.items() if value}
+        return Status("incomplete", "; ".join(says), shown)
 
     def needs(self, options: Mapping[str, Any]) -> list[Model]:
         """Give the model files that it needs, as the instance and these options name them."""
@@ -399,14 +398,6 @@ class ComfyUI:
             return {"vram_used_mib": int(device["vram_total"] - device["vram_free"]) // 2**20}
         except (ImagenError, LookupError, TypeError, ValueError):
             return {}
-
-    def _lacks(self) -> Iterator[comfy_api.Lack]:
-        """Yield the node classes and files of our workflow that the server does not have."""
-        known = self.workflow.defaults | self._given()
-        for key, node in self.workflow.graph.items():
-            kind = node["class_type"]
-            info = self._server.get(f"/object_info/{kind}").json_object()
-            yield from comfy_api.lacks(key, node, info.get(kind), known)
 
 
 def _entry(history: Mapping[str, Any], handle: str) -> comfy_api.Entry | None:
