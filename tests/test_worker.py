@@ -212,6 +212,25 @@ def test_what_the_database_refuses_of_one_job_stops_no_other(work, until, monkey
     assert status(one, bad) == "failed"
 
 
+def test_any_number_of_jobs_that_fail_at_once_keep_it_from_nothing_else(work, until, monkeypatch):
+    """A web user may queue a million of them: leases are renewed and signals heard all the same."""
+    monkeypatch.setattr(worker, "RENEW_S", 0.1)
+    one = work("cat > /dev/null", jobs=2)
+    held = one.queue.add()
+    one.notice()
+    until(lambda: status(one, held) == "running")
+    bad = [one.queue.add(params={"file": "/etc/passwd"}) for _ in range(3000)]
+    one.notice()
+    until(lambda: status(one, bad[0]) == "failed")
+    one.queue.calls.clear()
+    until(lambda: "renew" in one.queue.calls)
+    assert status(one, bad[-1]) == "pending"
+    one.stop()
+    one.stop()
+    assert one.ended(5) == 0
+    assert status(one, bad[-1]) == "pending"
+
+
 def test_a_database_without_the_queue_ends_it_at_once_with_the_way_out(work):
     one = work(begin=False)
     one.refuse = [DatabaseFault("relation imagen.jobs does not exist", sqlstate="42P01")]

@@ -183,19 +183,22 @@ class Worker:
         return {slot.job.id: slot.job.fence for slot in self._slots if slot.job is not None}
 
     def _claim(self, queue: QueueLike) -> None:
-        """Fill the free slots from the backlog."""
+        """Fill the free slots from the backlog, each once: a turn must end, whatever is queued."""
         self._idle, self._next_due = False, None
         for slot in self._slots:
-            while self._may_claim(slot):
-                now = boottime()
-                job = queue.claim(*self._who)
-                if job is None:
-                    later = queue.waiting(*self._who[1:])
-                    self._next_due = None if later is None else now + max(later, 0.01)
-                    self._idle = True
-                    return
-                self._begin(slot, job, now)
-                self._advance(slot, queue)
+            if not self._may_claim(slot):
+                continue
+            now = boottime()
+            job = queue.claim(*self._who)
+            if job is None:
+                later = queue.waiting(*self._who[1:])
+                self._next_due = None if later is None else now + max(later, 0.01)
+                self._idle = True
+                return
+            self._begin(slot, job, now)
+            self._advance(slot, queue)
+            if slot.is_free:  # that job failed at once
+                self._next_due = now
 
     def _may_claim(self, slot: Slot) -> bool:
         sure = self._lease.holds() or not self._held()
