@@ -333,6 +333,27 @@ def test_a_job_that_takes_too_long_has_used_an_attempt(work, until):
     assert one.queue.jobs[name].error_detail["code"] == "job_timeout"
 
 
+def test_a_job_whose_pipeline_was_killed_for_the_lease_is_not_late(work, until, monkeypatch):
+    """It is sent again with all its time; meanwhile nothing turns in circles."""
+    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    one = work("cat > /dev/null", poll_s=60, job_timeout_s=1.5)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: one.worker._slots[0].sent)
+    one.refuse = [AnswerLost("still gone")] * 4
+    one.queue.faults += [AnswerLost("gone")]
+    one.notice()
+    turns = []
+    monkeypatch.setattr(one.worker, "_stop_well", turns.append)
+    until(lambda: one.worker._slots[0].pipeline is None, 10)
+    until(lambda: not one.refuse, 10)
+    assert len(turns) < 50
+    until(lambda: one.worker._slots[0].sent, 5)
+    assert not one.worker._slots[0].late
+    assert (status(one, name), one.queue.jobs[name].attempts) == ("running", 0)
+    monkeypatch.undo()
+
+
 def test_the_first_signal_lets_it_finish_and_a_second_puts_it_back(work, until):
     one = work('while read -r l; do sleep 0.5; echo "$l" | ' + DONE + "; done")
     name, later = one.queue.add(), None

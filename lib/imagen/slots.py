@@ -159,7 +159,7 @@ class Pipelines:
             self._answered(slot, line)
         if slot.killed:
             self._clear(slot)
-            slot.killed = slot.sent = False
+            slot.killed = slot.sent = False  # when the line is sent again, its time begins anew
         elif slot.told:
             if now >= slot.patience or pipeline.is_gone():
                 self._ended(slot, now)
@@ -230,7 +230,7 @@ class Pipelines:
         with self._lease.lock:
             if slot.pipeline:
                 slot.pipeline.kill()
-                slot.pipeline = None
+                slot.pipeline = slot.deadline = None
 
     def _late(self, job: Claimed) -> Verdict:
         limit = self._timeout_s or 0
