@@ -16,6 +16,7 @@ from imagen import slots, worker
 from imagen.db import DatabaseFault
 from imagen.errors import AnswerLost, ConfigFault
 from imagen.joblines import Rules
+from imagen.jobs import as_json
 
 DONE = """jq -c --unbuffered '.file="/dev/null"'"""
 RULES = Rules(["mock"], [], "mock")
@@ -154,6 +155,20 @@ def test_a_record_of_another_id_and_noise_are_no_answer(work, until):
     name = one.queue.add()
     one.notice()
     until(lambda: status(one, name) == "done")
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "[" * 800 + "]" * 800, '"\\ud800"'])
+def test_an_error_that_no_row_can_hold_fails_that_job_alone(work, value):
+    """A filter of somebody's own writes what it likes."""
+    error = '{"message":"no","retry":"never","status":404,"x":' + value + "}"
+    one = work(f"sed -u 's/^{{/{{\"error\":{error},/'", begin=False, drain=True)
+    names = [one.queue.add() for _ in range(2)]
+    one.thread.start()
+    assert one.ended() == 0
+    assert {status(one, name) for name in names} == {"failed"}
+    detail = one.queue.jobs[names[0]].error_detail
+    assert (detail["message"], detail["status"]) == ("no", 404)
+    assert as_json(detail)
 
 
 def test_the_first_line_has_no_intended_at_and_the_next_ones_have_the_databases_age(work, until):

@@ -6,6 +6,7 @@ Ids, owners and callers come from the row's own columns and from the worker alon
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -120,7 +121,7 @@ def _no_image(why: str) -> Verdict:
 def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) -> Verdict:
     text = " ".join(str(error.get("message") or error.get("code") or "failed").split())
     text = text[:_MOST_TEXT].replace("\0", "")
-    detail = {name: value for name, value in error.items() if name != "traceback"}
+    detail = {name: one for name, one in error.items() if name != "traceback" and _can_keep(one)}
     if error.get("code") == "over_budget" and error.get("retry") == "after":
         wait_s = max(_seconds(error), _BACKOFF_S)
         return Verdict("back", after_s=wait_s, error=text, detail=detail, answered=True)
@@ -130,6 +131,13 @@ def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) 
     if attempts + 1 >= most:
         return Verdict("failed", error=f"{text} (after {attempts + 1} attempts)", detail=detail)
     return Verdict("retry", after_s=backoff(attempts, _seconds(error)), error=text, detail=detail)
+
+
+def _can_keep(value: Any) -> bool:
+    """Whether a row can hold what somebody's filter wrote: no NaN, nothing of any depth."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int | None)
 
 
 def backoff(attempts: int, told_s: float = 0) -> float:
