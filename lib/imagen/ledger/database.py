@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import retry
-from ..errors import ImagenError, Refused
+from ..errors import TEMPORARY, ImagenError, Refused
 from . import locks
 
 if TYPE_CHECKING:
@@ -207,9 +207,17 @@ class Database:
         except locks.NoLocks as fault:
             raise self._fault(f"no lock beside it: {fault}") from None
         except sqlite3.Error as fault:
-            if getattr(fault, "sqlite_errorcode", 0) & 0xFF in (5, 6):  # BUSY, LOCKED
+            kind = getattr(fault, "sqlite_errorcode", 0) & 0xFF
+            if kind in (5, 6):  # BUSY, LOCKED
                 raise LedgerBusy(f"another process holds the ledger {self.path}") from None
-            raise self._fault(str(fault)) from None
+            raise self._fault(str(fault), **(_LATER if kind == 13 else {})) from None  # FULL
 
-    def _fault(self, why: str) -> LedgerFault:
-        return LedgerFault(f"the ledger {self.path} cannot be used: {why}")
+    def _fault(self, why: str, **facts: Any) -> LedgerFault:
+        return LedgerFault(f"the ledger {self.path} cannot be used: {why}", **facts)
+
+
+_LATER = {
+    "retry": "safe",
+    "exit_status": TEMPORARY,
+    "hint": f"free some space, then run it again; or {LedgerFault.hint}",
+}
