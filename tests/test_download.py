@@ -199,6 +199,17 @@ def test_other_bytes_than_the_known_ones_are_thrown_away_and_not_asked_for_again
     assert len(host.asked) == 1, "the same source would send the same again"
 
 
+def test_a_link_where_the_part_goes_is_not_followed(get, tmp_path):
+    """A models folder may be shared: whoever fetches must not lose a file of theirs."""
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"precious")
+    get.path.parent.mkdir()
+    models.part_of(get.path).symlink_to(mine)
+    with pytest.raises(ImagenError, match=r"symbolic links: .*\.part"):
+        get()
+    assert (mine.read_bytes(), get.path.exists()) == (b"precious", False)
+
+
 def test_a_part_that_a_crash_spoiled_is_found_out_and_fetched_anew(get, host):
     get.leave(bytes(15_000), tag=TAG, size=len(BYTES))
     get()

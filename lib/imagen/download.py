@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ class Part:
         """Open what an earlier run left, or a new one."""
         self.path = models.part_of(path)
         self._about = self.path.with_name(f"{self.path.name}.json")
-        self._file = self.path.open("a+b", buffering=0)
+        self._file = io.FileIO(self.path, "a+b", opener=_no_link)
         self.size = self._file.seek(0, os.SEEK_END)
         self._sha = hashlib.sha256()
         self.about = self._read_about()
@@ -102,6 +103,10 @@ class Part:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def fetch(model: Model, path: Path, hub: Hub, tell: Tell, note: Note) -> str | None:
