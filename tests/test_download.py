@@ -170,6 +170,8 @@ def test_another_source_is_tried_where_one_refuses(get, host):
         (Fault(status=206), "answers 206"),
         (Fault(length=len(BYTES) + 1), f"of {len(BYTES) + 1} bytes, not {len(BYTES)}"),
         (Fault(length=9), f"of 9 bytes, not {len(BYTES)}"),
+        (Fault(status=206, headers={"Content-Range": f"bytes 0-8/{'9' * 5000}"}), "answers 206"),
+        (Fault(length="9" * 5000), "answers 200"),  # type: ignore[arg-type]
         (Fault(start=5), "another part"),
         (Fault(start=5, total=9), "of 9 bytes"),
         (Fault(status=200, headers={"Content-Encoding": "gzip"}), "encoded"),

@@ -98,9 +98,12 @@ def offer(flow: http.Flow) -> Offer:
     tags = (flow.headers.get("ETag", ""), flow.headers.get("Last-Modified", ""))
     tag = next((one for one in tags if one and not one.startswith("W/")), None)
     length = flow.headers.get("Content-Length", "")
-    if flow.status == 200:
-        return Offer(0, int(length) if length.isdecimal() else None, tag)
-    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", flow.headers.get("Content-Range", ""))
+    if flow.status == 200 and re.fullmatch(r"\d{0,19}", length):
+        return Offer(0, int(length) if length else None, tag)
+    span = re.fullmatch(_SPAN, flow.headers.get("Content-Range", ""))
     if flow.status != 206 or not span:
         raise Rejected(f"the source answers {flow.status}, and no file that can be read")
     return Offer(int(span[1]), None if span[2] == "*" else int(span[2]), tag)
+
+
+_SPAN = r"bytes (\d{1,19})-\d{1,19}/(\d{1,19}|\*)"  # more digits are no number of bytes
