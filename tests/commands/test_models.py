@@ -449,6 +449,15 @@ def test_a_backend_that_is_no_comfyui_has_no_files(models):
     assert "no ComfyUI" in ran.err
 
 
+@pytest.mark.parametrize("what", ["list", "fetch", "verify"])
+def test_a_name_that_no_disk_can_hold_stops_no_other_file(models, wanting, what):
+    models("fetch", wanting(model()))
+    ran = models(what, wanting(model(file="a" * 300), model()))
+    assert (ran.status, [row["file"] for row in ran.records]) == (2, ["a.safetensors"])
+    assert "too long" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
 def test_a_name_that_leads_out_of_the_folder_is_refused(models, host, wanting, folder):
     name = "../a.pt"
     given = models("fetch", wanting(model(file="${vae}"), vae=name))

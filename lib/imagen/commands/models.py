@@ -147,13 +147,13 @@ class Work:
 
     def placed(self, wanted: Iterable[tuple[str, Model]], folder: Path | None) -> Iterator[Wanted]:
         """Look for each file; what has no place is said, and left out."""
-        from .. import models
-
         for workflow, model in wanted:
             try:
-                yield Wanted(workflow, model, models.look(folder, model) if folder else None)
+                place = _looked(folder, model) if folder else None
             except ImagenError as fault:
                 self._common.pipe.failed(model.file, fault)
+                continue
+            yield Wanted(workflow, model, place)
 
     def row(self, one: Wanted) -> dict[str, Any]:
         """Give what is known of a file."""
@@ -247,6 +247,15 @@ class Work:
             ]
             rows = [{**row, **size} for row, size in zip(self._rows, sizes, strict=True)]
             write_out(table.aligned(SHOWN, rows, visible).encode())
+
+
+def _looked(folder: Path, model: Model) -> Place:
+    from .. import models
+
+    try:
+        return models.look(folder, model)
+    except OSError as found:
+        raise models.of_the_disk(found, "cannot look for it") from None
 
 
 @contextmanager
