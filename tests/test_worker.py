@@ -340,6 +340,21 @@ def test_what_stopped_waiting_because_we_said_so_is_gone_on_with_at_once(work, t
     assert status(one, name) == "done"
 
 
+def test_a_pipeline_that_cannot_be_started_is_tried_later_each_time(work, until, monkeypatch):
+    def refused(_command):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    real = slots.Pipeline
+    monkeypatch.setattr(slots, "Pipeline", refused)
+    one = work(poll_s=0.05)
+    name = one.queue.add()
+    until(lambda: one.heard("cannot be started"))
+    time.sleep(1.3)
+    assert len(one.heard("cannot be started")) <= 2
+    monkeypatch.setattr(slots, "Pipeline", real)
+    until(lambda: status(one, name) == "done", 10)
+
+
 def test_a_job_that_takes_too_long_has_used_an_attempt(work, until):
     one = work("cat > /dev/null", job_timeout_s=0.3)
     name = one.queue.add()

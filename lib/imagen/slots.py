@@ -129,6 +129,7 @@ class Pipelines:
                 slot.pipeline, slot.told = Pipeline(self._command), None
             except (OSError, SubprocessError) as fault:
                 self._tell(f"a pipeline cannot be started: {fault}")
+                slot.crashes += 1
                 self._put_off(slot, now)
                 return False
             slot.restart = now + LIVES_S if slot.crashes else now
