@@ -355,6 +355,20 @@ def test_a_pipeline_that_cannot_be_started_is_tried_later_each_time(work, until,
     until(lambda: status(one, name) == "done", 10)
 
 
+def test_a_pipeline_may_end_any_number_of_times(work, until, tmp_path):
+    """One that cannot work ends a thousand times over a night, and works when it is mended."""
+    (tmp_path / "broken").touch()
+    one = work(f"rm {tmp_path}/broken && exit 1; {DONE}", begin=False, drain=True)
+    name = one.queue.add()
+    one.worker._slots[0].crashes = 5000
+    one.thread.start()
+    until(lambda: one.heard("in 30 s") or one.status, 10)
+    assert one.status is None
+    one.worker._slots[0].restart = 0.0
+    one.notice()
+    until(lambda: status(one, name) == "done")
+
+
 def test_a_job_that_takes_too_long_has_used_an_attempt(work, until):
     one = work("cat > /dev/null", job_timeout_s=0.3)
     name = one.queue.add()

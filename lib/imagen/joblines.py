@@ -142,7 +142,7 @@ def _can_keep(value: Any) -> bool:
 
 def backoff(attempts: int, told_s: float = 0) -> float:
     """Give the seconds until the next attempt: doubling, with jitter, at least what was told."""
-    grown = min(_BACKOFF_S * 2.0**attempts, _LONGEST_S)
+    grown = min(_BACKOFF_S * 2.0 ** min(attempts, 9), _LONGEST_S)
     return max(told_s, grown * random.uniform(0.5, 1.0))
 
 

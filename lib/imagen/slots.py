@@ -222,7 +222,7 @@ class Pipelines:
 
     def _put_off(self, slot: Slot, now: float) -> None:
         """Let a pipeline rest before it is started again, longer each time."""
-        wait_s = 0.0 if slot.crashes == 1 else min(0.1 * 4.0**slot.crashes, 30.0)
+        wait_s = 0.0 if slot.crashes == 1 else min(0.1 * 4.0 ** min(slot.crashes, 9), 30.0)
         slot.restart = now + wait_s
         again = f"in {wait_s:.0f} s" if wait_s >= 1 else "at once"
         self._tell(f"a pipeline has ended; it is started again {again}")
