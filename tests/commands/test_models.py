@@ -339,9 +339,9 @@ def test_killed_at_random_the_same_command_goes_on_to_the_right_bytes(
     mine = wanting(model(size=None, sha256=None))
     host.rate = 8e6
     sizes = sorted(random.sample(range(1, len(BYTES) - 500_000), 3))
-    for size in sizes:
+    for times, size in enumerate(sizes, 1):
         child = tool.start("models", "fetch", mine)
-        until(lambda size=size: began(folder, size))
+        until(lambda size=size, times=times: len(host.asked) == times and began(folder, size))
         child.kill()
         child.wait()
         assert not (folder / "vae/a.safetensors").exists()
