@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -171,3 +172,11 @@ def test_attempts_are_put_off_longer_each_time_with_jitter_and_never_less_than_t
         assert most / 2 <= min(found) < max(found) <= most
     assert joblines.backoff(5000) <= 600
     assert joblines.backoff(0, 77) == 77
+
+
+def test_a_name_of_a_million_letters_is_refused_at_once():
+    """A web user may queue any number of these, and other jobs' leases must be renewed between."""
+    began = time.process_time()
+    with pytest.raises(Refused, match="params may not hold 'width"):
+        asked(job(**{"width" * 200_000: 1}))
+    assert time.process_time() - began < 0.1

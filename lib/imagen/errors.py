@@ -286,7 +286,7 @@ def suggest(word: str, known: Iterable[str]) -> str | None:
     from difflib import get_close_matches
 
     names = sorted(known)
-    close = get_close_matches(word, names, n=3, cutoff=0.6)
+    close = get_close_matches(word[:100], names, n=3, cutoff=0.6)  # a long one takes long
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "known: " + ", ".join(names) if 0 < len(names) <= 12 else None
