@@ -517,3 +517,13 @@ def test_verify_says_of_each_file_whether_it_is_right(models, wanting, folder):
         "short.safetensors:",
         "missing.safetensors:",
     ]
+
+
+def test_what_verify_misses_is_brought_by_what_it_says(models, wanting, folder):
+    """The workflow's name alone would not bring it: it is a file."""
+    args = [wanting(model())]
+    ran = models("verify", *args)
+    assert (ran.status, ran.record["state"]) == (1, "missing")
+    assert "the same command with fetch" in ran.record["error"]["hint"]
+    assert models("fetch", *args).status == 0
+    assert is_whole(folder)

@@ -209,7 +209,7 @@ class Work:
         model, place = one.model, one.place
         assert place
         if place.state in (models.ABSENT, models.PARTIAL):
-            hint = f"imagen-models fetch {one.workflow}"
+            hint = "the same command with fetch in place of verify brings it"
             raise models.WrongFile(f"it is not at {place.path}", hint=hint, state="missing")
         if place.state == models.WRONG_SIZE:
             raise models.in_the_way(place, model)
