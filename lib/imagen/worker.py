@@ -39,7 +39,7 @@ class Said(NamedTuple):
     name: str
     pipeline: str
     rules: Rules
-    backends: list[str]
+    backends: list[str] | None  # whose jobs are claimed; None: anybody's, within the rules
     jobs: int = 1
     poll_s: float = 5.0
     job_timeout_s: float | None = None
@@ -210,7 +210,7 @@ class Worker:
         return fit and not self._stops and self._pipelines.started(slot)
 
     @property
-    def _who(self) -> tuple[str, list[str], str]:
+    def _who(self) -> tuple[str, list[str] | None, str]:
         """Give who asks for jobs, as the queue wants it."""
         return self._said.name, self._said.backends, self._said.rules.default_backend
 

@@ -122,12 +122,20 @@ def test_a_hostile_row_fails_that_job_alone_with_a_message(queue, listen, params
     assert queue.status(good) == "done"
 
 
-def test_a_backend_that_is_not_allowed_is_never_claimed(queue, listen, configure):
+def test_a_job_for_a_backend_that_is_not_allowed_fails_with_a_message(queue, listen, configure):
     configure("backends: {rep: {type: replicate, model: black-forest-labs/flux-schnell}}\n")
-    paid = queue.add(backend="rep")
-    free = queue.add()
+    paid, free = queue.add(backend="rep"), queue.add()
     assert listen("--drain").wait(30) == 0
-    assert (queue.status(paid), queue.status(free)) == ("pending", "done")
+    assert (queue.status(paid), queue.status(free)) == ("failed", "done")
+    assert "jobs may not use the backend 'rep'" in queue.job(paid)["error"]
+
+
+def test_a_worker_for_named_backends_leaves_all_other_jobs_to_others(queue, listen, configure):
+    configure("backends: {other: {type: mock}}\n")
+    others, ours = queue.add(backend="other"), queue.add(backend="mock")
+    unknown = queue.add(backend="nobody's")
+    assert listen("--drain", "--backend", "mock").wait(30) == 0
+    assert [queue.status(one) for one in (others, ours, unknown)] == ["pending", "done", "pending"]
 
 
 def test_a_job_whose_pipeline_is_killed_is_done_all_the_same(queue, listen, until, tool):

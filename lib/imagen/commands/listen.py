@@ -50,14 +50,13 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
 
     values = config.load(common.config_file)
     rules = _rules(values)
-    backends = list(said["names"] or rules.backends)
-    if unknown := [name for name in backends if name not in rules.backends]:
+    if unknown := [name for name in said["names"] if name not in rules.backends]:
         raise UsageFault(f"jobs may not use the backend {unknown[0]!r}", hint="worker.backends")
     about = worker.Said(
         name=said["name"] or f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(3)}",
         pipeline=" ".join(pipeline) or _default_pipeline(values),
         rules=rules,
-        backends=backends,
+        backends=list(said["names"]) or None,
         jobs=said["jobs"] or values["worker.jobs"],
         poll_s=said["poll"] or values["worker.poll_s"],
         job_timeout_s=said["job_timeout"] or values["worker.job_timeout_s"],
