@@ -132,7 +132,8 @@ ALLOWED: dict[str, set[str]] = {
     "ledger.uploads": {"ledger"},
     "budget": {"errors", "ledger"},  # ledger: the type of what was spent
     "caller": set(),
-    "http": {"errors", "retry"},
+    "http": {"errors", "http"},
+    "http.answers": {"errors"},
     "db": {"db", "errors"},
     "db.connection": {"errors"},
     "db.ear": {"db"},

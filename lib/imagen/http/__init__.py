@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import IO, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from .errors import (
-    AnswerLost,
-    ConfigFault,
-    ImagenError,
-    OutOfCredit,
-    Rejected,
-    ServerFault,
-    Throttled,
-    Unreachable,
-)
+from ..errors import AnswerLost, ConfigFault, Rejected, ServerFault
+from .answers import Answer, excerpt, judged, lost, origin, secrets
 
+__all__ = ["CONNECT_S", "MAX_IMAGE", "MAX_JSON", "Answer", "Flow", "Server", "excerpt", "origin"]
 CONNECT_S = 5
 BODY_S = 60  # that a body may take, however steadily it trickles; more where read_s is more
 MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
-_SENT = (
-    2**18
-)  # bytes of a body at once: each part must be gone within CONNECT_S, on a slow line too
+_SENT = 2**18  # bytes of a body at once: each must be gone within CONNECT_S, on a slow line too
 _PART = 2**14  # bytes: a part is waited for whole, and only then is the clock looked at
 MAX_IMAGE = 512 * 2**20  # bytes
 _FLOW_PART = 2**18  # bytes at most of a body that is handed on while it comes
@@ -36,38 +26,6 @@ _PACE = 2**16  # bytes of it that must come within each BODY_S
 _AS_IT_IS = {"Accept-Encoding": "identity"}
 _MOST_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
-
-
-class Answer(NamedTuple):
-    """A status from 200 to 299, its headers and its body, and what of it must not be shown."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    hidden: Collection[str] = ()
-
-    def for_people(self) -> bytes:
-        """Give the body with the secrets that a server echoes hidden."""
-        body = self.body
-        for secret in self.hidden:
-            body = body.replace(secret.encode(), b"***")
-        return body
-
-    def hide(self, text: str) -> str:
-        """Give a text that was read in the body with them hidden."""
-        for secret in self.hidden:
-            text = text.replace(secret, "***")
-        return text
-
-    def json_object(self) -> dict[str, Any]:
-        """Read the body as a JSON object; ServerFault when it is none."""
-        try:
-            found = json.loads(self.body, parse_constant=_no_constant)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise ServerFault(f"the server answered no JSON object: {excerpt(self.for_people())}")
-        return found
 
 
 class Flow(NamedTuple):
@@ -108,7 +66,7 @@ class Server:
         # else it prepares the next request of a redirect, and for that reads a body without end
         setattr(self._session, "get_redirect_target", _nowhere)  # noqa: B010
         self._session.headers.update({"User-Agent": "imagen", **self._own})
-        self._secrets = sorted(_secrets(headers or {}), key=len, reverse=True)
+        self._secrets = sorted(secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
         self._session.auth = named if any(named) else _unchanged
@@ -149,7 +107,7 @@ class Server:
         answer, place = self._followed(
             url, lambda place: self._asked("GET", place, limit, **self._for(place, trusted))
         )
-        return self._judged(answer, place)
+        return judged(answer, self.who, place)
 
     @contextmanager
     def flow(
@@ -169,7 +127,7 @@ class Server:
             found, place = self._followed(url, ask)
             if found.status >= 300:
                 said = b"".join(islice(found.parts, 4))
-                self._judged(Answer(found.status, found.headers, said, self._secrets), place)
+                judged(Answer(found.status, found.headers, said, self._secrets), self.who, place)
             if found.headers.get("Content-Encoding", "identity") != "identity":
                 raise Rejected(f"the {self.who} at {place} sends the file encoded")
             yield found
@@ -219,7 +177,7 @@ class Server:
         raise Rejected(f"the {self.who} names an address that cannot be fetched: {place[:60]!r}")
 
     def _checked(self, *request: Any, **more: Any) -> Answer:
-        return self._judged(self._asked(*request, **more), self.url)
+        return judged(self._asked(*request, **more), self.who, self.url)
 
     def _asked(
         self, method: str, url: str, limit: int, read_s: float | None = None, **more: Any
@@ -238,7 +196,7 @@ class Server:
                 body = self._body(response, limit, where)
                 return Answer(response.status_code, response.headers, body, self._secrets)
         except (requests.RequestException, HTTPError, ValueError) as fault:
-            raise self._lost(fault, where) from None
+            raise lost(fault, self.who, where) from None
 
     def _opened(
         self,
@@ -258,7 +216,7 @@ class Server:
                 self._sent(requests.Request("GET", url, **more), (CONNECT_S, self.read_s))
             )
         except (requests.RequestException, HTTPError, ValueError) as fault:
-            raise self._lost(fault, where) from None
+            raise lost(fault, self.who, where) from None
         return Flow(response.status_code, response.headers, self._flowing(response, where))
 
     def _flowing(self, response: Any, where: str) -> Iterator[bytes]:
@@ -272,7 +230,7 @@ class Server:
             try:
                 part = next(parts, b"")
             except (requests.RequestException, HTTPError, ValueError, OSError) as fault:
-                raise self._lost(fault, where) from None
+                raise lost(fault, self.who, where) from None
             if not part:
                 return self._check_whole(response, where)
             yield part
@@ -314,39 +272,6 @@ class Server:
         if known and response.raw.tell() < int(promised):  # urllib3 1 lets it pass
             raise AnswerLost(f"lost the answer of the {self.who} at {where}: it was cut short")
 
-    def _lost(self, fault: Exception, where: str) -> ImagenError:
-        """Tell a request that never left from one that may have arrived."""
-        import requests
-        from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
-
-        wrong = (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader)
-        ours = isinstance(fault, (ValueError, LocationParseError)) and not isinstance(
-            fault, requests.RequestException
-        )
-        if isinstance(fault, wrong) or ours or not isinstance(fault, (OSError, HTTPError)):
-            return ConfigFault(f"the {self.who}'s address or headers cannot be used: {where}")
-        reason = getattr(fault.args[0] if fault.args else None, "reason", None)
-        never = (requests.ConnectTimeout, requests.exceptions.ProxyError)
-        handshake = any(sign in str(fault) for sign in _HANDSHAKE)
-        if isinstance(fault, never) or isinstance(reason, NewConnectionError) or handshake:
-            return Unreachable(f"cannot reach the {self.who} at {where}: {_why(fault)}")
-        return AnswerLost(f"lost the answer of the {self.who} at {where}: {_why(fault)}")
-
-    def _judged(self, answer: Answer, where: str) -> Answer:
-        """Give an answer that is one; its error otherwise."""
-        if answer.status < 300:
-            return answer
-        body = answer.for_people()
-        said = f"the {self.who} at {where} answered {answer.status}: {excerpt(body)}"
-        told = _seconds(answer.headers.get("Retry-After"))
-        if answer.status >= 500:
-            raise ServerFault(said, status=answer.status, body=body, retry_after_s=told)
-        if answer.status == 429:
-            raise Throttled(said, status=answer.status, body=body, retry_after_s=told)
-        if answer.status == 402:
-            raise OutOfCredit(said)
-        raise Rejected(said, status=answer.status, body=body)
-
 
 class _Sent:
     """A file as requests reads it while it is sent: not beyond the server's `until`."""
@@ -373,12 +298,6 @@ class _Sent:
 _PLAIN_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?([/?][!-~]*)?", re.ASCII)
 
 
-def origin(url: str) -> str:
-    """Give the part of an address that says which server: scheme, host, port."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
-
-
 def _parts(response: Any, size: int = _PART, decode: bool = True) -> Iterator[bytes]:
     """Give a body as it comes; an older urllib3 waits until a part is whole."""
     raw = response.raw
@@ -389,56 +308,9 @@ def _parts(response: Any, size: int = _PART, decode: bool = True) -> Iterator[by
         yield part
 
 
-def _secrets(headers: Mapping[str, str]) -> set[str]:
-    """Give the values of headers, whole and word by word ("Bearer TOKEN"), short words left out."""
-    values = [*headers.values(), *(word for value in headers.values() for word in value.split())]
-    return {value for value in values if len(value) > 5 and value != "Bearer"}
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number")
-
-
 def _unchanged(request: Any) -> Any:
     return request
 
 
 def _nowhere(_response: Any) -> None:
     return None
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        seconds = float(text or "")
-    except ValueError:
-        return None
-    return max(seconds, 0) if math.isfinite(seconds) else None
-
-
-_HANDSHAKE = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "HANDSHAKE_FAILURE")
-_REASONS = {
-    "refused": "connection refused",
-    "timed out": "timed out",
-    "resolve": "no such host",
-    "Name or service": "no such host",
-    "reset by peer": "connection reset",
-    "Remote end closed": "the connection was closed",
-    "No route": "no route to the host",
-    "unreachable": "the network is unreachable",
-    "CERTIFICATE": "its certificate is not trusted",
-    "SSL": "it does not speak TLS",
-    "proxy": "the proxy does not answer",
-    "Broken": "the connection was cut",
-    "IncompleteRead": "the body was cut short",
-}
-
-
-def _why(fault: Exception) -> str:
-    text = str(fault)
-    return next((says for sign, says in _REASONS.items() if sign in text), type(fault).__name__)
-
-
-def excerpt(body: bytes, length: int = 200) -> str:
-    """Give the start of a body as one line for people."""
-    text = " ".join(body[: length * 4].decode(errors="replace").split())
-    return text[: length - 1] + "…" if len(text) > length else text or "(nothing)"
