@@ -131,6 +131,8 @@ def test_the_first_line_has_no_intended_at_and_later_ones_do():
         ({"error": {"message": "m"}}, "failed"),
         ({"error": {"code": "over_budget", "retry": "after", "message": "m"}}, "back"),
         ({"error": {"code": "over_budget", "retry": "never", "message": "m"}}, "failed"),
+        ({"file": "/a.png", "error": {"code": "unauthorized", "message": "m"}}, "back"),
+        ({"error": {"code": "config", "retry": "never", "message": "m"}}, "back"),
         ({"pending": {"backend": "b"}}, "back"),
         ({"pending": {"backend": "b"}, "error": {"message": "m"}}, "failed"),
         ({"id": ID}, "failed"),

@@ -429,6 +429,15 @@ def test_behind_a_pooler_it_says_so_once_and_looks_every_second(work, until):
     assert len(one.heard("5432")) == 1
 
 
+def test_a_queue_that_is_not_there_yet_is_said_once(work, until):
+    one = work(begin=False, poll_s=60)
+    one.refuse = [AnswerLost("no such host")] * 4
+    one.thread.start()
+    until(lambda: one.heard("waiting for jobs"), 15)
+    assert len(one.heard("the queue is not there yet: no such host")) == 1
+    assert not one.heard("lost")
+
+
 def test_what_an_earlier_worker_of_the_name_left_is_taken_back_once(work, until):
     one = work(begin=False, poll_s=60)
     name = one.queue.add()

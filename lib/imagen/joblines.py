@@ -21,6 +21,8 @@ PARAMS = (
     *("sampler", "scheduler", "options"),
 )
 PENDING_S = 10  # until an unfinished render is looked at again
+MENDED_S = 60  # until a job is tried again that met a fault of the worker's own settings
+_OF_THE_WORKER = ("config", "unauthorized")  # codes of such: the job is not to blame
 _BACKOFF_S, _LONGEST_S = 5.0, 600.0
 _MOST_TEXT = 500  # characters of an error in the row
 
@@ -125,6 +127,8 @@ def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) 
     if error.get("code") == "over_budget" and error.get("retry") == "after":
         wait_s = max(_seconds(error), _BACKOFF_S)
         return Verdict("back", after_s=wait_s, error=text, detail=detail, answered=True)
+    if error.get("code") in _OF_THE_WORKER:
+        return Verdict("back", after_s=MENDED_S, error=text, detail=detail, answered=True)
     again = error.get("retry") in ("safe", "after")
     if not again:
         return Verdict("failed", error=text, detail=detail)

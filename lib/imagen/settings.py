@@ -96,16 +96,20 @@ def faults(tree: Tree) -> Iterator[Fault]:
                 yield from _check_named(name, inner, settings)
         else:
             yield from check_keys((name,), KEYS[name], value)
-    yield from _check_default(tree)
+    yield from _check_names(tree)
 
 
-def _check_default(tree: Tree) -> Iterator[Fault]:
-    named = tree.get("default_backend")
-    instances = tree.get("backends") or {}
-    if isinstance(named, str) and isinstance(instances, dict) and named not in {"mock", *instances}:
-        yield Fault(
-            ("default_backend",), f"no backend {named!r}", suggest(named, map(str, instances))
-        )
+def _check_names(tree: Tree) -> Iterator[Fault]:
+    """Yield the names of backends that stand for none."""
+    instances, worker = tree.get("backends") or {}, tree.get("worker")
+    if not isinstance(instances, dict):
+        return
+    listed = worker.get("backends") if isinstance(worker, dict) else None
+    named = [(("worker", "backends"), one) for one in listed] if isinstance(listed, list) else []
+    known = {"mock", *map(str, instances)}
+    for place, name in [(("default_backend",), tree.get("default_backend")), *named]:
+        if isinstance(name, str) and name not in known:
+            yield Fault(place, f"no backend {name!r}", suggest(name, known))
 
 
 def _check_named(section: str, name: Any, settings: Any) -> Iterator[Fault]:

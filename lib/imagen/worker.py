@@ -27,6 +27,7 @@ from .slots import END_S, LOST_S, Lease, Pipelines, Slot, boottime
 RENEW_S = 3.0  # a lease lasts 10 s on the database's clock
 RESCUE_S = 2.0  # with the lease less than the 15 s in which a dead worker's job runs again
 SETTLE_S = 5.0  # after a new connection, before others' jobs are taken for dead
+REPEAT_S = 60.0  # between two lines that say the same of a queue that cannot be reached
 DEAF_S = 1.0  # between polls when no notice arrives
 HEAR_S = 30.0  # between proofs that notices arrive
 _SOON_S = 1.0  # --drain waits for what is due so soon
@@ -85,6 +86,7 @@ class Worker:
         self._pipelines = Pipelines(said.pipeline, said.job_timeout_s, self._lease, tell)
         self._db: Connected | None = None
         self._retry_at, self._failures = 0.0, 0
+        self._said_last, self._said_at = "", 0.0
         self._next_renewal = self._next_rescue = self._next_proof = 0.0
         self._noticed = self._deaf = self._ready = self._idle = self._named = False
         self._stops = 0
@@ -103,6 +105,7 @@ class Worker:
                 if not self._is_over():
                     self._wait(wakes)
                 self._stops = stops()
+            self._tell("ended")
             return 0
         finally:
             self._pipelines.close(self._slots)
@@ -273,7 +276,8 @@ class Worker:
         kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
         if not slot.lost:
             self._counts[kind] += 1
-            self._tell(f"{job.id}: {kind}{f': {found.error}' if found.error else ''}")
+            why = f": {found.error}" if found.error else ""
+            self._tell(f"{job.id}: {kind if kind != 'again' else 'put back'}{why}")
         if not ours:
             self._tell(f"{job.id}: another worker has it now, or it was cancelled")
         slot.forget()
@@ -334,7 +338,10 @@ class Worker:
         wait_s = min(0.25 * 2.0**self._failures, 2.0) * random.uniform(0.5, 1.0)
         self._retry_at = boottime() + wait_s
         self._failures = min(self._failures + 1, 10)
-        self._tell(f"the queue is lost: {fault.as_line()}")
+        said = f"the queue is {'lost' if self._ready else 'not there yet'}: {fault.as_line()}"
+        if said != self._said_last or boottime() - self._said_at > REPEAT_S:
+            self._said_last, self._said_at = said, boottime()
+            self._tell(f"{said}; trying again")
 
     def _prove(self, queue: QueueLike) -> None:
         """See whether notices arrive, and tell systemd; behind a transaction pooler they do not."""

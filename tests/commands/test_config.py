@@ -90,6 +90,14 @@ output:
 """
 
 
+def test_a_backend_that_jobs_may_use_must_be_one_of_the_configuration(tool, configure):
+    configure("worker: {backends: [mok, mock]}\n")
+    for command in ("config validate", "listen --drain"):
+        ran = tool(command, env={"IMAGEN_DATABASE_URL": "postgresql://localhost:1/none"})
+        assert ran.status == 2
+        assert "worker.backends: no backend 'mok' (hint: did you mean mock?" in ran.err
+
+
 def test_validate_names_every_fault_with_its_line(tool, configure):
     path = configure(FAULTY)
     ran = tool("config", "validate")
