@@ -124,7 +124,8 @@ def worker(tool, configure, project, until) -> Callable[[], Any]:
     def start() -> Any:
         said = tool.folder / "worker.err"
         with said.open("wb") as err:
-            child = tool.start("listen", env=project.environment(), stderr=err)
+            only = ("--backend", project.backend)  # a real project's other jobs are not ours
+            child = tool.start("listen", *only, env=project.environment(), stderr=err)
         until(lambda: b"waiting for jobs" in said.read_bytes(), 30)
         return child
 
@@ -210,10 +211,34 @@ def test_an_upload_that_failed_does_not_render_again(second, fails, cloud, paid,
     assert (tmp_path / machines[1] / "out" / path).exists()
 
 
-def drained(tool: Any, cloud: Any, folder: Path) -> None:
+@pytest.mark.parametrize("key", ["wrong", ""])
+def test_a_worker_without_the_right_key_fails_no_job_and_renders_it_once(
+    key, cloud, paid, tmp_path
+):
+    paid.configure("worker: {backends: [rep]}")
+    with cloud.database.cursor() as cursor:
+        cursor.execute(
+            "insert into imagen.jobs (owner_user_id, prompt, params)"
+            """ values (%s, 'a cat', '{"width": 512, "height": 512}')""",
+            [cloud.new_user()],
+        )
+        drained(paid.tool, cloud, tmp_path / "machine", SUPABASE_SERVICE_ROLE_KEY=key)
+        cursor.execute("select status, attempts, error_detail ->> 'hint' from imagen.jobs")
+        ((status, attempts, hint),) = cursor.fetchall()
+        assert (status, attempts) == ("pending", 0)
+        assert "$SUPABASE_SERVICE_ROLE_KEY" in hint
+        cursor.execute("update imagen.jobs set run_after = now()")
+        drained(paid.tool, cloud, tmp_path / "machine")
+        cursor.execute("select status, attempts, error from imagen.jobs")
+        assert cursor.fetchall() == [("done", 1, None)]
+    assert paid.creates == 1
+    assert belongs(cloud)
+
+
+def drained(tool: Any, cloud: Any, folder: Path, **more: str) -> None:
     """Let a worker of a machine of its own do all that is due."""
     state = {"XDG_STATE_HOME": str(folder), "IMAGEN_OUT_DIR": str(folder / "out")}
-    env = {**cloud.environment(cloud.new_user()), db.VARIABLE: cloud.dsn, **state}
+    env = {**cloud.environment(cloud.new_user()), db.VARIABLE: cloud.dsn, **state, **more}
     with suppress(FileExistsError):
         folder.mkdir()
     ran = tool("listen", "--drain", env=env, timeout=60)
