@@ -219,6 +219,13 @@ def test_an_unknown_name_is_refused_with_close_matches(name, hint):
     assert hint in caught.value.hint
 
 
+def test_a_file_that_is_named_without_its_ending_is_pointed_to(tmp_path):
+    (tmp_path / "sd15.json").touch()
+    with pytest.raises(WorkflowFault) as caught:
+        load("sd15", tmp_path)
+    assert caught.value.hint == "a file is named with its .json: sd15.json"
+
+
 @pytest.mark.parametrize("name", ["../flux1-schnell", "/no/such.json", "no-such.json"])
 def test_a_path_that_is_not_there_is_named(name):
     with pytest.raises(WorkflowFault, match="cannot read workflow"):

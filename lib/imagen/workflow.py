@@ -9,6 +9,7 @@ else, a longer string with a placeholder in it too, stays as it is. The extra to
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -137,9 +138,10 @@ def path_of(name: str, folder: Path | None = None) -> Path:
     if is_path(name):
         return (folder or Path()) / expanded(name)
     if name not in bundled():
-        raise WorkflowFault(
-            f"no workflow {name!r}", code="unknown_workflow", hint=suggest(name, bundled())
-        )
+        hint = suggest(name, bundled())
+        if os.path.isfile((folder or Path()) / f"{name}.json"):
+            hint = f"a file is named with its .json: {name}.json"
+        raise WorkflowFault(f"no workflow {name!r}", code="unknown_workflow", hint=hint)
     return BUNDLED / f"{name}.json"
 
 
@@ -178,6 +180,9 @@ def read(name: str, data: bytes, constant: Callable[[str], float] = _no_constant
 
     `constant` gives the value of NaN and the infinities.
     """
+    if data.startswith(b"\x89PNG"):
+        hint = "imagen-workflow import reads the graph in a picture of ComfyUI"
+        raise WorkflowFault(f"workflow {name} is a PNG, no JSON file", hint=hint)
     if len(data) > MAX_BYTES:
         raise WorkflowFault(f"workflow {name}: larger than {MAX_BYTES // 2**20} MiB")
     try:
@@ -186,6 +191,8 @@ def read(name: str, data: bytes, constant: Callable[[str], float] = _no_constant
         )
     except BadLine as fault:
         raise WorkflowFault(f"workflow {name}: {fault.message}") from None
+    except UnicodeDecodeError:
+        raise WorkflowFault(f"workflow {name}: not JSON: no text in UTF-8") from None
     except (ValueError, RecursionError) as fault:
         raise WorkflowFault(f"workflow {name}: not JSON: {fault}") from None
     if isinstance(tree, dict) and isinstance(tree.get("nodes"), list):
