@@ -224,6 +224,8 @@ def test_a_file_that_is_named_without_its_ending_is_pointed_to(tmp_path):
     with pytest.raises(WorkflowFault) as caught:
         load("sd15", tmp_path)
     assert caught.value.hint == "a file is named with its .json: sd15.json"
+    with pytest.raises(WorkflowFault, match="no workflow"):
+        load("x" * 300, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../flux1-schnell", "/no/such.json", "no-such.json"])

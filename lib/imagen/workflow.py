@@ -139,7 +139,8 @@ def path_of(name: str, folder: Path | None = None) -> Path:
         return (folder or Path()) / expanded(name)
     if name not in bundled():
         hint = suggest(name, bundled())
-        if os.path.isfile((folder or Path()) / f"{name}.json"):
+        file = (folder or Path()) / f"{name}.json"
+        if os.path.isfile(file):  # noqa: PTH113 - Path's fails for a name that no disk can hold
             hint = f"a file is named with its .json: {name}.json"
         raise WorkflowFault(f"no workflow {name!r}", code="unknown_workflow", hint=hint)
     return BUNDLED / f"{name}.json"
