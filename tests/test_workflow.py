@@ -219,11 +219,22 @@ def test_an_unknown_name_is_refused_with_close_matches(name, hint):
     assert hint in caught.value.hint
 
 
-def test_a_file_that_is_named_without_its_ending_is_pointed_to(tmp_path):
-    (tmp_path / "sd15.json").touch()
+@pytest.mark.parametrize(
+    ("name", "file", "hint"),
+    [
+        ("sd15", "sd15.json", "a file is named with its .json: sd15.json"),
+        ("sd15.txt", "sd15.txt", "a file is named by a path: ./sd15.txt"),
+        ("twelve.png", "twelve.png", "it is no JSON file: imagen-workflow import reads"),
+    ],
+)
+def test_a_file_that_is_named_as_if_it_were_bundled_is_pointed_to(name, file, hint, tmp_path):
+    (tmp_path / file).touch()
     with pytest.raises(WorkflowFault) as caught:
-        load("sd15", tmp_path)
-    assert caught.value.hint == "a file is named with its .json: sd15.json"
+        load(name, tmp_path)
+    assert caught.value.hint.startswith(hint)
+
+
+def test_a_name_that_no_disk_can_hold_is_only_unknown(tmp_path):
     with pytest.raises(WorkflowFault, match="no workflow"):
         load("x" * 300, tmp_path)
 

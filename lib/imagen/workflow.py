@@ -138,12 +138,25 @@ def path_of(name: str, folder: Path | None = None) -> Path:
     if is_path(name):
         return (folder or Path()) / expanded(name)
     if name not in bundled():
-        hint = suggest(name, bundled())
-        file = (folder or Path()) / f"{name}.json"
-        if os.path.isfile(file):  # noqa: PTH113 - Path's fails for a name that no disk can hold
-            hint = f"a file is named with its .json: {name}.json"
+        hint = _file_meant(name, folder or Path()) or suggest(name, bundled())
         raise WorkflowFault(f"no workflow {name!r}", code="unknown_workflow", hint=hint)
     return BUNDLED / f"{name}.json"
+
+
+def _file_meant(name: str, folder: Path) -> str | None:
+    """Say how a file is named, if there is one that may be meant."""
+    if _is_file(folder / f"{name}.json"):
+        return f"a file is named with its .json: {name}.json"
+    if not _is_file(folder / name):
+        return None
+    return _OF_PICTURE if name.lower().endswith(".png") else f"a file is named by a path: ./{name}"
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - Path's fails for a name that no disk can hold
+
+
+_OF_PICTURE = "it is no JSON file: imagen-workflow import reads the graph in a picture of ComfyUI"
 
 
 def load(name: str, folder: Path | None = None) -> Workflow:
@@ -182,8 +195,7 @@ def read(name: str, data: bytes, constant: Callable[[str], float] = _no_constant
     `constant` gives the value of NaN and the infinities.
     """
     if data.startswith(b"\x89PNG"):
-        hint = "imagen-workflow import reads the graph in a picture of ComfyUI"
-        raise WorkflowFault(f"workflow {name} is a PNG, no JSON file", hint=hint)
+        raise WorkflowFault(f"workflow {name} is a PNG", hint=_OF_PICTURE)
     if len(data) > MAX_BYTES:
         raise WorkflowFault(f"workflow {name}: larger than {MAX_BYTES // 2**20} MiB")
     try:

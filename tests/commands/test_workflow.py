@@ -120,7 +120,7 @@ def test_warnings_alone_end_with_0(tool, tmp_path):
     [
         ('{"nodes": []}', "Export (API)"),
         ("oops", "not JSON"),
-        (b"\x89PNG\r\n\x1a\n", "x is a PNG, no JSON file (hint: imagen-workflow import reads"),
+        (b"\x89PNG\r\n\x1a\n", "x is a PNG (hint: it is no JSON file: imagen-workflow import"),
         (b"\xff\xd8\xff\xe0", "not JSON: no text in UTF-8"),
         ('{"9": {"class_type": "PreviewImage", "inputs": {}}}', "no SaveImage"),
     ],
