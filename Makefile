@@ -30,6 +30,7 @@ help:
 	@echo 'make clean        remove what was made here (not ./demo-output)'
 
 $(RUN): pyproject.toml
+	@[ -e $(RUN) ] || echo 'setting up $(VENV), once; this needs the network' >&2
 	@PYTHON='$(PYTHON)' sh tests/make_venv.sh '$(VENV)'
 	@$(PIP) --editable .
 	@$(VENV)/bin/python -m compileall -q lib

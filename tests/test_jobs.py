@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import threading
 import uuid
 from contextlib import closing
@@ -12,6 +14,7 @@ import psycopg2
 import pytest
 import requests
 
+import docs_sync
 from fake_queue import FakeQueue
 from imagen import db, jobs
 from imagen.db import Database, DatabaseFault, Ear, Notify
@@ -846,3 +849,23 @@ def test_a_page_queues_reads_and_cancels_through_postgrest(database, rest):
     assert call(OTHER, "rpc/cancel_job", "POST", id=row["id"]).json() is False
     assert call(OWNER, "rpc/cancel_job", "POST", id=row["id"]).json() is True
     assert [one["status"] for one in call(OWNER, "jobs").json()] == ["cancelled"]
+
+
+def test_the_pages_curl_lines_queue_and_cancel(database, rest, needs, tmp_path):
+    needs("curl", "curl")
+    page = (docs_sync.TOP / "docs/imagen-enqueue.md").read_text()
+    insert, cancel = re.findall(r"^curl (?:.*\\\n)*.*", page, re.MULTILINE)
+    token = rest.key("authenticated", sub=OWNER)
+    (tmp_path / "headers").write_text(f"apikey: x\nAuthorization: Bearer {token}\n")
+
+    def answer(line, **values):
+        env = {**os.environ, "SUPABASE_URL": rest.url, **values}
+        ran = subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, env=env, capture_output=True, timeout=20, check=True
+        )
+        return json.loads(ran.stdout)
+
+    (row,) = answer(insert)
+    assert (row["prompt"], row["owner_user_id"], row["status"]) == ("a cat", OWNER, "pending")
+    assert answer(cancel, id=row["id"]) is True
+    assert answer(cancel, id=row["id"]) is False

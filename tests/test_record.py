@@ -64,6 +64,7 @@ def test_any_bytes_are_a_record_or_a_bad_line(raw):
     [
         (b"oops", "not JSON: "),
         (b'{"a":}', "not JSON: "),
+        (b'{"prompt": "a cat"\r\n', "at column 19"),
         (b"[1]", "a list"),
         (b"null", "null"),
         (b'"x"', "a string"),

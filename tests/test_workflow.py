@@ -219,6 +219,26 @@ def test_an_unknown_name_is_refused_with_close_matches(name, hint):
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "hint"),
+    [
+        ("sd15", "sd15.json", "a file is named with its .json: sd15.json"),
+        ("sd15.txt", "sd15.txt", "a file is named by a path: ./sd15.txt"),
+        ("twelve.png", "twelve.png", "it is no JSON file: imagen-workflow import reads"),
+    ],
+)
+def test_a_file_that_is_named_as_if_it_were_bundled_is_pointed_to(name, file, hint, tmp_path):
+    (tmp_path / file).touch()
+    with pytest.raises(WorkflowFault) as caught:
+        load(name, tmp_path)
+    assert caught.value.hint.startswith(hint)
+
+
+def test_a_name_that_no_disk_can_hold_is_only_unknown(tmp_path):
+    with pytest.raises(WorkflowFault, match="no workflow"):
+        load("x" * 300, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../flux1-schnell", "/no/such.json", "no-such.json"])
 def test_a_path_that_is_not_there_is_named(name):
     with pytest.raises(WorkflowFault, match="cannot read workflow"):

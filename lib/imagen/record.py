@@ -165,7 +165,7 @@ _decode = json.JSONDecoder(parse_float=finite, parse_constant=_no_constant).deco
 def parse(raw: bytes) -> Record:
     """Read one line; BadLine when it is not one JSON object in UTF-8."""
     try:
-        value = _decode(raw.decode())
+        value = _decode(raw.rstrip(b" \t\r\n").decode())  # or its end is column 1 of line 2
     except UnicodeDecodeError as fault:
         raise BadLine(f"not UTF-8: byte {fault.start + 1} of the line") from None
     except json.JSONDecodeError as fault:

@@ -9,6 +9,7 @@ else, a longer string with a placeholder in it too, stays as it is. The extra to
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -137,10 +138,25 @@ def path_of(name: str, folder: Path | None = None) -> Path:
     if is_path(name):
         return (folder or Path()) / expanded(name)
     if name not in bundled():
-        raise WorkflowFault(
-            f"no workflow {name!r}", code="unknown_workflow", hint=suggest(name, bundled())
-        )
+        hint = _file_meant(name, folder or Path()) or suggest(name, bundled())
+        raise WorkflowFault(f"no workflow {name!r}", code="unknown_workflow", hint=hint)
     return BUNDLED / f"{name}.json"
+
+
+def _file_meant(name: str, folder: Path) -> str | None:
+    """Say how a file is named, if there is one that may be meant."""
+    if _is_file(folder / f"{name}.json"):
+        return f"a file is named with its .json: {name}.json"
+    if not _is_file(folder / name):
+        return None
+    return _OF_PICTURE if name.lower().endswith(".png") else f"a file is named by a path: ./{name}"
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - Path's fails for a name that no disk can hold
+
+
+_OF_PICTURE = "it is no JSON file: imagen-workflow import reads the graph in a picture of ComfyUI"
 
 
 def load(name: str, folder: Path | None = None) -> Workflow:
@@ -178,6 +194,8 @@ def read(name: str, data: bytes, constant: Callable[[str], float] = _no_constant
 
     `constant` gives the value of NaN and the infinities.
     """
+    if data.startswith(b"\x89PNG"):
+        raise WorkflowFault(f"workflow {name} is a PNG", hint=_OF_PICTURE)
     if len(data) > MAX_BYTES:
         raise WorkflowFault(f"workflow {name}: larger than {MAX_BYTES // 2**20} MiB")
     try:
@@ -186,6 +204,8 @@ def read(name: str, data: bytes, constant: Callable[[str], float] = _no_constant
         )
     except BadLine as fault:
         raise WorkflowFault(f"workflow {name}: {fault.message}") from None
+    except UnicodeDecodeError:
+        raise WorkflowFault(f"workflow {name}: not JSON: no text in UTF-8") from None
     except (ValueError, RecursionError) as fault:
         raise WorkflowFault(f"workflow {name}: not JSON: {fault}") from None
     if isinstance(tree, dict) and isinstance(tree.get("nodes"), list):

@@ -80,7 +80,7 @@ def page(said: Mapping[str, Any], shown: Shown) -> str:
             }
             for one in said["placeholders"]
         ],
-        "models": said["models"],
+        "models": [{**one, "source": next(iter(one["sources"]), None)} for one in said["models"]],
         "nodes": [{**one, "made of": ", ".join(one["made_of"])} for one in said["nodes"]],
     }
     columns = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import uuid
 
@@ -149,6 +150,13 @@ def test_one_bad_line_does_not_stop_the_others(enqueue, rows):
     assert ran.status == 2
     assert rows() == [("a",), ("b",)]
     assert [line.get("error", {}).get("code") for line in ran.records].count("bad_request") == 1
+    assert "(hint: of plain text: jq -cR '{prompt: .}' | imagen-enqueue)" in ran.err
+
+
+def test_a_prompt_on_the_command_line_is_told_how_it_is_queued(enqueue):
+    ran = enqueue([], "a cat")
+    assert (ran.status, ran.out) == (2, b"")
+    assert """(hint: echo '{"prompt": "a cat"}' | imagen-enqueue)""" in ran.err
 
 
 def test_a_row_that_the_database_refuses_does_not_stop_the_others(enqueue, rows):
@@ -234,7 +242,8 @@ def test_wait_prints_each_record_as_it_ends(following, database, tool):
     assert ran.status == 1, "the same job would be found again, and it failed"
     assert ran.record["error"] == error
     assert ran.record["mine"] == 1
-    assert ran.err == "imagen-enqueue: cat: no model\n"
+    waits = "imagen-enqueue: 2 queued, waiting for their end (imagen-jobs shows them)\n"
+    assert ran.err == waits + "imagen-enqueue: cat: no model\n"
 
 
 @pytest.mark.parametrize(
@@ -272,3 +281,26 @@ def test_wait_for_what_is_over_ends_at_once(enqueue, database):
     change(database, "status = 'done', finished_at = now()")
     ran = enqueue([CAT, CAT], "--wait")
     assert [line["id"] for line in ran.records] == ["cat", "cat"]
+
+
+@pytest.mark.parametrize("count", [(), ("--count", 2)])
+def test_a_drawn_id_is_said_so_that_the_same_job_can_be_waited_for_again(
+    count, enqueue, rows, database, tool, until
+):
+    child = tool.start("enqueue", "--wait", *count)
+    child.stdin.write(b'{"prompt":"a cat"}\n')
+    child.stdin.close()
+    child.stdin = None
+    said = [child.stderr.readline().decode() for _ in until(rows)]
+    child.send_signal(signal.SIGINT)
+    assert tool.ended(child).status == 130
+    ids = [line.split(": ")[1] for line in said]
+    assert said == [
+        f"imagen-enqueue: {one}: the id of 'a cat', to wait for it again\n" for one in ids
+    ]
+    change(database, "status = 'done', finished_at = now()")
+    lines = [{"prompt": "a cat", "id": one} for one in ids]
+    ran = enqueue(lines, "--wait", "--quiet")
+    assert (ran.status, ran.err) == (0, "")
+    assert {line["id"] for line in ran.records} == {*ids}
+    assert len(rows()) == len(ids)

@@ -106,6 +106,22 @@ def test_a_table_for_people_obeys_no_prompt(jobs, add, tool):
     assert row.rstrip().endswith("…")
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "nothing is queued or running (--status all shows the rest)"),
+        (["--status", "failed"], "no job is failed (--status all shows the rest)"),
+        (["--status", "all", "--since", "1h"], "there are no jobs, with --since 1h"),
+    ],
+)
+def test_for_people_nothing_is_said_to_be_nothing(args, says, jobs, tool):
+    leader, follower = pty.openpty()
+    ran = tool.ended(tool.start("jobs", *args, stdout=follower))
+    os.close(follower)
+    os.close(leader)
+    assert (ran.status, ran.err) == (0, f"imagen-jobs: {says}\n")
+
+
 def test_a_failed_job_is_tried_again_with_its_line(jobs, five, database):
     with database.cursor() as cursor:
         cursor.execute("update imagen.jobs set request = '{\"a\": 1}' where prompt = 'failed'")
@@ -131,7 +147,9 @@ def test_jobs_are_cancelled(jobs, five):
         (["retry"], "takes the ids of jobs"),
         (["retry", "--status", "failed", "x"], "no --status"),
         (["remove", "x"], "neither retry nor cancel"),
-        (["cancel", "x"], "an id is a UUID"),
+        (["list"], "(hint: imagen-jobs alone lists"),
+        (["cancel", "x"], "an id is a UUID, not 'x' (hint: the whole id: imagen-jobs | jq -r .id)"),
+        (["retry", "12ba70e4"], "imagen-jobs --status failed | jq -r .id)"),
         (["cancel", str(uuid.UUID(int=1))], "there is no such job"),
         (["--status", "lost"], "--status"),
         (["--since", "soon"], "--since"),

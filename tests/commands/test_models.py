@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shlex
 import signal
 import stat
 from collections.abc import Callable, Iterator
@@ -130,7 +131,7 @@ def test_a_file_goes_into_the_folder_that_this_comfyui_has(models, wanting, fold
 
 def test_on_terminal_it_is_a_table(tool):
     lines = tool.on_terminal("models", "list", "flux1-schnell").splitlines()
-    assert lines[0].split() == ["workflow", "folder", "file", "size", "licence", "state", "source"]
+    assert lines[0].split() == ["workflow", "folder", "file", "size", "licence", "state"]
     assert len(lines) == 5
     assert "23.8 GB" in lines[1]
 
@@ -521,9 +522,16 @@ def test_verify_says_of_each_file_whether_it_is_right(models, wanting, folder):
 
 def test_what_verify_misses_is_brought_by_what_it_says(models, wanting, folder):
     """The workflow's name alone would not bring it: it is a file."""
-    args = [wanting(model())]
+    mine = Path(wanting(model())).rename(folder.parent / "my own.json")
+    args = [mine, "--models-dir", folder]
     ran = models("verify", *args)
     assert (ran.status, ran.record["state"]) == (1, "missing")
-    assert "the same command with fetch" in ran.record["error"]["hint"]
-    assert models("fetch", *args).status == 0
+    name, *words = shlex.split(ran.record["error"]["hint"])
+    assert (name, words) == ("imagen-models", ["fetch", *map(str, args)])
+    assert models(*words).status == 0
     assert is_whole(folder)
+
+
+def test_verify_without_a_workflow_says_which_one_brings_a_bundled_file(models):
+    hints = {row["error"]["hint"] for row in models("verify").records}
+    assert hints == {f"imagen-models fetch {name}" for name in workflow.bundled()}

@@ -64,6 +64,7 @@ def test_on_a_terminal_the_list_is_a_table_and_a_workflow_a_page(tool):
     page = tool.on_terminal("workflow", "show", "sd35-medium")
     assert "multiples of 16" in page
     assert "negative_prompt" in page
+    assert " https://huggingface.co/" in page, "where its file comes from"
     assert page.index("CheckpointLoaderSimple") < page.index("KSampler") < page.index("SaveImage")
 
 
@@ -119,11 +120,13 @@ def test_warnings_alone_end_with_0(tool, tmp_path):
     [
         ('{"nodes": []}', "Export (API)"),
         ("oops", "not JSON"),
+        (b"\x89PNG\r\n\x1a\n", "x is a PNG (hint: it is no JSON file: imagen-workflow import"),
+        (b"\xff\xd8\xff\xe0", "not JSON: no text in UTF-8"),
         ('{"9": {"class_type": "PreviewImage", "inputs": {}}}', "no SaveImage"),
     ],
 )
 def test_what_is_no_workflow_is_refused(tool, tmp_path, data, says):
-    (tmp_path / "x.json").write_text(data)
+    (tmp_path / "x.json").write_bytes(data if isinstance(data, bytes) else data.encode())
     ran = tool("workflow", "check", "x.json")
     assert (ran.status, ran.out) == (2, b"")
     assert says in ran.err

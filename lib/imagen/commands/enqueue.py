@@ -26,6 +26,7 @@ Examples:
   echo '{"prompt":"a lighthouse","id":"tower"}' | imagen-enqueue --count 4 --priority 5
   imagen-enqueue --wait < requests.jsonl | jq -c '[.id, .cloud.image_id, .error.code]'
 """
+PLAIN = "of plain text: jq -cR '{prompt: .}' | imagen-enqueue"
 MANY = 500  # rows of one statement
 NOT_HERE = (  # of render's options: what is up to the worker, or to what reads our output
     *("id", "out_dir", "output", "force", "timeout", "wait", "strict"),
@@ -34,6 +35,7 @@ NOT_HERE = (  # of render's options: what is up to the worker, or to what reads 
 
 
 @tool("enqueue", epilog=EXAMPLES)
+@click.argument("prompts", nargs=-1, metavar="")
 @click.option("--wait", "follows", is_flag=True, help="Wait for the end of each; print records.")
 @click.option(
     "--priority",
@@ -47,6 +49,7 @@ NOT_HERE = (  # of render's options: what is up to the worker, or to what reads 
 @options.render_options(*NOT_HERE)
 def main(
     common: Common,
+    prompts: tuple[str, ...],
     follows: bool,
     priority: int,
     owner: str | None,
@@ -59,6 +62,9 @@ def main(
     from .. import config, db, pipe, record
     from ..ledger import required
 
+    if prompts:
+        hint = """echo '{"prompt": "a cat"}' | imagen-enqueue"""
+        raise UsageFault("requests are lines of stdin", hint=hint)
     values = config.load(common.config_file)
     told = options.told(said, values)
     told.default_backend = None  # the worker's own
@@ -70,7 +76,7 @@ def main(
     asked = Asked(told, owner, values, priority, follows)
     enqueue = Enqueue(common, where, required(config.ledger_path()), asked)
     try:
-        common.pipe.each(pipe.read(sys.stdin.buffer, idle=enqueue.send), enqueue.step)
+        common.pipe.each(pipe.read(sys.stdin.buffer, PLAIN, enqueue.send), enqueue.step)
         enqueue.send()
         enqueue.follow()
     finally:
@@ -205,6 +211,9 @@ class Enqueue:
             self._failed(dict(request), fault)
             return
         if self._asked.follows:
+            if "id" in request.drawn:
+                text = f"the id of {request['prompt'][:40]!r}, to wait for it again"
+                self._common.report.note(f"{request['id']}: {text}")
             self._followed.setdefault(row["id"], []).append(line)
         else:
             self._common.pipe.write(line)
@@ -213,6 +222,9 @@ class Enqueue:
         """Wait for what was queued, and write the record of each as it ends."""
         from ..follow import Follower
 
+        if self._followed:
+            says = "queued, waiting for their end (imagen-jobs shows them)"
+            self._common.report.note(f"{len(self._followed)} {says}")
         follower = Follower(self._where, "imagen-enqueue")
         try:
             for row in follower.ended(self._followed):

@@ -48,7 +48,8 @@ def main(
     from .. import config, db, jobs, usage
 
     if action not in (None, "retry", "cancel"):
-        raise UsageFault(f"{action!r} is neither retry nor cancel")
+        hint = "imagen-jobs alone lists; --status and --since choose"
+        raise UsageFault(f"{action!r} is neither retry nor cancel", hint=hint)
     if action and (status or since or not ids):
         raise UsageFault(f"{action} takes the ids of jobs, and no --status or --since")
     from_time = usage.asked_time("--since", since, datetime.now(UTC))
@@ -60,7 +61,7 @@ def main(
         rows = queue.listed(_STATUSES.get(status or "", (status,)), from_time)
     if status == "stuck":
         rows = [row for row in rows if row["stuck"]]
-    _write(common, rows)
+    _write(common, rows, _nothing(status, since))
     return DONE
 
 
@@ -78,7 +79,10 @@ def _acted(common: Common, queue: Queue, action: str, ids: tuple[str, ...]) -> i
     for one in ids:
         job_id = canonical_uuid(one)
         if not job_id:
-            common.pipe.failed("", Refused(f"an id is a UUID, not {one[:40]!r}"))
+            hint = (
+                f"the whole id: imagen-jobs{' --status failed' * (action == 'retry')} | jq -r .id"
+            )
+            common.pipe.failed("", Refused(f"an id is a UUID, not {one[:40]!r}", hint=hint))
             continue
         acted = queue.again(job_id) if action == "retry" else queue.cancel(job_id)
         row = queue.rows_of([job_id]).get(job_id)
@@ -90,7 +94,14 @@ def _acted(common: Common, queue: Queue, action: str, ids: tuple[str, ...]) -> i
     return common.pipe.status
 
 
-def _write(common: Common, rows: list[dict[str, Any]]) -> None:
+def _nothing(status: str | None, since: str | None) -> str:
+    """Say for people that no job is as they asked for."""
+    what = {None: "nothing is queued or running", "all": "there are no jobs"}
+    says = what.get(status, f"no job is {status}") + (f", with --since {since}" if since else "")
+    return says if status == "all" else f"{says} (--status all shows the rest)"
+
+
+def _write(common: Common, rows: list[dict[str, Any]], nothing: str) -> None:
     from .. import table
     from ..pipe import visible, write_out
 
@@ -100,7 +111,7 @@ def _write(common: Common, rows: list[dict[str, Any]]) -> None:
     elif rows:
         write_out(table.aligned(SHOWN, [_for_people(row) for row in rows], visible).encode())
     else:
-        common.report.note("no such jobs")
+        common.report.note(nothing)
 
 
 def _for_people(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,7 @@ Examples:
   imagen-models fetch flux1-schnell --models-dir ~/ComfyUI/models
   imagen-models verify flux1-schnell --models-dir ~/ComfyUI/models
 """
-SHOWN = ("workflow", "folder", "file", "size", "licence", "state", "source")
+SHOWN = ("workflow", "folder", "file", "size", "licence", "state")
 
 
 class Wanted(NamedTuple):
@@ -71,7 +72,8 @@ def main(
     given = dict(of_render.pair("--option", text) for text in options)
     wanted = [*_wanted(values, workflows, backend, given)]
     token = config.secret("HF_TOKEN") if what == "fetch" else None
-    work = Work(common, Hub(values["models.url"], token))
+    fetching = _fetching(common, workflows, backend, models_dir, options)
+    work = Work(common, Hub(values["models.url"], token), fetching)
     placed = [*work.placed(wanted if what == "list" else work.once(wanted), folder)]
     if what == "fetch" and not dry_run:
         _check_room(placed)
@@ -83,6 +85,25 @@ def main(
     if dry_run:
         _check_room(placed)
     return common.pipe.status
+
+
+def _fetching(
+    common: Common,
+    workflows: tuple[str, ...],
+    backend: str | None,
+    models_dir: str | None,
+    options: tuple[str, ...],
+) -> Callable[[str], str]:
+    """Give what tells the command that fetches what was asked for, or a bundled workflow's."""
+    given = [("--backend", backend), *(("--option", one) for one in options)]
+    given += [("--models-dir", models_dir), ("--config", common.config_file)]
+    said = [word for name, value in given if value for word in (name, value)]
+
+    def command(workflow: str) -> str:
+        names = workflows or ([] if backend else [workflow])
+        return shlex.join(["imagen-models", "fetch", *names, *said])
+
+    return command
 
 
 def _folder(values: Config, named: str | None, what: str) -> Path | None:
@@ -127,10 +148,11 @@ def _check_room(wanted: Iterable[Wanted]) -> None:
 class Work:
     """What is done with each file, and what is written of it."""
 
-    def __init__(self, common: Common, hub: Hub) -> None:
-        """Take what knows where files come from."""
+    def __init__(self, common: Common, hub: Hub, fetching: Callable[[str], str]) -> None:
+        """Take what knows where files come from, and what command fetches a workflow's."""
         self._common = common
         self._hub = hub
+        self._fetching = fetching
         self._as_table = sys.stdout is not None and sys.stdout.isatty()
         self._rows: list[dict[str, Any]] = []
 
@@ -209,7 +231,7 @@ class Work:
         model, place = one.model, one.place
         assert place
         if place.state in (models.ABSENT, models.PARTIAL):
-            hint = "the same command with fetch in place of verify brings it"
+            hint = self._fetching(one.workflow)
             raise models.WrongFile(f"it is not at {place.path}", hint=hint, state="missing")
         if place.state == models.WRONG_SIZE:
             raise models.in_the_way(place, model)
