@@ -83,7 +83,7 @@ soak: $(TESTED)
 	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/test_jobs.py -k finished_jobs
 
 install-systemd: $(RUN)
-	@sh systemd/install.sh $(if $(ENV_FILE),'$(ENV_FILE)')
+	@sh systemd/install.sh "$${ENV_FILE-}"
 
 install-comfyui:
 	@sh systemd/install-comfyui.sh $(OPTIONS)

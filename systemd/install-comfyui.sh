@@ -45,7 +45,7 @@ units=/etc/systemd/system
 python=3.12
 backend=auto
 repository=https://github.com/Comfy-Org/ComfyUI.git
-revision='' listen='' port='' dry='' marked='' lacks='' refused=''
+revision='' listen='' port='' dry='' bare='' marked='' lacks='' refused=''
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -53,8 +53,8 @@ while [ $# -gt 0 ]; do
     --dry-run) dry=yes && shift && continue ;;
     --*=*) option=${1%%=*} value=${1#*=} && shift ;;
     --*)
-        [ $# -ge 2 ] || refuse "$1 needs a value (hint: --help lists the options)"
-        option=$1 value=$2 && shift 2
+        option=$1 value=${2-} && shift
+        if [ $# -gt 0 ]; then shift; else bare=yes; fi
         ;;
     *) refuse "no argument '$1' is known (hint: --help lists the options)" ;;
     esac
@@ -71,6 +71,7 @@ while [ $# -gt 0 ]; do
     --units) units=$value ;;
     *) refuse "no option $option is known (hint: --help lists the options)" ;;
     esac
+    [ -z "$bare" ] || refuse "$option needs a value (hint: --help lists the options)"
 done
 
 is_made_of() { # whether $1 is made of the characters $2 and begins with no dash

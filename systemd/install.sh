@@ -4,6 +4,27 @@
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 env_file=${1:-$HOME/.config/imagen/imagen-worker.env}
+
+refuse() {
+  echo "install.sh: $1" >&2
+  exit 2
+}
+
+# a unit has no folder and no shell: it takes absolute paths, and ~ as a name like any other
+case $env_file in
+\~/*) env_file=$HOME/${env_file#??} ;;
+\~*) refuse "$env_file: only ~/ is known (hint: write the path from / on)" ;;
+/*) ;;
+*) env_file=$PWD/${env_file#./} ;;
+esac
+for path in "$here" "$env_file"; do
+  case $path in
+  *[\"\'\\\$%\`]* | *[[:cntrl:]]*) refuse "$path: quotes, \\, \$, % and line breaks cannot stand in a unit (hint: another name)" ;;
+  esac
+done
+case $env_file in */) refuse "$env_file is a folder (hint: name a file in it)" ;; esac
+[ ! -d "$env_file" ] || refuse "$env_file is a folder (hint: name a file in it)"
+
 units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user
 mkdir -p "$units" "$(dirname "$env_file")"
 made=$units/.imagen-worker.service.new

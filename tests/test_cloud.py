@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -217,3 +218,30 @@ def test_a_dev_cloud_works_and_leaves_nothing_behind(dev_cloud, how, until):
     for pid in servers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("abc", "'abc' is no port (hint: PORT=54321"),
+        ("-1", "'-1' is no port"),
+        ("65536", "'65536' is no port"),
+        ("", "'' is no port"),
+        (None, "is taken (hint: another PORT"),
+    ],
+)
+def test_a_dev_cloud_says_at_once_which_port_it_cannot_have(said, says):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = said if said is not None else str(other.getsockname()[1])
+        ran = subprocess.run(
+            [sys.executable, "-m", "servers.supabase", f"--port={port}"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("dev-cloud: ") and says in ran.stderr
+    assert ran.stderr.count("\n") == 1

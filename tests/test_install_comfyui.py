@@ -402,6 +402,7 @@ def test_a_newer_python_and_another_backend_are_installed_anew(box):
         (["--repository", "--upload-pack=x"], "a value has a line break or begins with a dash"),
         (["--torch-backend", "cpu --index x"], "is no name of a backend"),
         (["--colour", "red"], "no option --colour is known (hint: --help"),
+        (["--dryrun"], "no option --dryrun is known (hint: --help"),
         (["--port"], "--port needs a value"),
         (["8188"], "no argument '8188' is known"),
     ],

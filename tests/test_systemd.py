@@ -82,10 +82,17 @@ def test_no_unit_names_a_path_of_one_machine():
         assert "/home/" not in unit.read_text()
 
 
-def installed(home: Path, *args: str) -> str:
+def install(home: Path, *args: str, top: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
-    command = ["sh", str(ROOT / "systemd/install.sh"), *args]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    command = ["sh", str(top / "systemd/install.sh"), *args]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=home, check=False
+    )
+
+
+def installed(home: Path, *args: str) -> str:
+    done = install(home, *args)
+    assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
@@ -100,6 +107,59 @@ def test_the_worker_is_installed_once_with_the_paths_of_this_checkout(tmp_path):
     env_file.write_text("IMAGEN_DATABASE_URL=mine\n")
     assert "as it should be" in installed(tmp_path, str(env_file))
     assert (unit.read_text(), env_file.read_text()) == (text, "IMAGEN_DATABASE_URL=mine\n")
+
+
+@pytest.mark.parametrize(
+    "said", ["my files/worker.env", "./my files/worker.env", "~/my files/worker.env"]
+)
+def test_the_unit_names_the_env_file_from_the_root(said, analyze, tmp_path):
+    installed(tmp_path, said)
+    unit = tmp_path / ".config/systemd/user/imagen-worker.service"
+    (line,) = re.findall("^EnvironmentFile=-(.*)$", unit.read_text(), re.MULTILINE)
+    assert line.startswith("/")
+    assert Path(line).samefile(tmp_path / "my files/worker.env")
+    assert analyze(Path(shutil.copy(unit, tmp_path))) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("a%h.env", "cannot stand in a unit (hint: another name)"),
+        ("it's.env", "cannot stand in a unit"),
+        ('"a".env', "cannot stand in a unit"),
+        ("$HOME.env", "cannot stand in a unit"),
+        ("a\nExecStart=x", "cannot stand in a unit"),
+        ("~other/a.env", "~other/a.env: only ~/ is known"),
+        (".", "is a folder (hint: name a file in it)"),
+        ("new/", "is a folder"),
+    ],
+)
+def test_an_env_file_that_no_unit_can_name_is_refused_and_nothing_is_done(said, says, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    ran = install(tmp_path, said)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert says in ran.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkout_that_no_unit_can_name_is_refused(tmp_path):
+    top = tmp_path / "50% done"
+    shutil.copytree(ROOT / "systemd", top / "systemd")
+    ran = install(tmp_path, top=top)
+    assert ran.returncode == 2
+    assert f"{top}: quotes" in ran.stderr
+
+
+def test_make_hands_the_env_file_on_as_it_is():
+    rule = (ROOT / "Makefile").read_text().partition("\ninstall-systemd:")[2].splitlines()[1]
+    recipe = rule.strip().removeprefix("@").replace("$$", "$")
+    recipe = recipe.replace("sh systemd/install.sh", "printf '<%s>'")
+    for said in ("it's here.env", "~/a.env"):
+        environment = {**os.environ, "ENV_FILE": said}
+        done = subprocess.run(
+            ["sh", "-c", recipe], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == f"<{said}>"
 
 
 def test_the_installed_unit_verifies(analyze, tmp_path):

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import os
 import shlex
 import signal
+import socket
 import sys
 import uuid
 from collections.abc import Iterator
@@ -105,8 +107,8 @@ class Told(BaseException):
 def main() -> None:
     """Serve a throw-away project until told to end; whatever ends us, nothing is left."""
     parser = argparse.ArgumentParser(prog="dev-cloud", description=main.__doc__)
-    parser.add_argument("--port", type=int, default=0, help="of the URL; 0 takes a free one")
-    port = parser.parse_args().port
+    parser.add_argument("--port", default="0", help="of the URL; 0 takes a free one")
+    port = _port(parser.parse_args().port)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _told)
     _end_with_parent()
@@ -117,8 +119,22 @@ def main() -> None:
         print("dev-cloud: ended, nothing is left", file=sys.stderr)
     except (NoPostgres, NoPostgrest, DidNotStart) as fault:
         sys.exit(f"dev-cloud: {fault}")
-    except (OSError, OverflowError) as fault:
+    except OSError as fault:
         sys.exit(f"dev-cloud: it could not start, with port {port}: {fault}")
+
+
+def _port(said: str) -> int:
+    """Give the port that is asked for; that it cannot be had is said before anything starts."""
+    if not said.isascii() or not said.isdigit() or int(said[:6]) > 65535:
+        sys.exit(f"dev-cloud: {said!r} is no port (hint: PORT=54321, or none for a free one)")
+    try:
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the gateway does
+            one.bind(("127.0.0.1", int(said)))
+    except OSError as fault:
+        why = "is taken" if fault.errno == errno.EADDRINUSE else f"cannot be had: {fault.strerror}"
+        sys.exit(f"dev-cloud: port {said} {why} (hint: another PORT, or none for a free one)")
+    return int(said)
 
 
 def _told(_number: int, _frame: FrameType | None) -> None:
