@@ -34,6 +34,7 @@ OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_", "HF_")
 ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
 FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
 WRITERS = ("render", "generate", "sheet", "compare", "enqueue")
+LONG = {"test_worker_chaos.py", "test_killed.py", "test_install_comfyui.py", "test_demo.py"}
 NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background
@@ -43,6 +44,16 @@ sys.setrecursionlimit(5_000)  # the tests read what is nested deep from a deeper
 _record_schema = Draft202012Validator(
     record.schema("record"), format_checker=Draft202012Validator.FORMAT_CHECKER
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: a test waits for processes more than it computes."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that nobody waits for it at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(autouse=True)
