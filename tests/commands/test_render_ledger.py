@@ -642,7 +642,7 @@ def test_a_place_that_can_hold_no_ledger_is_told_before_anything_is_paid(paid, p
     if place == "a folder":
         place = str(paid.tool.folder)
     ran = paid("a cat", env={"IMAGEN_LEDGER": place})
-    status = 75 if place == "/dev/full" else 2
+    status = 75 if place == "/dev/full" and os.geteuid() == 0 else 2  # others make no lock there
     assert (ran.status, paid.server.requests) == (status, []), ran.err
     assert "$IMAGEN_LEDGER" in ran.err
 
