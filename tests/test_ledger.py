@@ -236,6 +236,34 @@ def test_a_ledger_of_a_newer_version_is_left_alone(path):
     assert "$IMAGEN_LEDGER" in str(caught.value.hint)
 
 
+def test_additions_leave_the_version_that_older_releases_know(path):
+    from imagen.ledger import database
+
+    Ledger(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("pragma user_version").fetchone() == (len(database._VERSIONS),)
+        assert db.execute("select number from additions").fetchall() == [
+            (len(database._ADDITIONS),)
+        ]
+
+
+def test_a_ledger_without_the_additions_gets_them_and_keeps_its_rows(path, monkeypatch):
+    from imagen.ledger import database
+
+    with monkeypatch.context() as old:
+        old.setattr(database, "_ADDITIONS", [])
+        before = Ledger(path)
+        before.journal.intend(intent(), UNNAMED)
+        before.close()
+    after = Ledger(path)
+    entry = after.journal.entry("r")
+    assert entry and entry.request == RECORD
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("select attempt_at, server_date from submits").fetchall() == [
+            (None, None)
+        ]
+
+
 # -- the journal -----------------------------------------------------------------------------------
 
 RECORD: dict[str, Any] = {"id": "k", "prompt": "é🎨\n\x00'", "backend": "rep", "seed": 2**64 - 1}

@@ -33,7 +33,8 @@ class LedgerBusy(ImagenError):
     retry = "safe"
 
 
-# Append only: the nth entry brings a file from version n to n + 1.
+# Append only: the nth entry brings a file from version n to n + 1. A file of a higher version locks
+# out older releases, so only a change that breaks them belongs here.
 _VERSIONS = [
     "create table ledger (id text not null);",
     """
@@ -97,6 +98,21 @@ _VERSIONS = [
     );
     """,
 ]
+# Append only: added tables and nullable columns, which an older release does not look at. The table
+# `additions` counts those that a file has, beside its version.
+_ADDITIONS = [
+    """
+    -- the last attempt to send it: when that began (unix time; CLOCK_BOOTTIME, with its
+    -- boot id), the longest it can take, and the server's Date of an answer before it
+    alter table submits add column attempt_at real;
+    alter table submits add column attempt_boot text;
+    alter table submits add column attempt_clock real;
+    alter table submits add column attempt_limit_s real;
+    alter table submits add column server_date real;
+    -- since when its run has had no reader or no parent
+    alter table renders add column abandoned_at real;
+    """,
+]
 
 
 class Database:
@@ -138,6 +154,9 @@ class Database:
                 self._upgrade()
         if self._version() > len(_VERSIONS):
             raise self._fault("a newer imagen made it")
+        if self._additions() < len(_ADDITIONS):
+            with self.transaction():
+                self._add()
         self._db.execute("pragma foreign_keys = on")
 
     def _write_ahead(self) -> None:
@@ -162,6 +181,21 @@ class Database:
         if version == 0:
             self._db.execute("insert into ledger values (?)", (str(uuid.uuid4()),))
         self._db.execute(f"pragma user_version = {len(_VERSIONS)}")
+
+    def _add(self) -> None:
+        for statements in _ADDITIONS[self._additions() :]:
+            for statement in statements.split(";\n"):
+                self._db.execute(statement)
+        self._db.execute("create table if not exists additions (number integer not null)")
+        self._db.execute("delete from additions")
+        self._db.execute("insert into additions values (?)", (len(_ADDITIONS),))
+
+    def _additions(self) -> int:
+        """Return how many of the additions the file has."""
+        there = "select 1 from sqlite_master where name = 'additions'"
+        if self._db.execute(there).fetchone() is None:
+            return 0
+        return int(self._db.execute("select number from additions").fetchone()[0])
 
     def _version(self) -> int:
         return int(self._db.execute("pragma user_version").fetchone()[0])
