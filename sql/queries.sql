@@ -69,6 +69,7 @@ where id = any (array(
 ))
 returning id::text, fence, attempts, max_attempts, claims, owner_user_id::text, prompt, backend,
   params::text, request::text, extract(epoch from now() - intended_at)::float8,
+  extract(epoch from now() - released_at)::float8,
   case when request is null then set_config('synchronous_commit', 'off', true) end;
 
 -- name: job_next

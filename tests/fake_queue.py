@@ -33,6 +33,7 @@ class FakeJob:
     lease: float | None = None
     request: dict[str, Any] | None = None
     intended: float | None = None
+    released: float | None = None
     image_id: str | None = None
     error: str | None = None
     error_detail: Mapping[str, Any] | None = None
@@ -106,7 +107,7 @@ class FakeQueue:
         return Claimed(
             *(job.id, job.fence, job.attempts, job.max_attempts, job.claims),
             *(job.owner_user_id, job.prompt, job.backend, dict(job.params), job.request),
-            None if job.intended is None else self._now() - job.intended,
+            *(None if at is None else self._now() - at for at in (job.intended, job.released)),
         )
 
     def intend(self, job_id: str, fence: int, request: Mapping[str, Any]) -> bool:
@@ -138,6 +139,8 @@ class FakeQueue:
             job.status, job.lease = status, None
             job.attempts += 1
             job.claims = 0
+            if status == "pending":
+                job.released = None
             if after_s > 0:
                 job.run_after = self._now() + after_s
         return job
@@ -194,6 +197,7 @@ class FakeQueue:
             job.attempts -= 1
             if not answered:
                 job.claims = claims
+                self._release(job)
                 _give_up_if_poisonous(job)
             elif error:
                 job.error, job.error_detail = error, detail
@@ -212,8 +216,12 @@ class FakeQueue:
         freed = [job for job in self.jobs.values() if job.status == "running" and meant(job)]
         for job in freed:
             job.status, job.lease = "pending", None
+            self._release(job)
             _give_up_if_poisonous(job)
         return [job.id for job in freed]
+
+    def _release(self, job: FakeJob) -> None:
+        job.released = None if job.intended is None else self._now()
 
     def name_lock(self, worker: str) -> bool:
         self._called("name_lock")

@@ -126,7 +126,9 @@ ALLOWED: dict[str, set[str]] = {
     "ledger": {"errors", "record", "ledger"},
     "ledger.locks": set(),
     "ledger.database": {"errors", "ledger", "retry"},
-    "ledger.journal": {"ledger"},
+    "ledger.journal": {"clock", "ledger"},
+    "clock": set(),
+    "settling": {"backends", "clock", "ledger"},  # ledger: what is known of an attempt
     "ledger.spend": {"ledger"},
     "ledger.usage": {"ledger"},
     "ledger.uploads": {"ledger"},
@@ -148,12 +150,18 @@ ALLOWED: dict[str, set[str]] = {
     "pipe": {"errors", "record", "signals"},
     # config and db: the database's address, for all tools that take --database-url
     "options": {"config", "db", "errors", "record", "request", "settings"},
-    "outcome": {"backends", "errors", "files", "image", "ledger", "prompt", "record"},
-    "submit": {"backends", "budget", "errors", "ledger", "outcome", "retry"},
+    "outcome": {
+        *("backends", "errors", "files", "image", "ledger", "prompt", "record"),
+        "settling",
+    },
+    "submit": {
+        *("backends", "budget", "clock", "errors", "ledger", "outcome", "retry", "settling"),
+        "http",  # http.answers: which answers prove a refusal
+    },
     "store": {"backends", "errors", "files", "image", "ledger", "outcome", "record", "request"},
     "render": {
         *("ledger", "prompt", "backends", "budget", "submit", "store"),
-        *("errors", "record", "request", "signals", "config", "outcome"),
+        *("errors", "record", "request", "settling", "signals", "config", "outcome"),
     },
     "supabase": {"http", "retry", "errors"},
     "storage": {"errors", "http", "supabase"},

@@ -48,7 +48,7 @@ class Real:
     def skip(self, seconds):
         changes = [
             f"{name} = {name} - {seconds} * interval '1 s'"
-            for name in ("lease", "run_after", "intended_at")
+            for name in ("lease", "run_after", "intended_at", "released_at")
         ]
         self.cursor.execute(f"update imagen.jobs set {', '.join(changes)}")
 
@@ -104,12 +104,49 @@ def test_what_is_claimed_is_the_row(both):
     name = both.add("a cat", backend="flux", params=params)
     found = both.queue.claim("w", None, "mock")
     assert found._replace(fence=0) == jobs.Claimed(
-        name, 0, 0, 5, 1, OWNER, "a cat", "flux", params, None, None
+        name, 0, 0, 5, 1, OWNER, "a cat", "flux", params, None, None, None
     )
     assert found.first
     assert found.fence > 0
     assert both.of(name)["status"] == "running"
     assert both.of(name)["worker"] == "w"
+
+
+LOSSES = {
+    "rescued": lambda both, _: (both.skip(11), both.queue.rescue()),
+    "put back without an answer": lambda both, found: both.queue.put_back(found.id, found.fence),
+}
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+def test_who_claims_a_job_that_was_lost_knows_since_when_nobody_has_it(both, lost):
+    both.add()
+    found = both.queue.claim("one", None, "mock")
+    both.queue.intend(found.id, found.fence, {"prompt": "a cat"})
+    LOSSES[lost](both, found)
+    both.skip(3)
+    again = both.queue.claim("two", None, "mock")
+    assert again.released_age_s == pytest.approx(3, abs=1.5)
+    assert again.intended_age_s >= again.released_age_s
+
+
+def test_after_an_answer_nothing_is_on_its_way(both):
+    both.add()
+    found = both.queue.claim("one", None, "mock")
+    both.queue.intend(found.id, found.fence, {"prompt": "a cat"})
+    both.skip(11)
+    both.queue.rescue()
+    again = both.queue.claim("two", None, "mock")
+    assert again.released_age_s is not None
+    assert both.queue.put_back(again.id, again.fence, 0, answered=True)
+    assert both.queue.claim("three", None, "mock").released_age_s is None
+
+
+def test_a_job_that_nobody_has_sent_was_not_released(both):
+    both.add()
+    found = both.queue.claim("one", None, "mock")
+    both.queue.put_back(found.id, found.fence)
+    assert both.queue.claim("two", None, "mock").released_age_s is None
 
 
 def test_a_job_is_claimed_once(both):

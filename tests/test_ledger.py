@@ -372,7 +372,7 @@ def test_an_intent_that_is_withdrawn_was_never_there(path, journal):
 def test_a_second_intent_that_is_withdrawn_leaves_what_the_first_came_to(journal):
     journal.intend(intent(), UNNAMED)
     journal.failed("r", 1, {**ERROR, "billed": "no"}, [])
-    journal.intend(intent(number=2), UNNAMED)
+    journal.intend(intent(number=2, absent=1), UNNAMED)
     journal.withdraw("r", 2)
     entry = journal.entry("r")
     assert entry is not None
@@ -407,10 +407,17 @@ def test_a_failed_submit_counts_unless_it_was_not_billed(path, journal, billed, 
     assert spent_of(path).day == usd
 
 
-def test_what_another_submit_has_replaced_does_not_count_against_it(path, journal):
+def test_what_is_not_proven_absent_counts_beside_the_submit_that_follows(path, journal):
     journal.intend(intent(), UNNAMED)
     seen: list[Spent] = []
     journal.intend(intent(number=2), UNNAMED, seen.append)
+    assert (seen[0].day, spent_of(path).day) == (0.25, 0.5)
+
+
+def test_what_another_submit_has_replaced_does_not_count_against_it(path, journal):
+    journal.intend(intent(), UNNAMED)
+    seen: list[Spent] = []
+    journal.intend(intent(number=2, absent=1), UNNAMED, seen.append)
     assert seen[0].day == 0
     assert spent_of(path).day == 0.25
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from imagen import backends, files, image, signals
-from imagen.backends import Ask, Collected, Lost, Plan, Sought, Wait
+from imagen.backends import Ask, Collected, Lost, Plan, Refusals, Sought, Wait
 from imagen.budget import Caps
 from imagen.config import Config
 from imagen.errors import (
@@ -24,6 +24,7 @@ from imagen.errors import (
     BadImage,
     FileFault,
     ImagenError,
+    InDoubt,
     Interrupted,
     NotFaithful,
     OutOfCredit,
@@ -37,6 +38,7 @@ from imagen.errors import (
     TooFewImages,
     Unreachable,
 )
+from imagen.http.answers import REFUSALS
 from imagen.ledger import Ledger
 from imagen.render import Around, Renderer
 from imagen.request import Told
@@ -55,6 +57,8 @@ class Scripted:
 
     timeout_s = 5.0
     retry_s = 0.0
+    settle_s, create_s, server_date = 0.05, 1.0, None
+    refusals = Refusals(REFUSALS)
 
     def __init__(self, *, paid: bool = False) -> None:
         self.paid = paid
@@ -76,11 +80,12 @@ class Scripted:
             plan.approximate("width", 65, 64, "multiples of 16")
         return plan
 
-    def submit(self, plan: Plan) -> str:
+    def submit(self, plan: Plan, until: float = 0, begin: Callable[[], None] = print) -> str:
+        begin()
         self.calls.append(("submit", plan.payload["id"]))
         return self._next(self.on_submit) or plan.payload["id"]
 
-    def find(self, plan: Plan, lost: Lost) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost, until: float = 0) -> str | Sought:
         self.calls.append(("find", plan.payload["id"]))
         return self._next(self.on_find) or Sought.ABSENT
 
@@ -217,7 +222,7 @@ def test_a_lost_answer_that_had_arrived_is_found_and_not_sent_again(renderer, ba
 def test_whether_a_paid_submit_arrived_cannot_be_told_so_it_is_not_sent_again(renderer, paid):
     paid.on_submit = [AnswerLost()]
     paid.on_find = [Sought.UNKNOWN] * 5
-    with pytest.raises(AnswerLost) as caught:
+    with pytest.raises(InDoubt) as caught:
         only(renderer().render(ASKED))
     fault = caught.value
     assert (fault.retry, fault.billed, fault.exit_status) == ("reconcile", "unknown", 1)

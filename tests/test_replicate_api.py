@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagen import replicate_api as api
-from imagen.errors import ServerFault, Throttled
+from imagen.errors import AnswerLost, ServerFault, Throttled
 from imagen.replicate_api import Wanted, best, is_trusted, judged, next_page, prediction, stamp
 from imagen.replicate_models import PIXELS, Reference, Shape, pixels, reference, shape
 from imagen.settings import MODEL
@@ -173,7 +174,7 @@ def test_whatever_stands_in_the_other_fields_it_can_be_read(more, run):
     found = prediction(said)
     assert all(isinstance(url, str) for url in found.outputs)
     assert found.run_ms is None or found.run_ms >= 0
-    judged([said], Wanted({"prompt": "a"}, Reference("a/b"), 0), lambda _: False)
+    judged([said], Wanted({"prompt": "a"}, Reference("a/b"), 0, 0), lambda _: False)
     api.failure(found)
 
 
@@ -308,25 +309,97 @@ AT = stamp("2026-05-31T00:00:00Z") or 0
 
 
 def look(*items: Any, since: float | None = AT - 10, sent: Any = None, **more: Any) -> Any:
-    wanted = Wanted(
-        sent or {"prompt": "a cat", "seed": 7}, more.get("model", reference(SCHNELL)), since
-    )
+    model, readable = more.get("model", reference(SCHNELL)), more.get("readable_since", since)
+    wanted = Wanted(sent or {"prompt": "a cat", "seed": 7}, model, since, readable)
     return judged([*items], wanted, more.get("owned", lambda _: False))
+
+
+def match(listed: Any, sent: Any, **more: Any) -> str:
+    """How a prediction with that input is judged: ours, perhaps, another."""
+    found = look(item(input=listed, **more), sent=sent)
+    return "ours" if found.ours else "perhaps" if found.doubtful else "another"
 
 
 def test_ours_has_every_input_that_we_sent_whatever_else_it_has():
     assert look(item(input={"prompt": "a cat", "seed": 7, "go_fast": True})).ours
-    for other in (
-        {"prompt": "a cat"},
-        {"prompt": "a dog", "seed": 7},
-        {"prompt": "a cat", "seed": 8},
-    ):
+    for other in ({"prompt": "a dog", "seed": 7}, {"prompt": "a cat", "seed": 8}):
         found = look(item(input=other))
         assert (found.ours, found.doubtful) == ([], False)
 
 
+LONG = "a cat in a hat, " * 100
+ASKED_OF_IT = {"prompt": "a cat", "seed": 7, "aspect_ratio": "16:9", "num_inference_steps": 4}
+TOLD_DIFFERENTLY = {
+    "defaults are dropped": {"prompt": "a cat", "seed": 7},
+    "numbers are text": {**ASKED_OF_IT, "seed": "7", "num_inference_steps": "4"},
+    "numbers have fractions, rounded": {**ASKED_OF_IT, "seed": 7.0, "num_inference_steps": 3.9999},
+    "an enum has another case": {**ASKED_OF_IT, "aspect_ratio": "LANDSCAPE_16_9"},
+    "the seed is not shown": {"prompt": "a cat"},
+    "the seed is 0": {**ASKED_OF_IT, "seed": 0, "aspect_ratio": "1:1"},
+    "the seed cannot be read": {**ASKED_OF_IT, "seed": "random"},
+    "the prompt is trimmed": {**ASKED_OF_IT, "prompt": " a cat\n"},
+    "the prompt is not shown": {"seed": 7},
+    "the prompt is no text": {**ASKED_OF_IT, "prompt": ["a cat"]},
+}
+
+
+@pytest.mark.parametrize("how", TOLD_DIFFERENTLY)
+def test_what_a_list_tells_differently_is_perhaps_ours(how):
+    assert match(TOLD_DIFFERENTLY[how], ASKED_OF_IT) == "perhaps"
+
+
+def test_a_model_under_its_alias_is_perhaps_ours():
+    assert match(ASKED_OF_IT, ASKED_OF_IT, model="flux-schnell") == "perhaps"
+    assert match({**ASKED_OF_IT, "seed": 8}, ASKED_OF_IT, model="flux-schnell") == "another"
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        (LONG[:1000], "perhaps"),
+        (LONG[:999] + "…", "perhaps"),
+        (LONG[:1000] + "...", "perhaps"),
+        (LONG[:240], "perhaps"),
+        (LONG + " and a dog", "perhaps"),
+        (LONG[:150], "another"),
+        ("a dog" + LONG[5:1000], "another"),
+        ("", "another"),
+    ],
+)
+def test_a_prompt_that_is_cut_short_is_perhaps_ours(listed, expected):
+    sent = {"prompt": LONG, "seed": 7}
+    assert match({"prompt": listed, "seed": 7}, sent) == expected
+    assert match({"prompt": listed, "seed": 8}, sent) == "another"
+
+
 @pytest.mark.parametrize(
     ("sent", "listed", "expected"),
+    [
+        (7, 8, "another"),
+        (7, "8", "another"),
+        (7, 8.0, "another"),
+        (2**64 - 1, 2**64 - 1, "ours"),
+        (2**64 - 1, 18446744073709552000, "perhaps"),
+        (2**64 - 1, 1.8446744073709552e19, "perhaps"),
+        (2**53 - 1, 2**53, "another"),
+        (7, 10**400, "another"),
+        (2**64 - 1, 10**400, "another"),
+        (7, True, "perhaps"),
+        (7, None, "perhaps"),
+    ],
+)
+def test_only_a_seed_that_is_certainly_another_tells_two_predictions_apart(sent, listed, expected):
+    given = {"prompt": "a cat", "seed": sent}
+    assert match({**given, "seed": listed}, given) == expected
+
+
+def test_where_we_sent_no_seed_any_may_have_been_drawn():
+    assert match({"prompt": "a cat", "seed": 9}, {"prompt": "a cat"}) == "ours"
+    assert match({"prompt": "a cat", "seed": 9, "x": 2}, {"prompt": "a cat", "x": 1}) == "perhaps"
+
+
+@pytest.mark.parametrize(
+    ("sent", "listed", "same"),
     [
         (1, 1.0, True),
         (3.5, 3.5, True),
@@ -338,33 +411,64 @@ def test_ours_has_every_input_that_we_sent_whatever_else_it_has():
         ([1, {"a": "b"}], [1, {"a": "b", "c": 0}], True),
         ([1], [1, 2], False),
         ({"a": 1}, {"b": 1}, False),
-        (2**64 - 1, 2**64 - 1, True),
-        (2**64 - 1, 18446744073709552000, "perhaps"),
-        (2**64 - 1, 1.8446744073709552e19, "perhaps"),
-        (2**53 - 1, 2**53, False),
-        (1_000_000, 1_000_001, False),
-        (3.3, 3.299999952316284, "perhaps"),
-        (3.3, 3.4, False),
-        (7, 10**400, False),
-        (2**64 - 1, 10**400, False),
         (0.5, 10**400, False),
-        ("a cat\n", "a cat", "perhaps"),
-        ("cafe\u0301", "caf\u00e9", "perhaps"),
-        ("a cat", "a bat", False),
-        ("data:image/png;base64,AA", "https://replicate.delivery/x.png", "perhaps"),
+        ("data:image/png;base64,AA", "https://replicate.delivery/x.png", False),
         ("data:image/png;base64,AA", "data:image/png;base64,AA", True),
-        ("data:image/png;base64,AA", None, False),
     ],
 )
-def test_values_are_compared_as_json_and_doubted_where_a_server_may_have_changed_them(
-    sent, listed, expected
-):
-    found = look(item(input={"x": listed}), sent={"x": sent})
-    assert (bool(found.ours), found.doubtful) == (expected is True, expected == "perhaps")
+def test_values_are_compared_as_json(sent, listed, same):
+    given = {"prompt": "a cat", "seed": 7}
+    found = match({**given, "x": listed}, {**given, "x": sent})
+    assert found == ("ours" if same else "perhaps")
+
+
+def test_what_looks_like_ours_just_before_the_window_is_a_doubt_and_no_absence():
+    for seconds, doubtful, reached in ((11, True, False), (3000, True, False), (3700, False, True)):
+        at = datetime.fromtimestamp(AT - seconds, UTC).isoformat()
+        found = look(item(created_at=at))
+        assert (found.ours, found.doubtful, found.reached) == ([], doubtful, reached), seconds
+
+
+# -- the answer to a create ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"prompt": "a cat", "seed": 7},
+        {},
+        {"prompt": "A CAT in", "seed": "7"},
+        {"prompt": "a cat, masterpiece", "num_outputs": "1"},
+        {"seed": None, "image": "https://replicate.delivery/x.png"},
+        {"prompt": "a cat", "seed": 7.0, "aspect_ratio": "SQUARE"},
+    ],
+)
+def test_the_answer_to_our_own_create_is_ours_however_it_tells_the_input(shown):
+    sent = {"prompt": "a cat", "seed": 7, "aspect_ratio": "1:1", "image": "data:image/png;base64,A"}
+    assert api.created({"id": "p1", "status": "starting", "input": shown}, sent) == "p1"
+
+
+@pytest.mark.parametrize(
+    "shown", [{"prompt": "a cat", "seed": 8}, {"prompt": "our dog", "seed": 7}]
+)
+def test_a_strangers_prediction_is_never_taken_for_the_answer(shown):
+    with pytest.raises(AnswerLost) as caught:
+        api.created({"id": "p1", "input": shown}, {"prompt": "a cat", "seed": 7})
+    assert caught.value.billed == "unknown"
+
+
+@pytest.mark.parametrize("answer", [{}, {"id": None}, {"id": "../x"}, {"id": 5}])
+def test_an_answer_without_an_id_is_as_good_as_lost(answer):
+    with pytest.raises(AnswerLost):
+        api.created(answer, {"prompt": "a cat"})
+
+
+# -- what stands in the list -----------------------------------------------------------------------
 
 
 def test_another_model_or_version_is_not_ours_even_with_the_same_input():
     assert not look(item(model="black-forest-labs/flux-dev")).ours
+    assert look(item(model="black-forest-labs/flux-dev")).doubtful, "or ours under an alias"
     assert look(item(model=None)).ours
     assert look(item(model=SCHNELL.upper())).ours
     pinned = reference(f"{SCHNELL}:abc")
@@ -391,8 +495,8 @@ def test_what_has_no_input_any_more_cannot_be_told_unless_it_is_another_models()
 
 
 def test_what_was_made_before_the_submit_is_not_ours_and_ends_the_look():
-    found = look(item(created_at="2026-05-30T23:59:49Z"))
-    assert (found.ours, found.reached) == ([], True)
+    found = look(item(created_at="2026-05-30T22:59:00Z"))
+    assert (found.ours, found.doubtful, found.reached) == ([], False, True)
     assert look(item(created_at="2026-05-30T23:59:50Z")).ours
     found = look(item(created_at=None))
     assert found.ours
@@ -403,7 +507,7 @@ def test_what_was_made_before_the_submit_is_not_ours_and_ends_the_look():
 @pytest.mark.parametrize("items", [None, {}, "x", 5])
 def test_a_list_that_is_none_is_a_fault(items):
     with pytest.raises(ServerFault):
-        judged(items, Wanted({}, Reference("a/b"), 0), lambda _: False)
+        judged(items, Wanted({}, Reference("a/b"), 0, 0), lambda _: False)
 
 
 @pytest.mark.parametrize("odd", [None, 5, "x", [], {}, {"id": "p1"}])

@@ -142,6 +142,14 @@ class AnswerLost(ImagenError):
     retry = "safe"
 
 
+class InDoubt(ImagenError):
+    """Whether the render arrived cannot be told"""
+
+    code = "answer_lost"
+    billed = "unknown"
+    retry = "after"
+
+
 class ServerFault(ImagenError):
     """The server failed"""
 

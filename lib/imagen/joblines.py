@@ -92,11 +92,22 @@ def _check_options(options: Any, known: Collection[str]) -> None:
             raise Refused(f"params.options may not hold {str(name)[:60]!r}", hint=hint)
 
 
-def line_of(request: Mapping[str, Any], attempt: int, intended_at: float | None) -> Record:
-    """Give the line of one attempt; `intended_at` (unix time) when somebody may have sent it."""
+def line_of(
+    request: Mapping[str, Any],
+    attempt: int,
+    intended_at: float | None,
+    released_at: float | None = None,
+) -> Record:
+    """Give the line of one attempt; times are unix time.
+
+    `intended_at` when somebody may have sent it before, `released_at` until when that may have
+    been; None there where nothing can be on its way.
+    """
     job: Record = {"id": request["id"], "attempt": attempt}
     if intended_at is not None:
         job["intended_at"] = _iso(intended_at)
+    if intended_at is not None and released_at is not None:
+        job["released_at"] = _iso(released_at)
     return {**request, "job": job}
 
 

@@ -48,6 +48,7 @@ class Claimed(NamedTuple):
     params: dict[str, Any]  # as the web user wrote them
     request: dict[str, Any] | None  # the line that was sent before, to be sent again
     intended_age_s: float | None  # how long ago, by the database's clock, that was stored
+    released_age_s: float | None  # how long ago who had it lost it; None: nothing is on its way
     broken: str | None = None  # why params cannot be read; they are {} then
 
     @property
@@ -293,14 +294,14 @@ def _asker(
 
 
 def _claimed(row: Row) -> Claimed:
-    params, request, age_s = row[8:11]
+    params, request, *ages_s = row[8:12]
     broken = None
     try:
         read = record.parse(params.encode())
     except BadLine as fault:  # Postgres keeps numbers and depths that Python does not read
         read, broken = {}, fault.message
     sent = json.loads(request) if request else None
-    return Claimed._make((*row[:8], read, sent, age_s, broken))
+    return Claimed._make((*row[:8], read, sent, *ages_s, broken))
 
 
 def lock_number(worker: str) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from . import files, image, prompt, record
@@ -14,13 +12,14 @@ from .backends import Backend, Collected, Plan
 from .errors import Refused
 from .ledger.journal import Asker
 from .record import Record
+from .settling import Sending
 
 
 @dataclass(slots=True)
 class Job:
     """A render under way: what was asked, and what is known so far.
 
-    `attempts` is the number of the last submit, `sent_at` when that was intended (unix time);
+    `attempts` is the number of the last submit, `sending` when that may have been sent;
     `taken_up` says that an earlier run began it, `was_made` that one made it; `places` are the
     names reserved for its images.
     """
@@ -40,7 +39,7 @@ class Job:
     taken_up: bool = False
     was_made: bool = False
     finished: bool = False
-    sent_at: float = 0.0
+    sending: Sending | None = None
     began: float = field(default_factory=time.monotonic)
 
 
@@ -133,22 +132,6 @@ def brought(line: Mapping[str, Any]) -> Record:
     """Give what a line that comes back adds to what is known of its render."""
     ours = {"job", "owner_user_id"}
     return {name: one for name, one in line.items() if name not in record.FIELDS or name in ours}
-
-
-def moment(line: Mapping[str, Any]) -> float:
-    """Give when a line says that it was submitted, as unix time; now when it does not say."""
-    with suppress(KeyError, TypeError, ValueError):
-        return datetime.fromisoformat(line["started_at"]).timestamp()
-    return time.time()
-
-
-def intended_at(line: Mapping[str, Any]) -> float | None:
-    """Give when a queued job's line may first have been sent, by whichever machine (unix time)."""
-    job = line.get("job")
-    with suppress(TypeError, ValueError):
-        if isinstance(job, dict) and job.get("intended_at"):
-            return datetime.fromisoformat(job["intended_at"]).timestamp()
-    return None
 
 
 def name(job: Job, number: int) -> str:

@@ -21,6 +21,7 @@ MAX_SEED = 2**64 - 1  # what ComfyUI accepts; only the low 32 bits change its pi
 DRAWN_SEEDS = 2**32
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 200}
 _UUID = {"type": "string", "format": "uuid"}
+_STRING = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _SIZE = {"type": "integer", "minimum": 16, "maximum": 16384}
 _LOOSE = {"type": "object"}
@@ -90,7 +91,7 @@ FIELDS: dict[str, Field] = {
     "owner_user_id": Field(_ASK, _UUID, "whose image it is in the cloud"),
     "job": Field(
         "listen",
-        _object(["id"], id=_TEXT, attempt=_COUNT, intended_at={"type": "string"}),
+        _object(["id"], id=_TEXT, attempt=_COUNT, intended_at=_STRING, released_at=_STRING),
         "the queued job that this line answers",
     ),
     "render_id": Field(_RENDER, _UUID, "the id, made globally unique"),

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import backends, budget, outcome, prompt, record, signals
+from . import backends, budget, outcome, prompt, record, settling, signals
 from .backends import Backend, Collected, Plan, Wait
 from .config import Config
 from .errors import (
@@ -177,7 +177,8 @@ class Renderer:
             if not entry.delivered:
                 self._written_down(lambda: self._journal.delivered(entry.render_id))
             return
-        if entry.error and entry.state == "failed" and entry.error["billed"] != "no":
+        kept = entry.error and entry.state == "failed" and entry.error["billed"] != "no"
+        if entry.error and kept and not entry.may_be_found:
             yield from self._store.those_there(made)
             raise ImagenError.of_record(entry.error, {**entry.failed, **brought})
         job = self._job_of(entry, line)
@@ -211,10 +212,11 @@ class Renderer:
         request.setdefault("backend", self._config["default_backend"])
         job = self._job(request, asker)
         with _naming(job):
-            intended = outcome.intended_at(asked)
-            job.attempts = outcome.attempts(asked) if failed else int(intended is not None)
+            taken_over = settling.is_taken_over(asked)
+            job.attempts = outcome.attempts(asked) if failed else int(taken_over)
             job.may_have_arrived = job.attempts > 0
-            job.sent_at = outcome.moment(asked) if intended is None else intended
+            if job.may_have_arrived and (paid := backends.as_paid(job.backend)):
+                job.sending = settling.of_line(asked, paid.create_s)
             plan_submit(job, max(job.attempts, 1))
             self._check(job)
         return job
@@ -256,10 +258,15 @@ class Renderer:
         backend, sent = self._backend(entry.backend), outcome.prompts_sent(asked)
         asker = Asker(True, entry.asked, entry.caller)
         job = Job(asked, dict(asked), backend, entry.render_id, sent, asker)
-        job.attempts, job.sent_at, job.taken_up = entry.number, entry.intended_at, True
+        job.attempts, job.taken_up = entry.number, True
+        if entry.handle is None and (paid := backends.as_paid(backend)):
+            job.sending = settling.of_entry(entry, paid.create_s)
+            if entry.attempt is None and entry.state == "open":
+                self._journal.attempt(entry.render_id, entry.number, job.sending.as_attempt())
         job.plan = Plan(**entry.plan) if entry.plan else None
-        job.handle = None if entry.state == "failed" else entry.handle
-        job.may_have_arrived, job.was_made = entry.state != "failed", entry.state == "done"
+        over = entry.state == "failed" and not entry.may_be_found
+        job.handle = None if over else entry.handle
+        job.may_have_arrived, job.was_made = not over, entry.state == "done"
         return job
 
     # -- the steps, in order ---------------------------------------------------------------------
@@ -291,8 +298,12 @@ class Renderer:
                 yield outcome.pending(job, handle)
                 raise
             became = f"interrupted; {self._cancel(job, handle)}"
-            sent = job.backend.paid and job.may_have_arrived  # what became of it nobody knows
-            money: dict[str, Any] = {"billed": "unknown", "retry": "reconcile"} if sent else {}
+            paid = backends.as_paid(job.backend)
+            money: dict[str, Any] = {}
+            if paid and job.may_have_arrived:  # what became of it the next run can tell
+                after_s = self._submitter.wait_s(job, paid)
+                money = {"billed": "unknown", "retry": "after", "retry_after_s": after_s}
+                money["ends"] = False
             interrupted = Interrupted(became, record=job.record, stopped=stopped, **money)
             raise self._ended(job, interrupted) from None
 
@@ -356,7 +367,7 @@ class Renderer:
             job.record["submit"] = job.handle
         if job.backend.paid and job.handle and fault.billed == "no" and not fault.ends:
             fault.billed = "yes"  # it was accepted: the next run collects what is paid
-        if fault.ends and fault.retry != "reconcile" and job.attempts and not job.finished:
+        if fault.ends and job.attempts and not job.finished:
             error = fault.as_record(TOOL)
             self._written_down(
                 lambda: self._journal.failed(job.render_id, job.attempts, error, job.made)

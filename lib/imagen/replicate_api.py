@@ -10,12 +10,13 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 from urllib.parse import urljoin, urlsplit
 
-from .errors import ImagenError, RenderFailed, ServerFault, Throttled
+from .errors import AnswerLost, ImagenError, RenderFailed, ServerFault, Throttled
 from .replicate_models import Reference
 
 LIST = "/v1/predictions"
@@ -168,16 +169,18 @@ def problem(body: bytes) -> str:
 class Wanted(NamedTuple):
     """What a lost prediction has: the input that we sent, the model, and since when it can be.
 
-    `since` is on the server's clock, None when that is not known.
+    Times are on the server's clock. Nothing before `since` is ours (None: that is not known), and
+    nothing of which the input cannot be read before `readable_since`.
     """
 
     input: Mapping[str, Any]
     model: Reference
     since: float | None
+    readable_since: float | None
 
 
 class Judged(NamedTuple):
-    """A page of the list: what may be ours, what cannot be told, whether it goes back so far."""
+    """A page of the list: what is ours, whether more perhaps is, whether it goes back so far."""
 
     ours: list[Prediction]
     doubtful: bool
@@ -195,16 +198,136 @@ def judged(items: Any, wanted: Wanted, owned: Callable[[str], bool]) -> Judged:
         except ServerFault:
             doubtful = True
             continue
-        if wanted.since is not None and one.created is not None and one.created < wanted.since:
-            reached = True
+        early_s = _early_s(one, wanted.since)
+        reached |= early_s > BEYOND_S
+        if early_s > BEYOND_S or owned(one.id):
             continue
-        is_it = _is_wanted(one, wanted)
-        if is_it is False or owned(one.id):
-            continue
-        if is_it is True:
+        match = compare(one, wanted)
+        if match == "ours" and early_s <= 0:
             ours.append(one)
-        doubtful |= is_it == "perhaps"
+        doubtful |= match == "perhaps" or (match == "ours" and early_s > 0)
     return Judged(ours, doubtful, reached)
+
+
+BEYOND_S = 3600  # what stands so far before the window and looks like ours is a doubt, no absence
+
+
+def _early_s(one: Prediction, since: float | None) -> float:
+    """Return the seconds by which it was created before a time; 0 when it was not."""
+    return 0.0 if since is None or one.created is None else max(since - one.created, 0.0)
+
+
+Match = Literal["ours", "perhaps", "another"]
+
+
+def compare(one: Prediction, wanted: Wanted) -> Match:
+    """Judge whether a prediction is the one that we sent.
+
+    It is ours when it shows all that we sent. A list may tell an input slightly differently
+    (defaults dropped, numbers as text, a prompt cut short, the model under an alias), so only a
+    readable seed that differs, or another prompt, makes it another one's; all else perhaps is ours.
+    """
+    if one.input is None:
+        since = wanted.readable_since
+        older = since is not None and one.created is not None and one.created < since
+        return "perhaps" if not older and _is_model(one, wanted.model) else "another"
+    if _is_exact(one, wanted):
+        return "ours"
+    if _other_seed(wanted.input.get("seed"), one.input.get("seed")):
+        return "another"
+    same = _is_beginning(wanted.input.get("prompt"), one.input.get("prompt"))
+    return "perhaps" if same else "another"
+
+
+def _is_exact(one: Prediction, wanted: Wanted) -> bool:
+    shown = one.input or {}
+    return _is_model(one, wanted.model) and all(
+        _is_same(value, shown.get(name)) for name, value in wanted.input.items()
+    )
+
+
+def _is_model(one: Prediction, model: Reference) -> bool:
+    """Whether it names our model; "hidden" is the version of official models."""
+    if one.model is not None and one.model.lower() != model.name.lower():
+        return False
+    return not model.version or one.version in (None, "hidden", model.version)
+
+
+def _is_same(sent: Any, listed: Any) -> bool:
+    """Whether the list shows just what we sent."""
+    if isinstance(sent, dict) and isinstance(listed, dict):
+        return all(_is_same(value, listed.get(name)) for name, value in sent.items())
+    if isinstance(sent, list) and isinstance(listed, list):
+        return len(sent) == len(listed) and all(map(_is_same, sent, listed))
+    if isinstance(sent, bool) or isinstance(listed, bool):
+        return sent is listed
+    return bool(sent == listed)
+
+
+def _other_seed(sent: Any, listed: Any) -> bool:
+    """Whether a seed can be read that is certainly not the one that we sent; 0 asks for any."""
+    ours, theirs = _number(sent), _number(listed)
+    if not ours or not theirs or ours == theirs:
+        return False
+    return not _is_rounded(ours, theirs)
+
+
+def _number(value: Any) -> int | float | None:
+    """Read a number, also one in text; None when it is none."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,20}(\.0*)?\s*", value):
+        return int(value.split(".")[0])
+    return value if _is_number(value) else None
+
+
+_MOST = 1e30  # of a number that is compared or waited for: an integer may have no float at all
+_CUT = 200  # characters of a prompt that stand for the whole of it where a list cuts it short
+
+
+def _is_rounded(sent: float, listed: float) -> bool:
+    """Whether one is what becomes of the other in JavaScript."""
+    if isinstance(sent, int) and isinstance(listed, int) and abs(sent) < 2**53:
+        return False
+    return abs(sent) < _MOST and abs(listed) < _MOST and math.isclose(sent, listed, rel_tol=1e-6)
+
+
+def _is_beginning(sent: Any, listed: Any) -> bool:
+    """Whether two prompts are one, or one is the other cut short."""
+    if not isinstance(sent, str) or not isinstance(listed, str):
+        return True  # it is not shown: that tells nothing
+    if _letters(sent) == _letters(listed):
+        return True
+    shorter, longer = sorted((sent, listed.rstrip("…. ")), key=len)
+    return len(shorter) >= _CUT and _letters(longer).startswith(_letters(shorter))
+
+
+def _letters(text: str) -> str:
+    """Give a text without what may be trimmed or normalized on its way."""
+    return "".join(unicodedata.normalize("NFC", text).split())
+
+
+def created(answer: Mapping[str, Any], sent: Mapping[str, Any]) -> str:
+    """Return the id in the answer to a create.
+
+    AnswerLost when it holds none, or when it is a stranger's prediction: its seed differs as a
+    number, or its prompt and ours share no beginning. Nothing else that it shows counts.
+    """
+    handle, shown = answer.get("id"), answer.get("input")
+    if not is_id(handle):
+        raise AnswerLost(
+            "Replicate accepted the prediction, but its answer holds no id", billed="unknown"
+        )
+    given = shown if isinstance(shown, dict) else {}
+    prompt = given.get("prompt")
+    other = isinstance(prompt, str) and prompt and not _share_beginning(str(sent["prompt"]), prompt)
+    if other or _other_seed(sent.get("seed"), given.get("seed")):
+        raise AnswerLost("Replicate answered with a prediction that is not ours", billed="unknown")
+    return str(handle)
+
+
+def _share_beginning(one: str, other: str) -> bool:
+    both = [_letters(text).casefold() for text in (one, other)]
+    length = min(20, *map(len, both))
+    return both[0][:length] == both[1][:length]
 
 
 def listed(items: Any) -> list[Prediction]:
@@ -212,53 +335,6 @@ def listed(items: Any) -> list[Prediction]:
     if not isinstance(items, list):
         raise ServerFault("the server's list is not Replicate's")
     return [prediction(item) for item in items]
-
-
-def _is_wanted(one: Prediction, wanted: Wanted) -> bool | str:
-    if one.model is not None and one.model.lower() != wanted.model.name.lower():
-        return False
-    if wanted.model.version and one.version not in (None, "hidden", wanted.model.version):
-        return False  # "hidden" is the version of official models
-    if one.input is None:
-        return "perhaps"
-    found = [_is_same(value, one.input.get(name)) for name, value in wanted.input.items()]
-    return False if False in found else "perhaps" if "perhaps" in found else True
-
-
-def _is_same(sent: Any, listed: Any) -> bool | str:
-    """Whether the list shows what we sent; "perhaps" where a server may have rewritten it."""
-    if isinstance(sent, str) and sent.startswith("data:") and listed != sent:
-        return "perhaps" if isinstance(listed, str) else False  # files are stored elsewhere
-    if isinstance(sent, dict) and isinstance(listed, dict):
-        found = [_is_same(value, listed.get(name)) for name, value in sent.items()]
-        return False if False in found else "perhaps" if "perhaps" in found else True
-    if isinstance(sent, list) and isinstance(listed, list) and len(sent) == len(listed):
-        found = [_is_same(*pair) for pair in zip(sent, listed, strict=True)]
-        return False if False in found else "perhaps" if "perhaps" in found else True
-    if isinstance(sent, bool) or isinstance(listed, bool):
-        return sent is listed
-    if sent == listed:
-        return True
-    if _is_number(sent) and _is_number(listed):
-        return "perhaps" if _is_rounded(sent, listed) else False
-    if isinstance(sent, str) and isinstance(listed, str):
-        return "perhaps" if _letters(sent) == _letters(listed) else False
-    return False
-
-
-_MOST = 1e30  # of a number that is compared or waited for: an integer may have no float at all
-
-
-def _is_rounded(sent: float, listed: float) -> bool:
-    """Whether one is what becomes of the other in JavaScript, or in 32 bits."""
-    if isinstance(sent, int) and isinstance(listed, int) and abs(sent) < 2**53:
-        return False
-    return abs(sent) < _MOST and abs(listed) < _MOST and math.isclose(sent, listed, rel_tol=1e-6)
-
-
-def _letters(text: str) -> str:
-    """Give a text without what may be trimmed or normalized on its way."""
-    return "".join(unicodedata.normalize("NFC", text).split())
 
 
 def best(ours: Iterable[Prediction]) -> Prediction | None:
@@ -294,6 +370,12 @@ def next_page(said: Any, api: str) -> str | None:
     """
     if said is None:
         return None
+    with suppress(ValueError):  # of an address that is none
+        return _next_page(said, api)
+    raise ServerFault("the next page of the list is not on this server")
+
+
+def _next_page(said: Any, api: str) -> str:
     if isinstance(said, str) and said:
         there = urlsplit(urljoin(api + LIST, said))
         own = urlsplit(api)
@@ -302,7 +384,7 @@ def next_page(said: Any, api: str) -> str | None:
             return there.path.removeprefix(own.path) + query
         if there.path.endswith(LIST) and query:  # the API's own name for what a proxy shows
             return LIST + query
-    raise ServerFault("the next page of the list is not on this server")
+    raise ValueError(said)
 
 
 def is_trusted(url: str, api: str) -> bool:

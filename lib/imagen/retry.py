@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,18 +32,22 @@ def for_a_while(
     return _trying(call, wait_s, when, patience_s=patience_s)
 
 
-def as_told(call: Callable[[], T], backoff_s: float = 1.0, retries: int = 3) -> T:
+def as_told(
+    call: Callable[[], T], backoff_s: float = 1.0, retries: int = 3, until: float = math.inf
+) -> T:
     """Call, and when the server asks to wait, wait so long and call again.
 
     For requests that it certainly has not accepted then. Where it does not say how long, each wait
-    is twice the one before, from `backoff_s` on. A longer wait than LONGEST_WAIT_S is not waited.
+    is twice the one before, from `backoff_s` on. A longer wait than LONGEST_WAIT_S, or one that
+    ends after `until` (monotonic), is not waited.
     """
 
     def bearable() -> T:
         try:
             return call()
         except Throttled as fault:
-            if (fault.retry_after_s or 0) > LONGEST_WAIT_S:
+            wait_s = fault.retry_after_s or 0
+            if wait_s > LONGEST_WAIT_S or time.monotonic() + wait_s > until:
                 raise _TooLong(fault) from None
             raise
 

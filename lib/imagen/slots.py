@@ -36,15 +36,16 @@ def boottime() -> float:
 class Slot:
     """A place for one pipeline, and for the one job that it has.
 
-    `intended_at` is unix time by our clock; `told` is what the pipeline's group was sent to end it,
-    and `patience` until when it may take; `lost` says why the job is no longer ours; `killed` is
-    set when the lease was over; `verdict` is what the queue has not yet been told.
+    `intended_at` and `released_at` are unix time by our clock; `told` is what the pipeline's group
+    was sent to end it, and `patience` until when it may take; `lost` says why the job is no longer
+    ours; `killed` is set when the lease was over; `verdict` is what the queue has not been told.
     """
 
     pipeline: Pipeline | None = None
     job: Claimed | None = None
     request: Record | None = None
     intended_at: float = 0.0
+    released_at: float | None = None
     claimed: float = 0.0
     stored: bool = False
     sent: bool = False
@@ -146,7 +147,7 @@ class Pipelines:
             now = boottime()
             first = job.first and now - slot.claimed < FRESH_S
             since = None if first else slot.intended_at
-            line = joblines.line_of(slot.request, job.attempts + 1, since)
+            line = joblines.line_of(slot.request, job.attempts + 1, since, slot.released_at)
             slot.sent, slot.deadline = True, now + self._timeout_s if self._timeout_s else None
             slot.pipeline.send(record.line(line))
 

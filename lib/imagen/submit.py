@@ -8,21 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 
-from . import budget, retry
-from .backends import Ask, Lost, Plan, Sought
-from .errors import AnswerLost, ImagenError, RenderFailed, RenderLost, ServerFault
+from . import budget, clock, retry, settling
+from .backends import Ask, PaidBackend, Plan, Sought, as_paid
+from .errors import (
+    AnswerLost,
+    ConfigFault,
+    ImagenError,
+    InDoubt,
+    Refused,
+    RenderFailed,
+    RenderLost,
+    ServerFault,
+    Unreachable,
+)
 from .ledger import Ledger, LedgerBusy, LedgerFault
-from .ledger.journal import Intent
+from .ledger.journal import Attempt, Intent
 from .outcome import Job, place_of, told_before
+from .settling import Sending
 
+_LATER = "run the same command again then: it looks for the render, and sends it if it is absent"
+_BY_HAND = "imagen-usage --settle ID --billed yes|no ends the doubt"
+_ASK_AGAIN_S = 5.0  # after a provider that could not be asked
 _TAKEN = 20  # times that what was found may have become another's before it could be taken
 
 
@@ -43,10 +58,21 @@ class Submitter:
         self._before_submit = before_submit
         self._note = note
 
-    def submit(self, job: Job) -> str:
-        """Send it; after a fault, look for it before sending it once more."""
+    def submit(self, job: Job, until: float = math.inf) -> str:
+        """Send it; after a fault, look for it before sending it once more.
+
+        Nothing is waited for beyond `until` (monotonic). InDoubt where only a later look can tell.
+        """
         job.began = time.monotonic()
-        return retry.once_more(lambda: self._look_then_send(job), job.backend.retry_s)
+        try:
+            return retry.once_more(lambda: self._look_then_send(job, until), job.backend.retry_s)
+        except (AnswerLost, ServerFault) as fault:
+            if paid := as_paid(job.backend):
+                fault.billed, fault.retry = "unknown", "after"
+                fault.retry_after_s = max(
+                    fault.retry_after_s or 0, _rounded(self.wait_s(job, paid))
+                )
+            raise
 
     def adopt(self, job: Job) -> None:
         """Take a render into the journal that a line says was submitted: by another machine."""
@@ -58,9 +84,13 @@ class Submitter:
             return
         raise RenderFailed(f"{handle} is another id's render", code="handle_taken")
 
-    def _look_then_send(self, job: Job) -> str:
+    def wait_s(self, job: Job, paid: PaidBackend) -> float:
+        """Return the seconds until a look proves that the last attempt did not arrive."""
+        return job.sending.wait_s(paid.settle_s) if job.sending else 0.0
+
+    def _look_then_send(self, job: Job, until: float) -> str:
         with self._alone(job):
-            return (job.may_have_arrived and self._found(job)) or self._sent(job)
+            return (job.may_have_arrived and self._found(job, until)) or self._sent(job, until)
 
     def _alone(self, job: Job) -> AbstractContextManager[bool]:
         """Let no other submit or search of the same input come between, where they look alike."""
@@ -71,36 +101,57 @@ class Submitter:
         digest = hashlib.sha256(text.encode()).hexdigest()
         return self._ledger.lock(f"submit {digest}")  # instances may be of one account
 
-    def _found(self, job: Job) -> str | None:
-        """Look for a submit whose answer was lost; None when it is certainly absent."""
-        lost = Lost(job.sent_at, partial(self._is_of_another, job))
+    def _found(self, job: Job, until: float) -> str | None:
+        """Look for a submit whose answer was lost; None when it is certainly absent.
+
+        A look that finds nothing is proof only where it began late enough. That is waited for when
+        it is not longer than a list may lag.
+        """
+        paid = as_paid(job.backend)
         for _ in range(_TAKEN):
-            try:
-                found = job.backend.find(known(job.plan), lost)
-            except retry.TRANSIENT as fault:
-                fault.billed = "unknown" if job.backend.paid else "no"
-                raise
-            if found is Sought.ABSENT:
-                return None
-            if isinstance(found, str) and self._take(job, found):
-                return found
-            if found is Sought.UNKNOWN:
+            wait_s = self.wait_s(job, paid) if paid else 0.0
+            found = self._look(job, until, wait_s)
+            if isinstance(found, str):
+                if self._take(job, found):
+                    return found
+            elif found is Sought.UNKNOWN:
                 break
-        billed = "unknown" if job.backend.paid else "no"
-        raise AnswerLost(
-            "whether the render arrived cannot be told", retry="reconcile", billed=billed
-        )
+            elif wait_s <= 0:
+                return None
+            elif not paid or wait_s > paid.settle_s or time.monotonic() + wait_s > until:
+                says = "the answer was lost, and whether the render arrived cannot be told yet"
+                raise InDoubt(says, retry_after_s=_rounded(wait_s), hint=_LATER)
+            else:
+                time.sleep(wait_s)
+        if paid is None:
+            raise AnswerLost("whether the render arrived cannot be told", retry="reconcile")
+        raise InDoubt(retry="reconcile", ends=True, hint=_BY_HAND)
+
+    def _look(self, job: Job, until: float, wait_s: float) -> str | Sought:
+        """Look once; a paid one that cannot be looked for now stays in doubt until it can."""
+        sending = job.sending or Sending(None, None, time.time(), 0.0)
+        lost = sending.lost(partial(self._is_of_another, job))
+        try:
+            return job.backend.find(known(job.plan), lost, until)
+        except ConfigFault:
+            raise
+        except ImagenError as fault:
+            if not job.backend.paid:
+                fault.billed = "no"
+                raise
+            says = f"the answer was lost, and the provider cannot be asked: {fault.message}"
+            after_s = max(fault.retry_after_s or 0, wait_s, _ASK_AGAIN_S)
+            raise InDoubt(says, retry_after_s=_rounded(after_s), hint=fault.hint) from None
 
     def _is_of_another(self, job: Job, handle: str) -> bool:
         return bool(self._journal.owners(handle) - {(job.render_id, job.attempts)})
 
-    def _sent(self, job: Job) -> str:
+    def _sent(self, job: Job, until: float) -> str:
         """Write the intent, send, write the handle."""
         self._before_submit()
         before, number = dict(job.record), job.attempts
         plan_submit(job, number + 1)
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        job.record |= {"attempts": number + 1, "started_at": now}
+        job.record |= {"attempts": number + 1, "started_at": _iso(time.time())}
         job.attempts = number + 1
         try:
             self._intend(job)
@@ -108,34 +159,72 @@ class Submitter:
             job.attempts, job.record = number, before
             raise
         job.may_have_arrived = True
+        handle = None
         try:
-            handle = job.backend.submit(known(job.plan))
-        except (AnswerLost, ServerFault) as fault:
-            fault.billed = "unknown" if job.backend.paid else "no"
-            raise
-        except ImagenError:  # it was not accepted, so it was no submit
-            self._journal.withdraw(job.render_id, job.attempts)
+            handle = job.backend.submit(known(job.plan), until, partial(self._begin, job))
+        except ImagenError as fault:
+            if not self._is_refused(job, fault):
+                raise
+            self._journal.withdraw(job.render_id, job.attempts)  # so it was no submit
             job.may_have_arrived, job.attempts, job.record = False, number, before
             raise
+        finally:
+            if handle is None and job.may_have_arrived:
+                self._end(job)
         if not self._take(job, handle):
-            raise RenderFailed(f"the backend gave the handle of another render: {handle}")
+            self._end(job)
+            raise AnswerLost(f"the backend gave the handle of another render: {handle}")
         return handle
+
+    def _is_refused(self, job: Job, fault: ImagenError) -> bool:
+        """Whether a fault proves that nothing was accepted."""
+        if isinstance(fault, (AnswerLost, ServerFault)):
+            return False
+        paid = as_paid(job.backend)
+        if paid is None or isinstance(fault, (Unreachable, Refused)):
+            return True
+        from .http.answers import proves_refusal  # only now: most submits are not refused
+
+        status, body = getattr(fault, "status", 0), getattr(fault, "body", b"")
+        return proves_refusal(status, body, paid.refusals.statuses, paid.refusals.speaks_json)
+
+    def _begin(self, job: Job) -> None:
+        """Note that an attempt begins: one before it was refused for certain."""
+        if attempt := _attempt(job):
+            job.sending = settling.of_attempt(attempt)
+            self._journal.attempt(job.render_id, job.attempts, attempt)
+
+    def _end(self, job: Job) -> None:
+        """Note that an attempt has ended without a handle: it takes no longer than it took."""
+        if job.sending is None or job.sending.latest is None:
+            return
+        took_s = clock.least_age(job.sending.latest, clock.now())
+        job.record["started_at"] = _iso(job.sending.latest.wall)
+        job.sending = job.sending._replace(limit_s=took_s, ended=time.monotonic())
+        with suppress(LedgerFault, LedgerBusy):
+            self._journal.attempt(job.render_id, job.attempts, job.sending.as_attempt())
 
     def _intend(self, job: Job) -> None:
         plan, backend = known(job.plan), job.backend
         model = str(plan.resolved.get("model", job.asked["backend"]))
+        intent = Intent(
+            job.render_id,
+            job.attempts,
+            job.record,
+            place_of(job.places),
+            asdict(plan),
+            attempt=_attempt(job),
+            absent=job.attempts - 1 or None,
+        )
         if backend.paid:
             judge = partial(budget.judge, self._caps, plan.cost_usd, model)
-            job.sent_at = self._journal.intend(self._intent(job), job.asker, judge)
+            self._journal.intend(intent, job.asker, judge)
             if not job.asker.given:
                 self._note(f"{job.record['id']}: a paid render at {job.asked['backend']}")
         else:
-            job.sent_at = self._journal.intend(self._intent(job), job.asker)
-
-    def _intent(self, job: Job) -> Intent:
-        plan = known(job.plan)
-        place = place_of(job.places)
-        return Intent(job.render_id, job.attempts, job.record, place, asdict(plan))
+            self._journal.intend(intent, job.asker)
+        if intent.attempt:
+            job.sending = settling.of_attempt(intent.attempt)
 
     def _take(self, job: Job, handle: str) -> bool:
         """Write the handle; what was paid goes on even when that cannot be written."""
@@ -164,6 +253,22 @@ def plan_submit(job: Job, number: int) -> None:
         job.record["sent_negative_prompt"] = job.prompts.negative
     if job.plan.fidelity and "fidelity" not in job.asked:
         job.record["fidelity"] = job.plan.fidelity
+
+
+def _attempt(job: Job) -> Attempt | None:
+    """Return the attempt that begins now; None at a free backend, which may be asked twice."""
+    paid = as_paid(job.backend)
+    return Attempt(clock.now(), paid.create_s, paid.server_date) if paid else None
+
+
+def _iso(at: float) -> str:
+    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+def _rounded(seconds: float) -> float:
+    """Return seconds rounded up to a tenth: who waits so long has waited long enough."""
+    return math.ceil(seconds * 10) / 10
 
 
 def known(plan: Plan | None) -> Plan:

@@ -223,7 +223,10 @@ class Worker:
         if not self._held():
             self._lease.renewed = now
         slot.take(job, now)
-        slot.intended_at -= (boottime() - now) + (job.intended_age_s or 0.0)
+        claimed_at = slot.intended_at - (boottime() - now)
+        slot.intended_at = claimed_at - (job.intended_age_s or 0.0)
+        age_s = job.released_age_s
+        slot.released_at = None if age_s is None else claimed_at - age_s
         try:
             if job.broken:
                 raise Refused(f"params cannot be read: {job.broken}")

@@ -40,7 +40,7 @@ LIST, ONE = f"{API}/v1/predictions", f"{API}/v1/predictions/p1"
 IMAGE = "https://replicate.delivery/p1/out-0.png"
 TOKEN = "r8_the-token-of-the-tests"
 FAST = {"poll_s": 0.001, "retry_s": 0.001, "settle_s": 0.02, "patience_s": 0.05}
-NOBODY = Lost(0.0, lambda _: False)
+NOBODY = Lost(0.0, None, 0.0, lambda _: False)
 Open = Callable[..., Replicate]
 
 
@@ -435,8 +435,48 @@ def test_a_token_that_no_header_can_hold_is_a_clear_error_that_does_not_show_it(
     assert web.call_count == 0
 
 
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 422, 429])
+@pytest.mark.parametrize("body", ["", "<html>sorry</html>", '"no"', "[]"])
+def test_a_refusal_that_is_not_the_apis_own_leaves_open_what_became_of_it(web, status, body):
+    web.post(CREATE, status_code=status, text=body)
+    fault = fault_of(submitted)
+    assert (type(fault), fault.billed) == (AnswerLost, "unknown")
+    assert web.call_count == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 408, 410, 412, 418, 425, 499])
+def test_a_status_that_proves_no_refusal_leaves_open_what_became_of_it(web, status):
+    web.post(CREATE, status_code=status, json={"detail": "?"})
+    fault = fault_of(submitted)
+    assert (type(fault), fault.billed) == (AnswerLost, "unknown")
+
+
+def test_each_attempt_is_told_before_it_begins(web, slept):
+    busy = {"status_code": 429, "json": {}}
+    web.post(CREATE, [busy, busy, {"json": prediction(), "status_code": 201}])
+    backend, seen = opened(), list[int]()
+    backend.submit(planned(), begin=lambda: seen.append(web.call_count))
+    assert seen == [0, 1, 2]
+
+
+def test_a_wait_that_ends_too_late_is_told_and_not_waited(web, slept):
+    web.post(CREATE, status_code=429, json={"retry_after": 6})
+    backend = opened()
+    fault = fault_of(lambda: backend.submit(planned(), until=time.monotonic() + 3))
+    assert (type(fault), fault.retry_after_s, slept) == (Throttled, 6, [])
+
+
+def test_the_servers_time_of_the_last_answer_is_remembered_even_of_a_refusal(web, slept):
+    busy = {"status_code": 429, "json": {}, "headers": dated(3600)}
+    web.post(CREATE, [busy, {"json": prediction(), "status_code": 201}])
+    backend, dates = opened(), list[float | None]()
+    backend.submit(planned(), begin=lambda: dates.append(backend.server_date))
+    assert dates[0] is None
+    assert dates[1] == pytest.approx(time.time() - 3600, abs=10)
+
+
 def test_out_of_credit_is_told_and_never_retried(web):
-    web.post(CREATE, status_code=402, text="?")
+    web.post(CREATE, status_code=402, json={"title": "?"})
     fault = fault_of(submitted)
     assert isinstance(fault, OutOfCredit)
     assert (fault.code, fault.billed, fault.retry) == ("out_of_credit", "no", "never")
@@ -453,7 +493,7 @@ def test_out_of_credit_is_told_and_never_retried(web):
             "prompt",
         ),
         (422, '{"detail": "version does not exist"}', "version does not exist"),
-        (400, "<html>bad</html>", "400"),
+        (400, '{"x": 1}', "400"),
         (403, "{}", "403"),
         (404, '{"detail": "not found"}', "not found"),
     ],
@@ -487,7 +527,8 @@ def test_a_429_is_waited_out_as_told_in_header_body_or_text(web, slept, headers,
 
 
 def test_a_429_that_does_not_say_how_long_is_waited_for_longer_each_time(web, slept):
-    web.post(CREATE, [{"status_code": 429}] * 3 + [{"json": prediction(), "status_code": 201}])
+    busy = {"status_code": 429, "json": {}}
+    web.post(CREATE, [busy] * 3 + [{"json": prediction(), "status_code": 201}])
     assert submitted() == "p1"
     assert slept == [1, 2, 4]
 
@@ -501,7 +542,8 @@ def test_after_three_retries_a_429_is_told(web, slept):
 
 
 def test_a_wait_of_more_than_a_minute_is_told_and_not_waited(web, slept):
-    web.post(CREATE, [{"status_code": 429}, {"status_code": 429, "headers": {"Retry-After": "61"}}])
+    busy = {"status_code": 429, "json": {}}
+    web.post(CREATE, [busy, {**busy, "headers": {"Retry-After": "61"}}])
     fault = fault_of(submitted)
     assert isinstance(fault, Throttled)
     assert (fault.retry, fault.retry_after_s, web.call_count, slept) == ("after", 61, 2, [1])
@@ -753,8 +795,9 @@ def test_stop_ends_the_wait_at_once(web):
 # -- find ------------------------------------------------------------------------------------------
 
 
-def lost(age_s: float = 30, *owned: str) -> Lost:
-    return Lost(time.time() - age_s, lambda handle: handle in owned)
+def lost(age_s: float | None = 30, *owned: str, server_date: float | None = None) -> Lost:
+    started_at = time.time() - (30 if age_s is None else age_s)
+    return Lost(age_s, server_date, started_at, lambda handle: handle in owned)
 
 
 def item(id_: str = "p1", age_s: float = 20, **more: Any) -> dict[str, Any]:
@@ -770,9 +813,9 @@ def page(*items: Any, next: Any = None, **more: Any) -> dict[str, Any]:
     }
 
 
-def look(age_s: float = 30, *owned: str, **more: Any) -> str | Sought:
-    backend = opened(**more)
-    return backend.find(backend.plan(ask()), lost(age_s, *owned))
+def look(age_s: float | None = 30, *owned: str, server_date: float | None = None) -> str | Sought:
+    backend = opened()
+    return backend.find(backend.plan(ask()), lost(age_s, *owned, server_date=server_date))
 
 
 def test_a_lost_create_is_found(web):
@@ -800,17 +843,21 @@ def test_a_living_one_goes_before_a_failed_one_and_then_the_oldest(web):
     assert look(30, "old", "new") == "failed"
 
 
-def test_it_is_the_model_of_the_instance(web):
+def test_it_is_the_model_of_the_instance_or_perhaps_its_alias(web):
     web.get(LIST, **page(item(model=DEV)))
+    assert look() is Sought.UNKNOWN
+    web.get(LIST, **page(item(model=DEV, input={"prompt": "a cat", "seed": 8})))
     assert look() is Sought.ABSENT
 
 
 def test_what_was_made_long_before_the_submit_is_not_ours(web):
-    web.get(LIST, **page(item("new", 140), item("old", 160), next=f"{LIST}?cursor=x"))
+    web.get(LIST, **page(item("new", 140), item("old", 4000), next=f"{LIST}?cursor=x"))
     assert look() == "new"
-    web.get(LIST, **page(item("old", 160), next=f"{LIST}?cursor=x"))
+    web.get(LIST, **page(item("old", 4000), next=f"{LIST}?cursor=x"))
     assert look() is Sought.ABSENT
     assert web.call_count == 2, "further back nothing of ours can be"
+    web.get(LIST, **page(item("near", 160), item("old", 4000), next=f"{LIST}?cursor=x"))
+    assert look() is Sought.UNKNOWN, "the very input, and clocks are compared"
 
 
 def test_removed_data_in_the_window_cannot_be_told_when_nothing_matches(web):
@@ -819,7 +866,7 @@ def test_removed_data_in_the_window_cannot_be_told_when_nothing_matches(web):
     assert look() is Sought.UNKNOWN
     web.get(LIST, **page(gone, item()))
     assert look() == "p1"
-    web.get(LIST, **page(gone | {"created_at": stamp(200)}))
+    web.get(LIST, **page(gone | {"created_at": stamp(4000)}))
     assert look() is Sought.ABSENT
     web.get(LIST, **page(gone))
     assert look(30, "gone") is Sought.ABSENT
@@ -836,7 +883,10 @@ def test_pages_are_followed_to_the_end(web):
 
 
 def test_a_list_without_end_is_given_up(web):
-    endless = (page(item("x", input={}), next=f"{LIST}?cursor={n}") for n in itertools.count())
+    endless = (
+        page(item("x", input={"prompt": "a dog"}), next=f"{LIST}?cursor={n}")
+        for n in itertools.count()
+    )
     pages = [next(endless) for _ in range(module._MOST_PAGES + 5)]
     web.get(LIST, pages)
     assert look() is Sought.UNKNOWN
@@ -848,33 +898,44 @@ def test_the_window_is_on_the_servers_clock(web):
     for skew in (3600, -3600):
         web.get(LIST, **page(item(age_s=20 + skew)) | {"headers": dated(skew)})
         assert look() == "p1"
-        web.get(LIST, **page(item(age_s=160 + skew)) | {"headers": dated(skew)})
+        web.get(LIST, **page(item(age_s=4000 + skew)) | {"headers": dated(skew)})
         assert look() is Sought.ABSENT
 
 
-def test_without_a_date_absence_is_never_certain(web):
-    web.get(LIST, **page() | {"headers": {}})
+def test_without_an_exact_age_the_list_is_read_to_its_end(web):
+    old, stranger = item("old", 9000), item("other", 5000, input={"prompt": "a dog"})
+    for headers, age_s in (({}, 30.0), (dated(), None)):
+        web.get(f"{LIST}?cursor=2", **page(old) | {"headers": headers}, complete_qs=True)
+        web.get(LIST, **page(stranger, next=f"{LIST}?cursor=2") | {"headers": headers})
+        web.get(f"{LIST}?cursor=2", **page(old) | {"headers": headers}, complete_qs=True)
+        assert look(age_s) == "old"
+        assert look(age_s, "old") is Sought.ABSENT
+
+
+def test_without_an_exact_age_the_servers_own_time_before_the_submit_ends_the_look(web):
+    web.get(LIST, **page(item("old", 9000), next=f"{LIST}?cursor=x"))
+    assert look(None, server_date=time.time() - 30) is Sought.ABSENT
+    web.get(LIST, **page(item("ours", 60)))
+    assert look(None, server_date=time.time() - 30) == "ours"
+
+
+def test_what_cannot_be_read_is_no_doubt_where_it_is_older_than_clocks_can_be_wrong(web):
+    old = item("old", 90_000, input=None, data_removed=True)
+    web.get(LIST, **page(old) | {"headers": {}})
+    assert look() is Sought.ABSENT
+    web.get(LIST, **page(old | {"created_at": stamp(80_000)}) | {"headers": {}})
     assert look() is Sought.UNKNOWN
-    web.get(LIST, **page(item()) | {"headers": {}})
-    assert look() == "p1"
 
 
-def test_a_young_submit_is_looked_for_again_before_it_is_called_absent(web):
-    web.get(LIST, [page(), page(item(age_s=0))])
-    began = time.monotonic()
-    assert look(0, settle_s=0.3) == "p1"
-    assert time.monotonic() - began >= 0.25
-    web.get(LIST, [page(), page()])
-    assert look(0) is Sought.ABSENT
-    assert web.call_count == 4
-    assert module.KEYS["settle_s"].default == 5
+def test_a_list_that_goes_round_in_a_circle_cannot_be_read_to_its_end(web):
+    web.get(LIST, **page(item("x", input={"prompt": "a dog"}), next=f"{LIST}?cursor=1"))
+    assert look() is Sought.UNKNOWN
+    assert web.call_count == 2
 
 
-def test_a_clock_that_was_set_back_is_waited_for_only_once(web):
-    web.get(LIST, **page())
-    began = time.monotonic()
-    assert look(-3600, settle_s=0.1) is Sought.ABSENT
-    assert time.monotonic() - began < 2
+def test_the_list_may_lag_for_five_seconds_when_nothing_else_is_said():
+    assert opened(settle_s=None).settle_s == 5
+    assert opened(connect_s=1, read_s=2, prefer_wait_s=3).create_s == 6
 
 
 @pytest.mark.parametrize(
@@ -890,14 +951,18 @@ def test_a_clock_that_was_set_back_is_waited_for_only_once(web):
         {"json": {"results": [], "next": "https://evil.example/steal"}},
         {"json": {"results": [], "next": 5}},
         {"json": {"results": [], "next": "http://[::1"}},
-        {"json": {"results": [None]}},
-        {"json": {"results": [{"id": 5}]}},
     ],
 )
-def test_a_list_that_cannot_be_read_leaves_it_undecided(web, answer):
+def test_a_list_that_cannot_be_read_is_a_fault_and_no_absence(web, answer):
     web.get(LIST, **(answer if "exc" in answer else {"headers": dated(), **answer}))
-    assert look() is Sought.UNKNOWN
+    assert fault_of(look).billed == "unknown"
     assert all(request.url.startswith(API) for request in web.request_history)
+
+
+@pytest.mark.parametrize("odd", [None, {"id": 5}])
+def test_an_item_that_cannot_be_read_leaves_it_undecided(web, odd):
+    web.get(LIST, **page(odd))
+    assert look() is Sought.UNKNOWN
 
 
 def test_a_page_is_read_once_more_after_a_transient_fault(web):

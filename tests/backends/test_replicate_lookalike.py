@@ -93,7 +93,7 @@ def fetch(backend: Backend, handle: str, seconds: float = 5.0) -> Any:
 
 
 def find(backend: Backend, *owned: str, age_s: float = 1.0, **more: Any) -> Any:
-    lost = Lost(time.time() - age_s, lambda handle: handle in owned)
+    lost = Lost(age_s, None, time.time() - age_s, lambda handle: handle in owned)
     return backend.find(backend.plan(ask(**more)), lost)
 
 
@@ -314,22 +314,15 @@ def test_the_list_is_read_page_by_page(server, backend):
 def test_the_servers_clock_counts(server, backend, skew_s, fractions):
     server.skew_s, server.fractions = skew_s, fractions
     one = backend()
-    server.add(one.plan(ask()).payload["input"], age_s=200)
+    server.add(one.plan(ask()).payload["input"], age_s=4000)
     assert find(one) is Sought.ABSENT
     handle = submit(one)
     assert find(one) == handle
 
 
-def test_a_create_that_is_listed_late_is_seen_at_the_second_look(server, backend):
-    one = backend(settle_s=0.5)
-    threading.Timer(0.2, lambda: submit(backend())).start()
-    handle = find(one, age_s=0)
-    assert handle == server.predictions[0]["id"]
-
-
-def test_a_list_that_is_too_slow_leaves_it_undecided(server, backend):
+def test_a_list_that_is_too_slow_proves_nothing(server, backend):
     server.fail("GET /v1/predictions", Answer(wait_s=0.6), times=2)
-    assert find(backend()) is Sought.UNKNOWN
+    assert isinstance(fault_of(lambda: find(backend())), AnswerLost)
 
 
 # -- redirects, and where the token goes -----------------------------------------------------------
@@ -384,7 +377,8 @@ def test_a_redirect_to_what_is_no_web_address_is_refused(server, backend, locati
 
 def test_the_api_itself_is_not_followed_elsewhere(server, elsewhere, backend):
     server.fail("POST", Answer(307, headers={"Location": f"{elsewhere.url}/v1/predictions"}))
-    assert isinstance(fault_of(lambda: submit(backend())), Rejected)
+    fault = fault_of(lambda: submit(backend()))
+    assert (type(fault), fault.billed) == (AnswerLost, "unknown"), "who is asked may have obeyed"
     assert elsewhere.requests == []
 
 
@@ -474,7 +468,7 @@ def half_open() -> Iterator[str]:
 def test_a_server_that_never_answers_is_given_up(server, half_open, backend):
     one = backend(base_url=half_open)
     assert isinstance(fault_of(lambda: submit(one)), AnswerLost)
-    assert find(one) is Sought.UNKNOWN
+    assert isinstance(fault_of(lambda: find(one)), AnswerLost)
     fault = fault_of(lambda: one.collect("abc", soon(0.5), None))
     assert (type(fault), fault.billed, fault.retry) == (AnswerLost, "unknown", "safe")
     assert one.status(True).state == "unreachable"
@@ -487,7 +481,7 @@ def test_a_server_that_never_answers_is_given_up(server, half_open, backend):
 def test_a_server_that_is_not_there_was_never_asked(server, backend):
     server.close()
     assert isinstance(fault_of(lambda: submit(backend())), Unreachable)
-    assert find(backend()) is Sought.UNKNOWN
+    assert isinstance(fault_of(lambda: find(backend())), Unreachable)
 
 
 def test_a_server_that_comes_back_is_waited_for(server, backend):

@@ -211,7 +211,7 @@ def test_a_failed_one_whose_billing_is_unknown_counts(paid):
 
 def test_one_that_cannot_be_told_counts(paid):
     spend(paid, "per_day: 0.003")
-    paid.server.dated = False
+    paid.server.add({"prompt": "x"}, data_removed=True, input={})
     paid.server.fail("POST", None)
     assert error(paid("a cat", "--id", "k"))["retry"] == "reconcile"
     assert error(paid("a dog"))["code"] == "over_budget"
@@ -341,7 +341,7 @@ def test_a_killed_shells_reservation_lives_until_its_render_is_resolved(paid, un
     assert paid.creates == 1
 
 
-def test_again_gives_up_what_cannot_be_told_and_it_counts_on_its_own_day_alone(paid):
+def test_what_cannot_be_told_counts_on_its_own_day_alone_and_again_makes_a_new_one(paid):
     paid.configure("budget: {per_day: 0.004}")
     paid.server.add({"prompt": "x"}, data_removed=True, input={})
     paid.server.fail("POST", None)
@@ -352,4 +352,4 @@ def test_again_gives_up_what_cannot_be_told_and_it_counts_on_its_own_day_alone(p
     paid.age(3 * 86400)
     made = paid("--again", stdin=lost.out)
     assert (made.status, made.record["request"]) == (0, "k")
-    assert error(paid("a cat", "--id", "k"))["code"] == "given_up"
+    assert error(paid("a cat", "--id", "k"))["code"] == "answer_lost"

@@ -269,17 +269,31 @@ def test_a_create_that_is_certainly_absent_is_sent_once_more(paid):
 
 
 def test_a_create_that_cannot_be_told_is_not_sent_again_until_it_can(paid):
-    paid.server.dated = False
     paid.server.fail("POST", None)
+    paid.server.fail("GET /v1/predictions", TROUBLE, times=4)
     for _ in range(2):
         doubt = paid("a cat", "--id", "k")
-        assert doubt.status == 1
-        assert (error(doubt)["billed"], error(doubt)["retry"]) == ("unknown", "reconcile")
+        assert doubt.status == 75
+        assert (error(doubt)["code"], error(doubt)["billed"]) == ("answer_lost", "unknown")
+        assert (error(doubt)["retry"], error(doubt)["retry_after_s"]) == ("after", 5)
     assert paid.server.asks("POST") == 1
-    paid.server.dated = True
     made = paid("a cat", "--id", "k").record
     assert is_image(made)
     assert paid.creates == 1
+
+
+def test_a_create_that_can_never_be_told_is_closed_and_not_sent_again(paid):
+    paid.server.add({"prompt": "x"}, data_removed=True, input={})
+    paid.server.fail("POST", None)
+    first = paid("a cat", "--id", "k")
+    assert (first.status, error(first)["code"]) == (1, "answer_lost")
+    assert (error(first)["billed"], error(first)["retry"]) == ("unknown", "reconcile")
+    assert paid.sql("select state from renders") == [("failed",)]
+    assert paid.sql("select billed from submits") == [("unknown",)]
+    asked = len(paid.server.requests)
+    again = paid("a cat", "--id", "k")
+    assert (again.status, error(again)) == (1, error(first))
+    assert (paid.server.asks("POST"), len(paid.server.requests)) == (1, asked)
 
 
 def test_a_lost_create_is_not_taken_from_the_one_who_has_it(paid):
@@ -316,7 +330,7 @@ def test_a_lost_create_is_found_though_our_clock_was_set_back_since(paid):
     """The intent then lies in the future: where in the list it stands cannot be worked out."""
     paid.server.fail("POST", None, after=True)
     paid.server.fail("GET", TROUBLE, times=100)
-    assert error(paid("a cat", "--id", "k"))["retry"] == "reconcile"
+    assert error(paid("a cat", "--id", "k"))["retry"] == "after"
     paid.server.forgive()
     paid.age(-600)
     assert is_image(paid("a cat", "--id", "k").record)
@@ -536,8 +550,8 @@ def test_resume_leaves_alone_what_a_living_process_holds(paid, until):
 
 def test_resume_looks_for_what_was_intended_and_lost(paid):
     paid.server.fail("POST", None, after=True)
-    paid.server.fail("GET /v1/predictions", TROUBLE, times=4)
-    assert error(paid("a cat", "--id", "k"))["retry"] == "reconcile"
+    paid.server.fail("GET /v1/predictions", TROUBLE, times=2)
+    assert error(paid("a cat", "--id", "k"))["retry"] == "after"
     ran = paid.tool("render", "--resume")
     assert is_image(ran.record)
     assert paid.creates == 1

@@ -2,18 +2,19 @@
 
 plan     pure: the payload to be sent, what it approximates and drops, what it costs
 submit   one call that may cost money; gives the provider's handle
-find     looks for a submit whose answer was lost
+find     looks once for a submit whose answer was lost: there, absent, or not to be told
 collect  waits and fetches; may be called again by another process
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from ..config import Config
 from ..errors import ConfigFault, Refused, suggest
@@ -75,13 +76,29 @@ class Sought(Enum):
 
 
 class Lost(NamedTuple):
-    """A submit whose answer was lost: since when (unix time, our clock), and whose handles are.
+    """A submit whose answer was lost, and when it can have been accepted at the earliest.
 
-    `owned` tells whether another render's journal entry holds a handle: that one is not ours.
+    `age_s` is how many seconds ago, None where our clocks cannot tell; `server_date` is a time of
+    the server's own clock (unix) before that moment, None where no answer told one; `started_at`
+    is our wall clock's time, which may be wrong. `owned` tells whether another render's journal
+    entry holds a handle: that prediction is not ours.
     """
 
-    since: float
+    age_s: float | None
+    server_date: float | None
+    started_at: float
     owned: Callable[[str], bool]
+
+
+class Refusals(NamedTuple):
+    """Which answers prove that a create was refused; any other leaves open what became of it.
+
+    `statuses` with a JSON object as the body where the API `speaks_json`: a web page may come from
+    something on the way that has passed the request on.
+    """
+
+    statuses: frozenset[int]
+    speaks_json: bool = True
 
 
 class Wait(NamedTuple):
@@ -143,11 +160,21 @@ class Backend(Protocol):
     def plan(self, ask: Ask) -> Plan:
         """Give what would be sent; Refused when it cannot be."""
 
-    def submit(self, plan: Plan) -> str:
-        """Send the plan; give the handle."""
+    def submit(
+        self, plan: Plan, until: float = math.inf, begin: Callable[[], None] = lambda: None
+    ) -> str:
+        """Send the plan; give the handle. No answer is waited for beyond `until` (monotonic).
 
-    def find(self, plan: Plan, lost: Lost) -> str | Sought:
-        """Look for a submit of this plan whose answer was lost."""
+        `begin` is called before each attempt, so that the start of the last one can be journaled:
+        one that follows a 429 proves that those before it were refused.
+        """
+
+    def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
+        """Look once for a submit of this plan whose answer was lost.
+
+        ABSENT means: everything that can be ours was read, and nothing in it is. Whether the list
+        can be so complete already is for the caller to judge, by `settle_s` and `create_s`.
+        """
 
     def collect(self, handle: str, wait: Wait, plan: Plan | None) -> Collected | None:
         """Wait for the images and fetch them; None when the wait ran out first.
@@ -163,6 +190,25 @@ class Backend(Protocol):
 
     def about(self) -> dict[str, str]:
         """Give its model and workflow, where it has them."""
+
+
+class PaidBackend(Backend, Protocol):
+    """A backend whose creates cost money, and whose lost ones are looked for in a list.
+
+    `settle_s` is how long the list may lag behind what was accepted; `create_s` how long one
+    create takes at most, from connecting to the end of its answer; `server_date` the time that the
+    server's last answer told (unix), None before the first.
+    """
+
+    refusals: Refusals
+    settle_s: float
+    create_s: float
+    server_date: float | None
+
+
+def as_paid(backend: Backend) -> PaidBackend | None:
+    """Return a backend as the paid one that it is; None when it is free."""
+    return cast(PaidBackend, backend) if backend.paid else None
 
 
 class Account(Protocol):

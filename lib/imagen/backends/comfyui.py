@@ -5,6 +5,7 @@ What a real server does is recorded; the look-alike in tests/servers/comfyui.py 
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -169,8 +170,11 @@ class ComfyUI:
         return {"model": needs[0].file} if needs else {}
 
     @_reading
-    def submit(self, plan: Plan) -> str:
+    def submit(
+        self, plan: Plan, until: float = math.inf, begin: Callable[[], None] = lambda: None
+    ) -> str:
         """POST /prompt; nothing runs when the server finds fault with any part of it."""
+        begin()
         handle = str(plan.handle)
         if self._is_known(handle, plan.payload["prompt"]):
             return handle
@@ -212,7 +216,7 @@ class ComfyUI:
         return False
 
     @_reading
-    def find(self, plan: Plan, lost: Lost) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
         """Look for our prompt_id in /queue and /history, twice: it may be between the two."""
         handle = str(plan.handle)
         for _ in range(2):

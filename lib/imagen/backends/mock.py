@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,8 +103,11 @@ class Mock:
             plan.drop(f"options.{name}", value, "the mock has no use for it")
         return plan
 
-    def submit(self, plan: Plan) -> str:
+    def submit(
+        self, plan: Plan, until: float = math.inf, begin: Callable[[], None] = lambda: None
+    ) -> str:
         """Take the picture on, or fail as told."""
+        begin()
         handle = str(plan.handle)
         self._strike(
             plan.payload, "refused", Unreachable("cannot reach the mock: connection refused")
@@ -125,7 +130,7 @@ class Mock:
             if self._rules_of(plan.payload):
                 raise
 
-    def find(self, plan: Plan, lost: Lost) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
         """Look whether the submit arrived."""
         handle = str(plan.handle)
         return handle if self._accepted(handle).exists() else Sought.ABSENT

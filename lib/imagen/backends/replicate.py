@@ -9,8 +9,8 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from .. import http, prices, replicate_api, replicate_plan, retry
@@ -27,10 +27,11 @@ from ..errors import (
     Throttled,
     Unreachable,
 )
+from ..http.answers import REFUSALS, proves_refusal
 from ..replicate_api import Prediction, Wanted
 from ..replicate_models import Reference, reference
 from ..settings import MODEL, Key, check, hide_password
-from . import Ask, Collected, Instance, Lost, Plan, Ran, Sought, Status, Wait
+from . import Ask, Collected, Instance, Lost, Plan, Ran, Refusals, Sought, Status, Wait
 
 KEYS = {
     "model": Key("string"),
@@ -39,6 +40,7 @@ KEYS = {
     "cancel_after_s": Key("seconds"),
     "prefer_wait_s": Key("count"),
     "poll_s": Key("seconds", 0.5),
+    "connect_s": Key("seconds", http.CONNECT_S),
     "read_s": Key("seconds", 60),
     "patience_s": Key("seconds", 30),
     "retry_s": Key("seconds", 0.3),
@@ -50,8 +52,9 @@ _FETCH_S = 600  # for all images of a prediction
 _MARGIN_S = 120  # the list is read back so far beyond the submit: two clocks are compared
 _FIND_S = 120  # how long a look may take
 _MOST_PAGES = 100  # of a hundred predictions
+_DAY_S = 86400
+_CREATE_S = 3  # that a create may take whatever the wait: cut off, it may have been accepted
 _GONE = (404, 410)
-_UNCLEAR = (303, 408, 499)  # "look elsewhere", or a proxy gave up: what is behind may have accepted
 _WHO = "Replicate API"
 
 
@@ -59,6 +62,9 @@ class Unauthorized(ImagenError):
     """The provider does not accept the token"""
 
     code = "unauthorized"
+    status = 401
+    body = b""
+    headers: Mapping[str, str] = {}
 
 
 def open_instance(instance: Instance) -> Replicate:
@@ -70,6 +76,8 @@ class Replicate:
     """One configured model at Replicate."""
 
     paid = True
+    # of its published API description: errors are problem details in JSON
+    refusals = Refusals(frozenset(REFUSALS))
 
     def __init__(self, instance: Instance) -> None:
         """Take the instance; nothing is asked yet, and the token is not needed yet."""
@@ -80,6 +88,7 @@ class Replicate:
         self.retry_s = self._get("retry_s")
         self._token_env = str(self._get("api_token_env"))
         self._opened: http.Server | None = None
+        self.server_date: float | None = None
 
     def plan(self, ask: Ask) -> Plan:
         """Give the exact body of the POST, and its price."""
@@ -93,81 +102,119 @@ class Replicate:
 
     # -- submit ----------------------------------------------------------------------------------
 
-    def submit(self, plan: Plan) -> str:
-        """Create one prediction; repeated only when told to wait, for then it was not accepted."""
-        server = self._server
-        headers = {"Cancel-After": f"{math.ceil(self._cancel_after_s)}s"}
-        prefer_s = self._settings.get("prefer_wait_s", 0)
-        if prefer_s:
-            headers["Prefer"] = f"wait={prefer_s}"
+    def submit(
+        self, plan: Plan, until: float = math.inf, begin: Callable[[], None] = lambda: None
+    ) -> str:
+        """Create one prediction; repeated only when told to wait, for then it was not accepted.
 
-        def create() -> http.Answer:
-            with self._speaking():
-                return server.post(self.model.path, plan.payload, headers, server.read_s + prefer_s)
-
+        An answer that proves no refusal leaves open whether it was accepted: AnswerLost.
+        """
         try:
-            answer = retry.as_told(create, BACKOFF_S)
+            answer = retry.as_told(lambda: self._create(plan, until, begin), BACKOFF_S, until=until)
         except Rejected as fault:
             if fault.status == 404:
                 fault.hint = "is it spelled so? a model without an official endpoint needs :version"
-            if fault.status in _UNCLEAR:
-                raise AnswerLost(fault.message, billed="unknown") from None
             raise
         except (AnswerLost, ServerFault) as fault:  # it may have arrived
             fault.billed = "unknown"
             raise
-        return _id_in(answer)
+        try:
+            shown = answer.json_object()
+        except ServerFault as fault:
+            says = f"Replicate accepted the prediction, but: {fault.message}"
+            raise AnswerLost(says, billed="unknown") from None
+        return replicate_api.created(shown, plan.payload["input"])
+
+    def _create(self, plan: Plan, until: float, begin: Callable[[], None]) -> http.Answer:
+        """Send one attempt."""
+        server, prefer_s = self._server, self._prefer_s
+        headers = {"Cancel-After": f"{math.ceil(self._cancel_after_s)}s"}
+        ends = max(until, time.monotonic() + _CREATE_S)
+        if until < math.inf:
+            prefer_s = min(prefer_s, max(math.floor(ends - time.monotonic()) - 1, 0))
+        if prefer_s:
+            headers["Prefer"] = f"wait={prefer_s}"
+        begin()
+        with server.within(ends), self._speaking():
+            try:
+                return self._dated(
+                    server.post(self.model.path, plan.payload, headers, server.read_s + prefer_s)
+                )
+            except (Rejected, Throttled, OutOfCredit, Unauthorized) as fault:
+                self._note_date(fault.headers)
+                if proves_refusal(fault.status, fault.body, self.refusals.statuses):
+                    raise
+                raise AnswerLost(fault.message, billed="unknown") from None
+
+    @property
+    def create_s(self) -> float:
+        """How long one create can take: connecting, its answer, and the wait that it asks for."""
+        return float(self._get("connect_s") + self._get("read_s") + self._prefer_s)
+
+    @property
+    def settle_s(self) -> float:
+        """How long the list may lag behind what was accepted."""
+        return float(self._get("settle_s"))
+
+    @property
+    def _prefer_s(self) -> int:
+        return int(self._settings.get("prefer_wait_s", 0))
 
     # -- find ------------------------------------------------------------------------------------
 
-    def find(self, plan: Plan, lost: Lost) -> str | Sought:
-        """Read the list of predictions back to the submit, once that is old enough to be in it."""
-        settle_s = self._get("settle_s")
-        with self._billing("unknown"), self._server.within(time.monotonic() + _FIND_S):
-            found = self._sought(plan, lost)
-            early_s = settle_s - (time.time() - lost.since)
-            if found is Sought.ABSENT and early_s > 0:
-                time.sleep(min(early_s, settle_s))  # our clock may have been set back since
-                found = self._sought(plan, lost)
-            return found
-
-    def _sought(self, plan: Plan, lost: Lost) -> str | Sought:
-        """Read to the list's end, or to the margin before the submit; a doubt is no absence."""
+    def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
+        """Read the list of predictions back to before the submit."""
         ours: list[Prediction] = []
-        doubtful = True
-        # what was read before a fault may hold it all the same
-        with suppress(Unreachable, AnswerLost, ServerFault, Rejected, Throttled, ValueError):
-            doubtful = self._read_list(plan, lost, ours)
-        found = replicate_api.best(ours)
-        return found.id if found else Sought.UNKNOWN if doubtful else Sought.ABSENT
+        ends = min(until, time.monotonic() + _FIND_S)
+        with self._billing("unknown"), self._server.within(ends):
+            fault: ImagenError | None = None
+            doubtful = False
+            try:
+                doubtful = self._read_list(plan, lost, ours)
+            except (Unreachable, AnswerLost, ServerFault, Rejected, Throttled) as caught:
+                fault = caught  # what was read before it may hold it all the same
+            if found := replicate_api.best(ours):
+                return found.id
+            if fault:
+                raise fault
+            return Sought.UNKNOWN if doubtful else Sought.ABSENT
 
     def _read_list(self, plan: Plan, lost: Lost, ours: list[Prediction]) -> bool:
-        """Put what may be ours into `ours`; gives whether something there cannot be told."""
+        """Put what is ours into `ours`; return whether something there perhaps is."""
         path: str | None = replicate_api.LIST
-        wanted, doubtful = Wanted(plan.payload["input"], self.model, None), False
-        for number in range(_MOST_PAGES):
-            answer = self._page(str(path))
-            said = answer.json_object()
-            if number == 0:
+        wanted = Wanted(plan.payload["input"], self.model, None, None)
+        doubtful, seen = False, set[str]()
+        while path is not None and len(seen) < _MOST_PAGES:
+            seen.add(path)
+            answer = self._page(path)
+            if len(seen) == 1:
                 now = replicate_api.server_now(answer.headers)
-                doubtful = now is None
-                age_s = time.time() - lost.since
-                if now is not None and age_s >= 0:  # else our clock was set back: read it all
-                    wanted = wanted._replace(since=now - age_s - _MARGIN_S)
-            judged = replicate_api.judged(said.get("results"), wanted, lost.owned)
+                wanted = wanted._replace(since=_since(now, lost), readable_since=_coarse(now, lost))
+            listing = answer.json_object()
+            judged = replicate_api.judged(listing.get("results"), wanted, lost.owned)
             ours += judged.ours
             doubtful |= judged.doubtful
-            path = replicate_api.next_page(said.get("next"), self._server.url)
+            path = replicate_api.next_page(listing.get("next"), self._server.url)
             if path is None or judged.reached:
                 return doubtful
+            if path in seen:
+                return True  # it leads round in a circle: its end cannot be seen
         return True
 
     def _page(self, path: str) -> http.Answer:
         def read() -> http.Answer:
             with self._speaking():
-                return self._server.get(path)
+                return self._dated(self._server.get(path))
 
         return retry.once_more(lambda: retry.as_told(read, BACKOFF_S), self.retry_s)
+
+    def _dated(self, answer: http.Answer) -> http.Answer:
+        self._note_date(answer.headers)
+        return answer
+
+    def _note_date(self, headers: Mapping[str, str]) -> None:
+        """Remember the server's time: the next create is accepted after it, whatever our clock."""
+        self.server_date = replicate_api.server_now(headers) or self.server_date
 
     # -- collect ---------------------------------------------------------------------------------
 
@@ -340,16 +387,18 @@ class Replicate:
             said = replicate_api.problem(fault.body) or "too many requests"
             fault.message = f"Replicate asks to wait: {said}"
             raise
-        except OutOfCredit:
-            raise OutOfCredit(
-                "the account at Replicate is out of credit",
-                hint="https://replicate.com/account/billing",
-            ) from None
+        except OutOfCredit as fault:
+            fault.message = "the account at Replicate is out of credit"
+            fault.hint = "https://replicate.com/account/billing"
+            raise
         except Rejected as fault:
             if fault.status == 401:
                 raise Unauthorized(
                     f"the token in ${self._token_env} is refused",
                     hint="https://replicate.com/account/api-tokens",
+                    status=fault.status,
+                    body=fault.body,
+                    headers=fault.headers,
                 ) from None
             if said := replicate_api.problem(fault.body):
                 fault.message = f"Replicate refuses it ({fault.status}): {said}"
@@ -381,17 +430,20 @@ def _model(instance: Instance) -> Reference:
     return reference(said)
 
 
-def _id_in(answer: http.Answer) -> str:
-    """Give the id in the answer to a create; without one, it is as good as lost."""
-    try:
-        found = answer.json_object().get("id")
-    except ServerFault as fault:
-        says = f"Replicate accepted the prediction, but: {fault.message}"
-        raise AnswerLost(says, billed="unknown") from None
-    if not replicate_api.is_id(found):
-        says = "Replicate accepted the prediction, but its answer holds no id"
-        raise AnswerLost(says, billed="unknown")
-    return str(found)
+def _since(server_now: float | None, lost: Lost) -> float | None:
+    """Return the server's time before which nothing can be ours; None: its list is read to its end.
+
+    An exact age needs the server's clock now; the time that it told before the submit needs none.
+    """
+    if lost.age_s is not None and server_now is not None:
+        return server_now - lost.age_s - _MARGIN_S
+    return None if lost.server_date is None else lost.server_date - _MARGIN_S
+
+
+def _coarse(server_now: float | None, lost: Lost) -> float:
+    """Return the time before which what cannot be read is not ours: clocks are not a day off."""
+    wall_age_s = max(time.time() - lost.started_at, lost.age_s or 0.0)
+    return (time.time() if server_now is None else server_now) - wall_age_s - _DAY_S
 
 
 def _ran(one: Prediction) -> Ran:

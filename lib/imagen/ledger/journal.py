@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..clock import Instant
 from .database import Database
 from .spend import Spent, spent
 
@@ -46,11 +47,30 @@ class Entry:
     handle: str | None
     intended_at: float
     delivered: bool
+    attempt_at: float | None
+    attempt_boot: str | None
+    attempt_clock: float | None
+    attempt_limit_s: float | None
+    server_date: float | None
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The last attempt to send its last submit; None where an older release made the entry."""
+        if self.attempt_at is None or self.attempt_clock is None:
+            return None
+        began = Instant(self.attempt_at, self.attempt_boot, self.attempt_clock)
+        return Attempt(began, self.attempt_limit_s or 0.0, self.server_date)
 
     @property
     def is_over(self) -> bool:
         """Whether its records were handed out, or there will be none."""
         return self.state == "failed" or (self.state == "done" and self.delivered)
+
+    @property
+    def may_be_found(self) -> bool:
+        """Whether its provider did not know it, and may be asked again: by another token, say."""
+        doubt = self.error is not None and self.error.get("retry") == "reconcile"
+        return self.state == "failed" and doubt and self.handle is not None
 
     @property
     def failed(self) -> dict[str, Any]:
@@ -75,8 +95,23 @@ class Entry:
         }
 
 
+class Attempt(NamedTuple):
+    """One attempt to send a submit: when it began, how long it can take, the server's time before.
+
+    `began` is the latest moment at which it can have begun, `server_date` unix time.
+    """
+
+    began: Instant
+    limit_s: float
+    server_date: float | None
+
+
 class Intent(NamedTuple):
-    """A submit about to be sent: the request as resolved, its names, and the exact plan."""
+    """A submit about to be sent: the request as resolved, its names, and the exact plan.
+
+    `attempt` is its first attempt where it is paid for; `absent` the number of an earlier submit of
+    it that is proven not to have arrived.
+    """
 
     render_id: str
     number: int
@@ -84,6 +119,8 @@ class Intent(NamedTuple):
     place: Mapping[str, Any]
     plan: Mapping[str, Any]
     handle: str | None = None
+    attempt: Attempt | None = None
+    absent: int | None = None
 
 
 class Paid(NamedTuple):
@@ -168,10 +205,12 @@ class Journal:
         now = time.time()
         backend = intent.request["backend"]
         with self._db.transaction():
-            self._db.write(  # what went before is known to be over, and not to be billed
-                "update submits set billed = 'no' where render_id = ? and billed is null",
-                intent.render_id,
-            )
+            if intent.absent is not None:
+                self._db.write(
+                    "update submits set billed = 'no'"
+                    " where render_id = ? and number = ? and billed is null",
+                    *(intent.render_id, intent.absent),
+                )
             judge(spent(self._db, asker.caller, now))
             self._db.write(
                 "insert into renders (render_id, id, given, asked, caller, backend, state, request,"
@@ -187,7 +226,24 @@ class Journal:
                 *(intent.render_id, intent.number, backend, _json(intent.plan), intent.handle),
                 *(asker.caller, now, intent.plan.get("cost_usd")),
             )
+            if intent.attempt:
+                self._attempt(intent.render_id, intent.number, intent.attempt)
         return now
+
+    def attempt(self, render_id: str, number: int, attempt: Attempt) -> None:
+        """Write that an attempt to send begins; one before it, if any, was refused for certain.
+
+        Not synced: after a power loss the uptime is counted, and the attempt is older than that.
+        """
+        with self._db.transaction(synced=False):
+            self._attempt(render_id, number, attempt)
+
+    def _attempt(self, render_id: str, number: int, attempt: Attempt) -> None:
+        self._db.write(
+            "update submits set attempt_at = ?, attempt_boot = ?, attempt_clock = ?,"
+            " attempt_limit_s = ?, server_date = ? where render_id = ? and number = ?",
+            *(*attempt.began, attempt.limit_s, attempt.server_date, render_id, number),
+        )
 
     def adopt(self, intent: Intent, asker: Asker) -> bool:
         """Write what another ledger's line says was submitted; False if its handle is another's."""
