@@ -30,6 +30,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from servers import wire
+from servers.wire import Broken
+
 DATA = Path(__file__).parents[1] / "data" / "comfyui"
 JSON, TEXT = "application/json; charset=utf-8", "text/plain; charset=utf-8"
 Graph = dict[str, Any]
@@ -73,7 +76,7 @@ class ComfyUI:
         self.headers: list[dict[str, str]] = []  # of each request
         self.submits: list[dict[str, Any]] = []  # bodies of accepted prompts, as they came
         self.interrupts: list[str | None] = []  # None is a global one
-        self._faults: list[tuple[str, Answer | None, bool]] = []
+        self._faults: list[tuple[str, Answer | Broken | None, bool]] = []
         self._lock = threading.RLock()
         self.forget()
         self._open(port)
@@ -83,7 +86,7 @@ class ComfyUI:
     def fail(
         self,
         request: str,
-        answer: Answer | None = TROUBLE,
+        answer: Answer | Broken | None = TROUBLE,
         *,
         times: int = 1,
         after: bool = False,
@@ -163,7 +166,7 @@ class ComfyUI:
 
     # -- routes ----------------------------------------------------------------------------------
 
-    def respond(self, method: str, path: str, raw: bytes) -> Answer | None:
+    def respond(self, method: str, path: str, raw: bytes) -> Answer | Broken | None:
         """Give the answer to a request, None to cut its connection; meets the scripted faults."""
         fault = next((one for one in self._faults if f"{method} {path}".startswith(one[0])), None)
         if fault is None:
@@ -484,6 +487,10 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if isinstance(answer, Broken):
+            self.close_connection = True
+            wire.send(self.connection, answer, self.path)
             return
         self.send_response(answer.status)
         shown = answer.name and f'filename="{answer.name}"'

@@ -4,6 +4,7 @@ It behaves as Replicate's published API description says. What it is asked is re
 predictions that it accepted, all requests, all headers. Work is done when somebody looks: a
 prediction's state is worked out from the clock, so that no second clock makes a test flicker.
 A prediction that is counted is listed: it is accepted under one lock, before its answer is sent.
+Unless the test lets the list lag, or lets a create be accepted late, though its client is gone.
 
     with Replicate() as server: ...          in a test
     python -m servers.replicate --port 0     as a program: prints its URL, serves until killed
@@ -29,6 +30,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
+from servers import wire
+from servers.wire import Broken
+
 TOKEN = "r8_the-token-of-the-tests"
 SCHNELL, DEV = "black-forest-labs/flux-schnell", "black-forest-labs/flux-dev"
 VERSION = "c846a69991daf4c0e5d016514849d14ee5b2e6846ce6b9d6f21369e564cfe51e"
@@ -49,6 +53,9 @@ _CHOICES = {
 }
 _MOST = {SCHNELL: {"num_outputs": 4, "num_inference_steps": 4}}
 _MOST[DEV] = {"num_outputs": 4, "num_inference_steps": 50, "guidance": 10}
+ALIASES = {SCHNELL: "black-forest-labs/flux.1-schnell", DEV: "black-forest-labs/flux.1-dev"}
+SPELLINGS = frozenset({"defaults", "prompt", "numbers", "case", "alias"})
+SHOWN_PROMPT = 1000  # characters of a prompt, where the list cuts it
 
 
 class Answer(NamedTuple):
@@ -61,6 +68,15 @@ class Answer(NamedTuple):
     wait_s: float = 0.0
     only: int | None = None  # bytes of the body, of the length that is promised
     trickle_s: float = 0.0  # between two bytes
+
+
+class Fault(NamedTuple):
+    """What a request that starts so is answered with; with `after` it is obeyed, maybe late."""
+
+    start: str
+    answer: Answer | Broken | None
+    after: bool
+    late_s: float
 
 
 def said(status: int, about: Any, **more: Any) -> Answer:
@@ -104,13 +120,16 @@ class Replicate:
         self.page = 100
         self.fractions = True  # in times
         self.skew_s = 0.0  # of its clock
+        self.created_skew_s = 0.0  # of the times of predictions, against its Date
+        self.lag_s = 0.0  # from a create until the list shows it
+        self.spelling: frozenset[str] = frozenset()  # what of SPELLINGS differs from what was sent
         self.dated = True  # whether answers have a Date
         self.files_url = ""  # where the images are said to be, when not here
         self.spoil = bytes  # what becomes of an image on its way
         self.requests: list[tuple[str, str, Any]] = []  # all of them: method, path, body
         self.headers: list[dict[str, str]] = []  # of each request
         self.predictions: list[dict[str, Any]] = []  # accepted ones, as the API shows them
-        self._faults: list[tuple[str, Answer | None, bool]] = []
+        self._faults: list[Fault] = []
         self._lock = threading.RLock()
         self.open(port)
 
@@ -119,16 +138,17 @@ class Replicate:
     def fail(
         self,
         request: str,
-        answer: Answer | None = TROUBLE,
+        answer: Answer | Broken | None = TROUBLE,
         *,
         times: int = 1,
         after: bool = False,
+        late_s: float = 0.0,
     ) -> None:
         """Answer the next requests that start so ("POST /v1") with this; None cuts them off.
 
-        With `after` they are obeyed all the same.
+        With `after` they are obeyed all the same: when they came, or so much later.
         """
-        self._faults += [(request, answer, after)] * times
+        self._faults += [Fault(request, answer, after, late_s)] * times
 
     def forgive(self) -> None:
         """Forget the faults that were asked for and did not come."""
@@ -187,22 +207,25 @@ class Replicate:
 
     def respond(
         self, method: str, target: str, raw: bytes, headers: dict[str, str]
-    ) -> Answer | None:
+    ) -> Answer | Broken | None:
         """Obey a request and answer it; None cuts the connection."""
         with self._lock:
             self.headers.append(headers)
             self.requests.append((method, target, _read(raw)))
             fault = self._fault(f"{method} {target}")
-            if fault and not fault[2]:
-                return fault[1]
+        if fault and not fault.after:
+            return fault.answer
+        if fault and fault.late_s:
+            time.sleep(fault.late_s)  # whether its client still waits or not
+        with self._lock:
             answer = self._answer(method, target, raw, headers)
         if wait := _preferred(headers.get("Prefer")):
             answer = self._waited(answer, wait)
-        return fault[1] if fault else answer
+        return fault.answer if fault else answer
 
-    def _fault(self, request: str) -> tuple[str, Answer | None, bool] | None:
-        for number, (start, _, _) in enumerate(self._faults):
-            if request.startswith(start):
+    def _fault(self, request: str) -> Fault | None:
+        for number, fault in enumerate(self._faults):
+            if request.startswith(fault.start):
                 return self._faults.pop(number)
         return None
 
@@ -263,7 +286,8 @@ class Replicate:
             "input": {**given, "go_fast": given.get("go_fast", True)},  # servers may add keys
             "source": "api",
             "data_removed": False,
-            "_created": self.now() - age_s,
+            "_created": self.now() - age_s + self.created_skew_s,
+            "_listed": time.monotonic() - age_s + self.lag_s,
             "_seed": given.get("seed") or drawn,
             "_deadline": float((headers.get("Cancel-After") or "inf").removesuffix("s")),
             "_held": self.held,
@@ -310,9 +334,28 @@ class Replicate:
             "cancel": f"{self.url}/v1/predictions/{found['id']}/cancel",
         }
         shown |= {name: value for name, value in found.items() if not name.startswith("_")}
+        self._spell(shown)
         if look and self.statuses:
             shown["status"] = self.statuses.pop(0)
         return {name: value for name, value in shown.items() if value is not ...}
+
+    def _spell(self, shown: dict[str, Any]) -> None:
+        """Write model and input as some servers do: not quite as they were sent."""
+        if "alias" in self.spelling and shown["model"] is not ...:
+            shown["model"] = ALIASES.get(shown["model"], shown["model"])
+        if isinstance(shown["input"], dict):
+            spelled = ((name, self._spelled(name, one)) for name, one in shown["input"].items())
+            shown["input"] = {name: one for name, one in spelled if one is not ...}
+
+    def _spelled(self, name: str, value: Any) -> Any:
+        if "defaults" in self.spelling and _DEFAULTS.get(name) == value:
+            return ...
+        if "prompt" in self.spelling and name == "prompt":
+            return value[:SHOWN_PROMPT]
+        if "case" in self.spelling and name in _CHOICES:
+            return value.upper()
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return str(value) if "numbers" in self.spelling and number else value
 
     def _outputs(self, found: dict[str, Any], filtered: int) -> list[str]:
         given = {**_DEFAULTS, **found["input"]}
@@ -327,9 +370,11 @@ class Replicate:
 
     def _list(self, query: dict[str, list[str]]) -> Answer:
         """Give a page, the newest first; the cursor is the number of predictions before it."""
-        until = int(query.get("cursor", [str(len(self.predictions))])[0])
+        now = time.monotonic()
+        listed = [one for one in self.predictions if one["_listed"] <= now]
+        until = int(query.get("cursor", [str(len(listed))])[0])
         start = max(until - self.page, 0)
-        results = [self._shown(one) for one in reversed(self.predictions[start:until])]
+        results = [self._shown(one) for one in reversed(listed[start:until])]
         more = f"{self.url}/v1/predictions?cursor={start}" if start else None
         return said(200, {"previous": None, "next": more, "results": results})
 
@@ -435,6 +480,10 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if isinstance(answer, Broken):
+            self.close_connection = True
+            wire.send(self.connection, answer, self.path)
             return
         time.sleep(answer.wait_s)
         self.send_response_only(answer.status)
