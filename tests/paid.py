@@ -57,8 +57,15 @@ class Paid:
 
     def age(self, seconds: float) -> None:
         """Let everything in the ledger be that much older."""
+        self.set_clock(seconds)
+        self.sql("update submits set attempt_clock = attempt_clock - ?", seconds)
+
+    def set_clock(self, seconds: float) -> None:
+        """Let the wall clock have been set forward by so much since, or back."""
         self.sql("update renders set created_at = created_at - ?", seconds)
-        self.sql("update submits set intended_at = intended_at - ?", seconds)
+        names = ("intended_at", "attempt_at")
+        changes = ", ".join(f"{name} = {name} - {seconds}" for name in names)
+        self.sql(f"update submits set {changes}")
 
     @property
     def creates(self) -> int:

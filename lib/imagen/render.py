@@ -136,7 +136,8 @@ class Renderer:
                 continue
             with ExitStack() as attempt:
                 entry = self._claimed(render_id, attempt, wait=False)
-                if entry and entry.id != asked.get("request") and not entry.is_over:
+                over = entry and entry.is_over and not entry.is_in_doubt
+                if entry and entry.id != asked.get("request") and not over:
                     stack.push(attempt.pop_all())
                     self._around.note(
                         f"{entry.id}: taken up where an earlier run left it (--new declines)"

@@ -296,6 +296,17 @@ def test_a_create_that_can_never_be_told_is_closed_and_not_sent_again(paid):
     assert (paid.server.asks("POST"), len(paid.server.requests)) == (1, asked)
 
 
+def test_without_an_id_what_can_never_be_told_is_told_again_and_not_paid_a_second_time(paid):
+    paid.server.add({"prompt": "x"}, data_removed=True, input={})
+    paid.server.fail("POST", None)
+    doubt = paid("a cat")
+    again = paid("a cat")
+    assert (again.status, error(again)) == (1, error(doubt))
+    assert again.record["id"] == doubt.record["id"]
+    assert paid.server.asks("POST") == 1
+    assert is_image(paid("a cat", "--new").record)
+
+
 def test_a_lost_create_is_not_taken_from_the_one_who_has_it(paid):
     """Two ids, one input: what one of them owns is not what the other has lost."""
     paid("a cat", "--seed", 7, "--id", "one")
@@ -332,7 +343,7 @@ def test_a_lost_create_is_found_though_our_clock_was_set_back_since(paid):
     paid.server.fail("GET", TROUBLE, times=100)
     assert error(paid("a cat", "--id", "k"))["retry"] == "after"
     paid.server.forgive()
-    paid.age(-600)
+    paid.set_clock(-600)
     assert is_image(paid("a cat", "--id", "k").record)
     assert paid.creates == 1
 

@@ -111,6 +111,8 @@ _ADDITIONS = [
     alter table submits add column server_date real;
     -- since when its run has had no reader or no parent
     alter table renders add column abandoned_at real;
+    create index renders_in_doubt on renders (asked, caller, created_at)
+        where given = 0 and state = 'failed';
     """,
 ]
 

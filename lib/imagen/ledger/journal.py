@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import clock
 from ..clock import Instant
 from .database import Database
 from .spend import Spent, spent
@@ -67,10 +68,15 @@ class Entry:
         return self.state == "failed" or (self.state == "done" and self.delivered)
 
     @property
+    def is_in_doubt(self) -> bool:
+        """Whether it is closed, and nobody can tell whether it was paid for."""
+        doubt = self.error is not None and self.error.get("retry") == "reconcile"
+        return self.state == "failed" and doubt
+
+    @property
     def may_be_found(self) -> bool:
         """Whether its provider did not know it, and may be asked again: by another token, say."""
-        doubt = self.error is not None and self.error.get("retry") == "reconcile"
-        return self.state == "failed" and doubt and self.handle is not None
+        return self.is_in_doubt and self.handle is not None
 
     @property
     def failed(self) -> dict[str, Any]:
@@ -152,11 +158,24 @@ class Journal:
         return _entry(row) if row else None
 
     def undelivered(self, asker: Asker) -> list[str]:
-        """Give the renders of this very request whose records were not yet handed out."""
+        """Return the renders of this very request whose records were not yet handed out.
+
+        Also those in doubt: they may have been paid. A paid one is as old as the uptime says, for
+        the wall clock may have been set.
+        """
+        at = clock.now()
+        where = (
+            "asked = ? and r.caller = ? and given = 0 and (created_at > ?"
+            " or exists (select 1 from submits s where s.render_id = r.render_id"
+            " and attempt_boot = ? and attempt_clock > ?))"
+        )
         rows = self._db.rows(
-            "select render_id from renders where asked = ? and caller = ? and created_at > ?"
-            " and delivered = 0 and given = 0 and state <> 'failed' order by created_at, rowid",
-            *(asker.asked, asker.caller, time.time() - _FRESH_S),
+            "select render_id from (select render_id, created_at, rowid as n from renders r where"
+            f" {where} and delivered = 0 and state <> 'failed' union all"
+            f" select render_id, created_at, rowid from renders r where {where}"
+            " and state = 'failed' and json_extract(error, '$.retry') = 'reconcile')"
+            " order by created_at, n",
+            *(asker.asked, asker.caller, at.wall - _FRESH_S, at.boot, at.uptime - _FRESH_S) * 2,
         )
         return [row["render_id"] for row in rows]
 
