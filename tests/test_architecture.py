@@ -96,6 +96,7 @@ ALLOWED: dict[str, set[str]] = {
     "graph": set(),
     "workflow_check": {"errors", "graph", "workflow"},
     "workflow_classes": {"comfy_api", "errors", "graph", "workflow", "workflow_check"},
+    "workflow_images": {"graph"},
     "workflow_roles": set(),
     "workflow_walk": {"graph", "workflow_roles"},
     "workflow_found": {"errors", "graph", "workflow_walk"},
@@ -178,6 +179,7 @@ OF_BACKENDS = {
     *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
     "files",  # the mock keeps the memory of a server
     *("workflow_check", "workflow_classes"),  # what a server would refuse
+    "workflow_images",  # how many images come
     *("prices", "replicate_api", "replicate_models", "replicate_plan"),
 }
 

@@ -224,8 +224,8 @@ class Renderer:
         plan = known(job.plan)
         if self._told.strict and plan.fidelity:
             raise NotFaithful(f"not met as asked: {outcome.changes(plan.fidelity)}")
-        if plan.images > 1 and len(job.asked["id"]) > _MOST_OF_ID:
-            raise Refused(f"an id for {plan.images} images has at most {_MOST_OF_ID} characters")
+        if plan.images != 1 and len(job.asked["id"]) > _MOST_OF_ID:
+            raise Refused(f"an id for several images has at most {_MOST_OF_ID} characters")
         if self._told.output and plan.images > 1:
             raise Refused(f"--output takes one image; this request makes {plan.images}")
         if job.backend.paid and self._caps.any and self._ledger.path is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,9 +20,17 @@ _OF_READS: Faults = (*TRANSIENT, Throttled)
 LONGEST_WAIT_S = 60  # that a server may ask for: beyond, whoever asks is told and not kept waiting
 
 
-def once_more(call: Callable[[], T], wait_s: float = 0.3, when: Faults = TRANSIENT) -> T:
-    """Call, and after a transient fault (5xx, network) once more; for what may be sent twice."""
-    return _trying(call, wait_s, when, attempts=2)
+def once_more(
+    call: Callable[[], T],
+    wait_s: float = 0.3,
+    when: Faults = TRANSIENT,
+    until: float = math.inf,
+) -> T:
+    """Call, and after a transient fault (5xx, network) once more; for what may be sent twice.
+
+    Beyond `until`, a time of time.monotonic(), there is no second call.
+    """
+    return _trying(call, wait_s, when, attempts=2, until=until)
 
 
 def for_a_while(
@@ -105,10 +114,13 @@ def _trying(
     attempts: int = 0,
     patience_s: float = 0,
     factor: float = 1,
+    until: float = math.inf,
 ) -> T:
     try:
         return call()
     except when as fault:
+        if time.monotonic() + wait_s >= until:
+            raise
         first = fault
     import tenacity  # only now: most calls work at once, and it costs as much as click to import
 

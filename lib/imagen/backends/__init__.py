@@ -42,6 +42,7 @@ class Plan:
     """What would be sent, and what is known of the result beforehand.
 
     `handle` is set when we choose it ourselves; `cost_usd` is None when the price is unknown.
+    `images` is how many must come, 0 where that cannot be known: then any number from 1 is right.
     """
 
     payload: dict[str, Any]

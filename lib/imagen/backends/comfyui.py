@@ -32,6 +32,7 @@ from ..record import canonical_uuid
 from ..settings import Key
 from ..workflow import Model, Workflow
 from ..workflow_check import Finding
+from ..workflow_images import expected_images
 from . import BASE_KEYS, Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {
@@ -109,7 +110,7 @@ class ComfyUI:
             graph[node]["inputs"]["filename_prefix"] = comfy_api.prefix(ask.submit_id)
         client = _client_id(ask.submit_id)
         plan.payload = {"prompt": graph, "prompt_id": ask.submit_id, "client_id": client}
-        plan.images = _expected(graph, self.workflow)
+        plan.images = expected_images(graph) or 0
         known = {**self.workflow.defaults, **values}
         plan.resolved |= {name: known[name] for name in _FIELDS if name in holes and name in known}
         plan.resolved |= {**self._model(values), "workflow": self.workflow.name}
@@ -407,13 +408,6 @@ def _entry(history: Mapping[str, Any], handle: str) -> comfy_api.Entry | None:
 
 def _client_id(submit_id: str) -> str:
     return uuid.uuid5(uuid.UUID(submit_id), "client").hex
-
-
-def _expected(graph: workflow.Graph, of: Workflow) -> int:
-    """How many images come: the largest batch in the graph, for each SaveImage node."""
-    sizes = [node["inputs"].get("batch_size", 1) for node in graph.values()]
-    batch = max((size for size in sizes if isinstance(size, int)), default=1)
-    return max(batch, 1) * len(of.nodes("SaveImage"))
 
 
 def _telling(place: int | None) -> str:

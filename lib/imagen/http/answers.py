@@ -41,15 +41,23 @@ class Answer(NamedTuple):
             text = text.replace(secret, "***")
         return text
 
-    def json_object(self) -> dict[str, Any]:
-        """Read the body as a JSON object; ServerFault when it is none."""
+    def json_object(self, lenient: bool = False) -> dict[str, Any]:
+        """Read the body as a JSON object; ServerFault when it is none.
+
+        JSON has no NaN and no Infinity: with `lenient` they are read as null.
+        """
+        constant = _null if lenient else _no_constant
         try:
-            found = json.loads(self.body, parse_constant=_no_constant)
+            found = json.loads(self.body, parse_constant=constant)
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise ServerFault(f"the server answered no JSON object: {excerpt(self.for_people())}")
         return found
+
+
+def _null(_text: str) -> None:
+    return None
 
 
 def _no_constant(text: str) -> float:
