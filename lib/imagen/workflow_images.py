@@ -100,7 +100,7 @@ def _made_by(graph: Graph, node: str, batches: Batches) -> Batch | None:
     kind = graphs.class_of(graph, node)
     if kind in _BATCH_SIZE:
         size = _number(graph, node, "batch_size")
-        return size and Batch(size)
+        return Batch(size) if size else None
     if kind in _ALWAYS_ONE:
         return Batch(1)
     if kind in _SAME:

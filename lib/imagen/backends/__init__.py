@@ -9,6 +9,7 @@ collect  waits and fetches; may be called again by another process
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -86,10 +87,14 @@ class Lost(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """How long to wait: until a time of time.monotonic(); `tell` shows people what for."""
+    """How long to wait: until a time of time.monotonic(); `tell` shows people what for.
+
+    The look that even a wait of no time needs may take until `look_until`.
+    """
 
     until: float
     tell: Callable[[str], None]
+    look_until: float = -math.inf
 
 
 class Collected(NamedTuple):
@@ -120,7 +125,7 @@ class Ran(NamedTuple):
 
 
 class Status(NamedTuple):
-    """Whether an instance can be used: ok, not configured (…), unreachable (…), incomplete (…).
+    """Whether an instance can be used: ok, or not configured, unreachable, too old, incomplete.
 
     `lacks` are more fields of an incomplete one's line: what is missing, and what cures it.
     """
@@ -135,7 +140,11 @@ class Status(NamedTuple):
 
 
 class Backend(Protocol):
-    """One configured instance."""
+    """One configured instance.
+
+    `until` is a time of time.monotonic(): no request is waited for any longer, and whoever had to
+    stop says so by AnswerLost.
+    """
 
     paid: bool
     timeout_s: float
@@ -144,10 +153,10 @@ class Backend(Protocol):
     def plan(self, ask: Ask) -> Plan:
         """Give what would be sent; Refused when it cannot be."""
 
-    def submit(self, plan: Plan) -> str:
+    def submit(self, plan: Plan, until: float = math.inf) -> str:
         """Send the plan; give the handle."""
 
-    def find(self, plan: Plan, lost: Lost) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
         """Look for a submit of this plan whose answer was lost."""
 
     def collect(self, handle: str, wait: Wait, plan: Plan | None) -> Collected | None:
@@ -156,10 +165,10 @@ class Backend(Protocol):
         The plan is worked out anew when another process submitted it, None when it cannot be.
         """
 
-    def cancel(self, handle: str) -> None:
+    def cancel(self, handle: str, until: float = math.inf) -> None:
         """Cancel this render and no other, as well as can be."""
 
-    def status(self, ask: bool) -> Status:
+    def status(self, ask: bool, until: float = math.inf) -> Status:
         """Tell whether it can be used; with `ask` the server is asked."""
 
     def about(self) -> dict[str, str]:

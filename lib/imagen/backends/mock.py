@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from contextlib import suppress
@@ -101,7 +102,7 @@ class Mock:
             plan.drop(f"options.{name}", value, "the mock has no use for it")
         return plan
 
-    def submit(self, plan: Plan) -> str:
+    def submit(self, plan: Plan, until: float = math.inf) -> str:
         """Take the picture on, or fail as told."""
         handle = str(plan.handle)
         self._strike(
@@ -125,7 +126,7 @@ class Mock:
             if self._rules_of(plan.payload):
                 raise
 
-    def find(self, plan: Plan, lost: Lost) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
         """Look whether the submit arrived."""
         handle = str(plan.handle)
         return handle if self._accepted(handle).exists() else Sought.ABSENT
@@ -148,11 +149,11 @@ class Mock:
         meta = {"seed_used": payload["seed"], "prediction_id": handle}
         return Collected(images, meta)
 
-    def cancel(self, handle: str) -> None:
+    def cancel(self, handle: str, until: float = math.inf) -> None:
         """Forget the render."""
         self._accepted(handle).unlink(missing_ok=True)
 
-    def status(self, ask: bool) -> Status:
+    def status(self, ask: bool, until: float = math.inf) -> Status:
         """It is always there."""
         return Status("ok")
 

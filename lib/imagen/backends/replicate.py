@@ -45,7 +45,7 @@ KEYS = {
     "settle_s": Key("seconds", 5),
 }
 BACKOFF_S = 1.0  # the first wait after a 429 that does not say how long
-_AT_LEAST_S = 10  # for the requests that even a wait of no time needs
+_AT_LEAST_S = 1  # for the one look that even a wait of no time needs
 _FETCH_S = 600  # for all images of a prediction
 _MARGIN_S = 120  # the list is read back so far beyond the submit: two clocks are compared
 _FIND_S = 120  # how long a look may take
@@ -93,7 +93,7 @@ class Replicate:
 
     # -- submit ----------------------------------------------------------------------------------
 
-    def submit(self, plan: Plan) -> str:
+    def submit(self, plan: Plan, until: float = math.inf) -> str:
         """Create one prediction; repeated only when told to wait, for then it was not accepted."""
         server = self._server
         headers = {"Cancel-After": f"{math.ceil(self._cancel_after_s)}s"}
@@ -102,7 +102,7 @@ class Replicate:
             headers["Prefer"] = f"wait={prefer_s}"
 
         def create() -> http.Answer:
-            with self._speaking():
+            with self._speaking(), server.within(until):
                 return server.post(self.model.path, plan.payload, headers, server.read_s + prefer_s)
 
         try:
@@ -120,10 +120,11 @@ class Replicate:
 
     # -- find ------------------------------------------------------------------------------------
 
-    def find(self, plan: Plan, lost: Lost) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
         """Read the list of predictions back to the submit, once that is old enough to be in it."""
         settle_s = self._get("settle_s")
-        with self._billing("unknown"), self._server.within(time.monotonic() + _FIND_S):
+        ends = min(until, time.monotonic() + _FIND_S)
+        with self._billing("unknown"), self._server.within(ends):
             found = self._sought(plan, lost)
             early_s = settle_s - (time.time() - lost.since)
             if found is Sought.ABSENT and early_s > 0:
@@ -178,7 +179,7 @@ class Replicate:
         """
         if not replicate_api.is_id(handle):
             raise Refused(f"no id of a prediction: {handle[:60]!r}", billed="unknown", ends=True)
-        ends = max(wait.until, time.monotonic() + _AT_LEAST_S)
+        ends = max(wait.until, wait.look_until, time.monotonic() + _AT_LEAST_S)
         with self._billing("unknown"), self._server.within(ends):
             while (found := self._prediction(handle, wait)).status not in replicate_api.ENDED:
                 wait.tell(found.status)
@@ -256,7 +257,7 @@ class Replicate:
             return None
         return round(plan.cost_usd / plan.images * made, 9)
 
-    def cancel(self, handle: str) -> None:
+    def cancel(self, handle: str, until: float = math.inf) -> None:
         """Leave it: what is paid for is never cancelled by us."""
 
     # -- what it ran -----------------------------------------------------------------------------
@@ -282,14 +283,14 @@ class Replicate:
 
     # -- status ----------------------------------------------------------------------------------
 
-    def status(self, ask: bool) -> Status:
+    def status(self, ask: bool, until: float = math.inf) -> Status:
         """Tell whether there is a token and, when asked, whether Replicate accepts it."""
         if not secret(self._token_env):
             return Status("not configured", f"set {self._token_env}")
         try:
             server = self._server
             if ask:
-                with self._speaking():
+                with self._speaking(), server.within(until):
                     server.get(replicate_api.LIST).json_object()
         except (ConfigFault, Unauthorized) as fault:
             return Status("not configured", fault.message)
