@@ -155,6 +155,7 @@ ALLOWED: dict[str, set[str]] = {
     "render": {
         *("ledger", "prompt", "backends", "budget", "submit", "store"),
         *("errors", "record", "request", "signals", "config", "outcome"),
+        "silence",
     },
     "supabase": {"http", "retry", "errors"},
     "storage": {"errors", "http", "supabase"},
@@ -166,6 +167,7 @@ ALLOWED: dict[str, set[str]] = {
     "usage": {"errors", "ledger", "record"},  # ledger: the id of a submit's row, pure
     "outbox": {"errors", "ledger", "supabase", "usage"},
     "reconcile": {"backends", "ledger", "record"},
+    "silence": set(),
     "table": set(),
     "notify": set(),
     "pipeline": set(),

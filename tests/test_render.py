@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -76,11 +77,11 @@ class Scripted:
             plan.approximate("width", 65, 64, "multiples of 16")
         return plan
 
-    def submit(self, plan: Plan) -> str:
+    def submit(self, plan: Plan, until: float = math.inf) -> str:
         self.calls.append(("submit", plan.payload["id"]))
         return self._next(self.on_submit) or plan.payload["id"]
 
-    def find(self, plan: Plan, lost: Lost) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
         self.calls.append(("find", plan.payload["id"]))
         return self._next(self.on_find) or Sought.ABSENT
 
@@ -92,7 +93,7 @@ class Scripted:
             return None
         return found or Collected([PNG] * self.images, {"vram_used_mib": 3}, 12)
 
-    def cancel(self, handle: str) -> None:
+    def cancel(self, handle: str, until: float = math.inf) -> None:
         self.calls.append(("cancel", handle))
 
     def _next(self, script: list[Any]) -> Any:
@@ -425,7 +426,7 @@ def test_an_interrupt_of_a_paid_submit_whose_answer_is_awaited_says_money_may_ha
 def test_a_server_that_cannot_be_told_to_cancel_does_not_hide_the_interrupt(renderer, backend):
     backend.on_collect = [Stopped(130)]
 
-    def fail(_handle: str) -> None:
+    def fail(_handle: str, _until: float) -> None:
         raise ServerFault
 
     backend.cancel = fail
@@ -558,7 +559,7 @@ def test_a_signal_while_the_image_is_written_waits_until_its_record_is_out(
 
 
 def test_a_render_that_could_not_be_cancelled_is_not_said_to_be(renderer, backend, monkeypatch):
-    def cancel(_handle: str) -> None:
+    def cancel(_handle: str, _until: float) -> None:
         raise ServerFault("the server answered 500")
 
     monkeypatch.setattr(backend, "cancel", cancel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ class Job:
 
     `attempts` is the number of the last submit, `sent_at` when that was intended (unix time);
     `taken_up` says that an earlier run began it, `was_made` that one made it; `places` are the
-    names reserved for its images.
+    names reserved for its images; `until` bounds its submit (time.monotonic()).
     """
 
     asked: Record
@@ -41,6 +42,7 @@ class Job:
     was_made: bool = False
     finished: bool = False
     sent_at: float = 0.0
+    until: float = math.inf
     began: float = field(default_factory=time.monotonic)
 
 

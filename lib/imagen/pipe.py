@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import IO, Any, NamedTuple
 
@@ -226,11 +226,13 @@ class Pipe:
 
     def _failed(self, line: Line, fault: ImagenError) -> Iterator[Record]:
         base = fault.record or line.record
-        self.failed(name_of(base, line.where), fault)
-        if base is not None:
-            yield {**base, "error": fault.as_record(self.report.tool)}
-        if isinstance(fault, Interrupted) and fault.stopped:
-            raise fault.stopped
+        stopped = fault.stopped if isinstance(fault, Interrupted) else None
+        with signals.dropped() if stopped else nullcontext():
+            self.failed(name_of(base, line.where), fault)
+            if base is not None:
+                yield {**base, "error": fault.as_record(self.report.tool)}
+        if stopped:
+            raise stopped
 
     def failed(self, where: str, fault: ImagenError) -> None:
         """Say what failed and remember the worst."""

@@ -34,10 +34,17 @@ def once_more(
 
 
 def for_a_while(
-    call: Callable[[], T], patience_s: float, wait_s: float = 0.3, when: Faults = _OF_READS
+    call: Callable[[], T],
+    patience_s: float,
+    wait_s: float = 0.3,
+    when: Faults = _OF_READS,
+    until: float = math.inf,
 ) -> T:
-    """Call until it works or transient faults have lasted for `patience_s`; for reads."""
-    return _trying(call, wait_s, when, patience_s=patience_s)
+    """Call until it works or transient faults have lasted for `patience_s`; for reads.
+
+    Beyond `until`, a time of time.monotonic(), it is not called again.
+    """
+    return _trying(call, wait_s, when, patience_s=patience_s, until=until)
 
 
 def as_told(call: Callable[[], T], backoff_s: float = 1.0, retries: int = 3) -> T:
@@ -138,17 +145,18 @@ def _trying(
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(when),
-        stop=_stop(attempts, patience_s),
+        stop=_stop(attempts, patience_s, lambda state: time.monotonic() + pause(state) >= until),
         wait=pause,
         reraise=True,
     )(once)
 
 
-def _stop(attempts: int, patience_s: float) -> Any:
+def _stop(attempts: int, patience_s: float, too_late: Callable[[Any], bool]) -> Any:
     import tenacity
 
-    delay = tenacity.stop_after_delay(patience_s)
-    return tenacity.stop_after_attempt(attempts) if attempts else delay
+    bound = tenacity.stop_after_attempt(attempts) if attempts else None
+    stop = bound or tenacity.stop_after_delay(patience_s)
+    return lambda state: stop(state) or too_late(state)
 
 
 def _raise(fault: ImagenError) -> NoReturn:

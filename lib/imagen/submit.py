@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -43,10 +44,13 @@ class Submitter:
         self._before_submit = before_submit
         self._note = note
 
-    def submit(self, job: Job) -> str:
-        """Send it; after a fault, look for it before sending it once more."""
-        job.began = time.monotonic()
-        return retry.once_more(lambda: self._look_then_send(job), job.backend.retry_s)
+    def submit(self, job: Job, until: float = math.inf) -> str:
+        """Send it; after a fault, look for it before sending it once more.
+
+        No answer is waited for beyond `until`, a time of time.monotonic().
+        """
+        job.began, job.until = time.monotonic(), until
+        return retry.once_more(lambda: self._look_then_send(job), job.backend.retry_s, until=until)
 
     def adopt(self, job: Job) -> None:
         """Take a render into the journal that a line says was submitted: by another machine."""
@@ -76,7 +80,7 @@ class Submitter:
         lost = Lost(job.sent_at, partial(self._is_of_another, job))
         for _ in range(_TAKEN):
             try:
-                found = job.backend.find(known(job.plan), lost)
+                found = job.backend.find(known(job.plan), lost, job.until)
             except retry.TRANSIENT as fault:
                 fault.billed = "unknown" if job.backend.paid else "no"
                 raise
@@ -109,7 +113,7 @@ class Submitter:
             raise
         job.may_have_arrived = True
         try:
-            handle = job.backend.submit(known(job.plan))
+            handle = job.backend.submit(known(job.plan), job.until)
         except (AnswerLost, ServerFault) as fault:
             fault.billed = "unknown" if job.backend.paid else "no"
             raise

@@ -32,6 +32,7 @@ from PIL.PngImagePlugin import PngInfo
 
 DATA = Path(__file__).parents[1] / "data" / "comfyui"
 JSON, TEXT = "application/json; charset=utf-8", "text/plain; charset=utf-8"
+OLD_VERSION = "0.3.44"  # the last one without a prompt_id of the client's choice
 Graph = dict[str, Any]
 
 
@@ -67,6 +68,8 @@ class ComfyUI:
         self.held = False  # nothing ends before `release`
         self.error: str | None = None  # with which each render fails
         self.fork = False  # history in the words of the fork
+        self.old = False  # of before mid-2025: takes no prompt_id of ours, any interrupt is global
+        self.silent: tuple[str, ...] = ()  # requests that start so are read and never answered
         self.spoil: Callable[[bytes], bytes] = bytes  # what becomes of a picture in /view
         self.files: dict[tuple[str, str], bytes] = {}  # pictures by subfolder and name
         self.requests: list[tuple[str, str, Any]] = []  # all of them: method, path, body
@@ -140,6 +143,7 @@ class ComfyUI:
         self._open(self._http.server_port)
 
     def _open(self, port: int) -> None:
+        self._closed = threading.Event()
         handler = type("Handler", (_Handler,), {"comfy": self})
         self._http = _Http(("127.0.0.1", port), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -148,6 +152,7 @@ class ComfyUI:
 
     def close(self) -> None:
         """Cut all connections and close the port."""
+        self._closed.set()
         self._http.shutdown()
         for connection in list(self._http.connections):
             with suppress(OSError):
@@ -165,6 +170,9 @@ class ComfyUI:
 
     def respond(self, method: str, path: str, raw: bytes) -> Answer | None:
         """Give the answer to a request, None to cut its connection; meets the scripted faults."""
+        if f"{method} {path}".startswith(self.silent or ("-",)):
+            self._closed.wait()
+            return None
         fault = next((one for one in self._faults if f"{method} {path}".startswith(one[0])), None)
         if fault is None:
             return self.answer(method, path, raw)
@@ -186,7 +194,7 @@ class ComfyUI:
             "POST queue": lambda: self._delete(json.loads(raw)["delete"]),
             "POST interrupt": lambda: self._interrupt(json.loads(raw or b"{}").get("prompt_id")),
             "GET view": lambda: self._view(**query),
-            "GET system_stats": lambda: _json(self.stats["answer"]),
+            "GET system_stats": lambda: _json(self._stats()),
             "GET object_info": lambda: _json(_one(self.classes, name)),
         }
         with self._lock:
@@ -209,11 +217,17 @@ class ComfyUI:
             return _json({"error": error, "node_errors": node_errors}, 400)
         extra |= {"client_id": body["client_id"]} if "client_id" in body else {}
         extra |= {"create_time": round(time.time() * 1000)} if self.fork else {}
-        item = Item(self._number, str(body.get("prompt_id", uuid.uuid4())), graph, extra, outputs)
+        chosen = uuid.uuid4() if self.old else body.get("prompt_id", uuid.uuid4())
+        item = Item(self._number, str(chosen), graph, extra, outputs)
         self._number += 1
         self._pending.append(item)
         self.submits.append(json.loads(raw))
         return _json({"prompt_id": item.id, "number": item.number, "node_errors": node_errors})
+
+    def _stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.stats["answer"]
+        version = OLD_VERSION if self.old else stats["system"]["comfyui_version"]
+        return {**stats, "system": {**stats["system"], "comfyui_version": version}}
 
     def _queue(self) -> Answer:
         running = [self._running] if self._running else []
@@ -229,7 +243,7 @@ class ComfyUI:
 
     def _interrupt(self, meant: str | None) -> Answer:
         self.interrupts.append(meant)
-        if self._running and meant in (None, self._running.id):
+        if self._running and (self.old or meant in (None, self._running.id)):
             said = {**_working(self._running), "executed": []}
             self._end(time.time(), "execution_interrupted", said)
         return Answer()
@@ -483,7 +497,8 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self.comfy.respond(self.command, self.path, raw)
         if answer is None:
             self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
             return
         self.send_response(answer.status)
         shown = answer.name and f'filename="{answer.name}"'

@@ -382,9 +382,12 @@ class ComfyUI:
 
     def _read(self, path: str) -> dict[str, Any]:
         try:
-            left = max(self._server.until - time.monotonic(), 0)
-            patience = min(self._patience_s, left)
-            return retry.for_a_while(lambda: self._json(path), patience, self.retry_s)
+            return retry.for_a_while(
+                lambda: self._json(path),
+                self._patience_s,
+                self.retry_s,
+                until=self._server.until,
+            )
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
         except Rejected as fault:
@@ -417,8 +420,9 @@ class ComfyUI:
         meta: dict[str, Any] = {"prompt_id": handle, "client_id": _client_id(handle)}
         if len(places) > most:
             meta["not_fetched"] = len(places) - most
-        with self._server.within(time.monotonic() + _FETCH_S), self._hurried(wait.until):
-            images = [self._view(handle, place, wait.until) for place in places[:most]]
+        until = max(wait.until, wait.look_until)
+        with self._server.within(time.monotonic() + _FETCH_S), self._hurried(until):
+            images = [self._view(handle, place, until) for place in places[:most]]
             meta |= self._vram()
         return Collected(images, meta, entry.run_ms)
 

@@ -211,6 +211,7 @@ class Replicate:
                 patience_s,
                 self.retry_s,
                 when=(Unreachable, AnswerLost, Throttled),
+                until=self._server.until,
             )
         except Rejected as fault:
             if fault.status in _GONE:
