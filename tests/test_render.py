@@ -434,6 +434,110 @@ def test_a_server_that_cannot_be_told_to_cancel_does_not_hide_the_interrupt(rend
     assert fault.stopped.status == 130
 
 
+@pytest.mark.parametrize("second", [130, 143])
+def test_a_second_signal_while_it_is_cancelled_still_lets_the_record_out(renderer, backend, second):
+    backend.on_collect = [Stopped(130)]
+
+    def stop(_handle: str, _until: float) -> None:
+        raise Stopped(second)
+
+    backend.cancel = stop
+    _, fault = stopped(renderer(), ASKED)
+    assert isinstance(fault, Interrupted)
+    assert fault.stopped.status == 130
+    assert "a second signal came before it was cancelled" in fault.message
+
+
+def test_a_cancel_is_given_little_time(renderer, backend):
+    limits = []
+    backend.on_collect = [Stopped(130)]
+    backend.cancel = lambda _handle, until: limits.append(until - time.monotonic())
+    stopped(renderer(), ASKED)
+    assert 0 < limits[0] < 2
+
+
+def late(backend, fault) -> None:
+    """Let a submit of the backend end in a fault when its time is over."""
+
+    def submit(plan: Plan, until: float) -> str:
+        backend.calls.append(("submit", plan.payload["id"]))
+        time.sleep(max(until - time.monotonic(), 0))
+        raise fault
+
+    backend.submit = submit
+
+
+@pytest.fixture
+def hurried(monkeypatch) -> None:
+    monkeypatch.setattr("imagen.render._LOOK_S", 0.2)
+
+
+def test_a_free_submit_without_an_answer_in_time_is_pending_under_the_handle_that_we_chose(
+    hurried, renderer, backend
+):
+    late(backend, AnswerLost())
+    line = only(renderer(wait_s=0.1).render(ASKED))
+    assert line["pending"]["handle"] == submit_id(1)
+    assert backend.did("submit", "find") == [f"submit {submit_id(1)}"], "there is no second try"
+
+
+def test_a_pending_line_without_an_answer_is_looked_for_before_it_is_sent_again(
+    hurried, renderer, backend
+):
+    late(backend, AnswerLost())
+    line = only(renderer(wait_s=0.1).render(ASKED))
+    del backend.submit
+    made = only(renderer().collect(line))
+    assert backend.did("submit", "find", "collect")[1:] == [
+        f"find {submit_id(1)}",
+        f"submit {submit_id(2)}",
+        f"collect {submit_id(2)}",
+    ]
+    assert made["attempts"] == 2
+
+
+def test_a_free_submit_without_an_answer_times_out_and_is_cancelled(hurried, renderer, backend):
+    late(backend, AnswerLost())
+    with pytest.raises(TimedOut) as caught:
+        only(renderer(timeout_s=0.1).render(ASKED))
+    assert "the render was cancelled" in caught.value.message
+    assert backend.did("cancel") == [f"cancel {submit_id(1)}"]
+
+
+@pytest.mark.parametrize("fault", [Unreachable, ServerFault])
+def test_what_is_no_silence_is_told_as_it_is(hurried, renderer, backend, fault):
+    late(backend, fault())
+    with pytest.raises(fault):
+        only(renderer(wait_s=0.1).render(ASKED))
+
+
+def test_a_paid_submit_without_an_answer_is_never_pending(hurried, renderer, paid):
+    late(paid, AnswerLost())
+    with pytest.raises(AnswerLost) as caught:
+        only(renderer(wait_s=0.1).render(ASKED))
+    assert caught.value.billed == "unknown"
+
+
+def test_an_answer_that_is_lost_before_the_time_is_over_is_looked_for_at_once(renderer, backend):
+    backend.on_submit, backend.on_find = [AnswerLost()], [submit_id(1)]
+    assert "file" in only(renderer(wait_s=60).render(ASKED))
+
+
+@pytest.mark.parametrize("who", ["backend", "paid"])
+def test_a_look_that_the_end_of_the_wait_cuts_short_leaves_a_pending_line(
+    hurried, renderer, request, who
+):
+    backend = request.getfixturevalue(who)
+
+    def collect(handle: str, wait: Wait, plan: Plan | None) -> None:
+        time.sleep(max(wait.until, wait.look_until) - time.monotonic())
+        raise AnswerLost
+
+    backend.collect = collect
+    line = only(renderer(wait_s=0.1).render(ASKED))
+    assert line["pending"]["handle"] == submit_id(1)
+
+
 @pytest.mark.parametrize(
     ("end", "stays"),
     [(None, False), (Stopped(130), False), (BadImage(), True), ("wait", True)],

@@ -38,7 +38,7 @@ from .submit import Submitter, known, plan_submit
 
 _MOST_OF_ID = 190  # the images of one submit are id, id.2, id.3, …, and still ids
 _LOOK_S = 3.0  # that the requests of a render may take, however short --wait is
-_CANCEL_S = 1.5  # that a cancel may take: somebody waits for the end
+_CANCEL_S = 1.2  # that a cancel may take: somebody waits for the end
 _MARGIN_S = 0.1  # before its end a wait counts as over: clocks are read one after the other
 
 

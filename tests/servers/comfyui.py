@@ -45,6 +45,7 @@ class Answer(NamedTuple):
     name: str | None = None
 
 
+SILENCE = Answer(0)  # no answer, for as long as the server is there
 TROUBLE = Answer(500, b"500 Internal Server Error\n\nServer got itself in trouble", TEXT)
 
 
@@ -69,7 +70,7 @@ class ComfyUI:
         self.error: str | None = None  # with which each render fails
         self.fork = False  # history in the words of the fork
         self.old = False  # of before mid-2025: takes no prompt_id of ours, any interrupt is global
-        self.silent: tuple[str, ...] = ()  # requests that start so are read and never answered
+        self.foreign: Any = {}  # outputs of other nodes, put into each history entry
         self.spoil: Callable[[bytes], bytes] = bytes  # what becomes of a picture in /view
         self.files: dict[tuple[str, str], bytes] = {}  # pictures by subfolder and name
         self.requests: list[tuple[str, str, Any]] = []  # all of them: method, path, body
@@ -143,7 +144,7 @@ class ComfyUI:
         self._open(self._http.server_port)
 
     def _open(self, port: int) -> None:
-        self._closed = threading.Event()
+        self.closed = threading.Event()
         handler = type("Handler", (_Handler,), {"comfy": self})
         self._http = _Http(("127.0.0.1", port), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -152,7 +153,7 @@ class ComfyUI:
 
     def close(self) -> None:
         """Cut all connections and close the port."""
-        self._closed.set()
+        self.closed.set()
         self._http.shutdown()
         for connection in list(self._http.connections):
             with suppress(OSError):
@@ -170,9 +171,6 @@ class ComfyUI:
 
     def respond(self, method: str, path: str, raw: bytes) -> Answer | None:
         """Give the answer to a request, None to cut its connection; meets the scripted faults."""
-        if f"{method} {path}".startswith(self.silent or ("-",)):
-            self._closed.wait()
-            return None
         fault = next((one for one in self._faults if f"{method} {path}".startswith(one[0])), None)
         if fault is None:
             return self.answer(method, path, raw)
@@ -301,7 +299,7 @@ class ComfyUI:
         status = {"status_str": "success" if good else "error", "completed": good}
         self._history[item.id] = {
             "prompt": item,
-            "outputs": outputs,
+            "outputs": {**outputs, **self.foreign},
             "status": {**status, "messages": messages},
             "meta": {
                 key: {"node_id": key, "display_node": key, "parent_node": None, "real_node_id": key}
@@ -495,7 +493,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.comfy.headers.append(dict(self.headers))
         self.comfy.requests.append((self.command, self.path, _read(raw)))
         answer = self.comfy.respond(self.command, self.path, raw)
-        if answer is None:
+        if answer is SILENCE:
+            self.comfy.closed.wait()
+        if answer is None or answer is SILENCE:
             self.close_connection = True
             with suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)

@@ -27,9 +27,7 @@ Examples:
 
 @tool("backends", epilog=EXAMPLES)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option(
-    "--check", is_flag=True, help="Ask the servers, for 5 s; exit 1 when one is not ok."
-)
+@click.option("--check", is_flag=True, help="Ask the servers, for 5 s; exit 1 when one is not ok.")
 def main(common: Common, names: tuple[str, ...], check: bool) -> int:
     """One line for each instance: a table on a terminal, JSON lines in a pipe."""
     from .. import config
