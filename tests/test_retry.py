@@ -250,3 +250,13 @@ def test_reads_go_on_until_their_time_is_over_and_no_longer():
     with pytest.raises(AnswerLost):
         retry.for_a_while(Calls(*[AnswerLost] * 999), 60, wait_s=0.02, until=began + 0.3)
     assert time.monotonic() - began < 20
+
+
+def test_a_wait_that_a_server_asks_for_is_not_waited_when_it_ends_too_late():
+    call = Calls(lambda: Throttled(retry_after_s=5))
+    began = time.monotonic()
+    with pytest.raises(Throttled) as caught:
+        retry.as_told(call, until=began + 3)
+    assert (call.count, caught.value.retry_after_s) == (1, 5)
+    assert time.monotonic() - began < 2
+    assert retry.as_told(Calls(lambda: Throttled(retry_after_s=0)), until=began + 60) == "done"

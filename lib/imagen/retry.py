@@ -47,11 +47,14 @@ def for_a_while(
     return _trying(call, wait_s, when, patience_s=patience_s, until=until)
 
 
-def as_told(call: Callable[[], T], backoff_s: float = 1.0, retries: int = 3) -> T:
+def as_told(
+    call: Callable[[], T], backoff_s: float = 1.0, retries: int = 3, until: float = math.inf
+) -> T:
     """Call, and when the server asks to wait, wait so long and call again.
 
     For requests that it certainly has not accepted then. Where it does not say how long, each wait
-    is twice the one before, from `backoff_s` on. A longer wait than LONGEST_WAIT_S is not waited.
+    is twice the one before, from `backoff_s` on. A longer wait than LONGEST_WAIT_S, or one beyond
+    `until`, a time of time.monotonic(), is not waited.
     """
 
     def bearable() -> T:
@@ -63,7 +66,9 @@ def as_told(call: Callable[[], T], backoff_s: float = 1.0, retries: int = 3) -> 
             raise
 
     try:
-        return _trying(bearable, backoff_s, (Throttled,), attempts=1 + retries, factor=2)
+        return _trying(
+            bearable, backoff_s, (Throttled,), attempts=1 + retries, factor=2, until=until
+        )
     except _TooLong as end:
         raise end.fault from None
 
@@ -126,7 +131,7 @@ def _trying(
     try:
         return call()
     except when as fault:
-        if time.monotonic() + wait_s >= until:
+        if time.monotonic() >= until:
             raise
         first = fault
     import tenacity  # only now: most calls work at once, and it costs as much as click to import

@@ -22,6 +22,7 @@ import pytest
 
 from servers.comfyui import SILENCE, ComfyUI
 from servers.replicate import Answer as Paid
+from servers.replicate import throttled
 
 SMALL = ("--size=64x64", "--seed=7")
 ALL = ""  # of whatever request
@@ -206,6 +207,14 @@ def test_a_paid_create_without_an_answer_is_never_pending(paid):
         "unknown",
     )
     assert "pending" not in ran.record
+
+
+def test_a_wait_that_the_provider_asks_for_is_never_followed_by_a_create_that_is_cut_short(paid):
+    paid.server.fail("POST /v1", throttled(2), times=9)
+    paid.server.fail("POST /v1", Paid(wait_s=30))
+    ran = paid("a cat", "--wait", 3)
+    assert (ran.status, ran.record["error"]["code"]) == (75, "rate_limited")
+    assert ran.record["error"]["billed"] == "no"
 
 
 def test_a_wait_for_a_paid_prediction_ends_in_the_middle_of_a_look(paid):

@@ -46,6 +46,7 @@ KEYS = {
 }
 BACKOFF_S = 1.0  # the first wait after a 429 that does not say how long
 _AT_LEAST_S = 1  # for the one look that even a wait of no time needs
+_CREATE_S = 2  # that a create must have left: one that is cut short is a doubt
 _FETCH_S = 600  # for all images of a prediction
 _MARGIN_S = 120  # the list is read back so far beyond the submit: two clocks are compared
 _FIND_S = 120  # how long a look may take
@@ -106,7 +107,7 @@ class Replicate:
                 return server.post(self.model.path, plan.payload, headers, server.read_s + prefer_s)
 
         try:
-            answer = retry.as_told(create, BACKOFF_S)
+            answer = retry.as_told(create, BACKOFF_S, until=until - _CREATE_S)
         except Rejected as fault:
             if fault.status == 404:
                 fault.hint = "is it spelled so? a model without an official endpoint needs :version"
