@@ -147,9 +147,6 @@ class ServerFault(ImagenError):
 
     code = "server_fault"
     retry = "safe"
-    status = 0  # of the answer, where there was one; so are `body` and `headers`
-    body = b""
-    headers: Mapping[str, str] = {}
 
 
 class Rejected(ImagenError):
@@ -158,7 +155,6 @@ class Rejected(ImagenError):
     code = "rejected"
     status = 0
     body = b""
-    headers: Mapping[str, str] = {}
 
 
 class Throttled(ImagenError):
@@ -166,18 +162,13 @@ class Throttled(ImagenError):
 
     code = "rate_limited"
     retry = "after"
-    status = 0
     body = b""
-    headers: Mapping[str, str] = {}
 
 
 class OutOfCredit(ImagenError):
     """The account is out of credit"""
 
     code = "out_of_credit"
-    status = 0
-    body = b""
-    headers: Mapping[str, str] = {}
 
 
 class MissingModel(ImagenError):

@@ -49,16 +49,7 @@ def findings(graph: Graph, classes: Classes) -> Iterator[Finding]:
 
 
 def _is_output(graph: Graph, node: str, classes: Classes) -> bool:
-    return bool(_class(classes, graph, node).get("output_node"))
-
-
-def _class(classes: Classes, graph: Graph, node: str) -> Mapping[str, Any]:
-    return _dict(classes.get(graphs.class_of(graph, node)))
-
-
-def _dict(value: Any) -> Mapping[str, Any]:
-    """Give what should be an object: nodes put into /object_info what they like."""
-    return value if isinstance(value, dict) else {}
+    return bool((classes.get(graphs.class_of(graph, node)) or {}).get("output_node"))
 
 
 def lacking(found: Finding) -> bool:
@@ -76,8 +67,8 @@ def lack(found: Finding) -> str:
 
 
 def _of_node(graph: Graph, node: str, classes: Classes) -> Iterator[Finding]:
-    asked = _dict(_class(classes, graph, node).get("input"))
-    required, optional = _dict(asked.get("required")), _dict(asked.get("optional"))
+    asked = classes[graphs.class_of(graph, node)].get("input") or {}
+    required, optional = asked.get("required") or {}, asked.get("optional") or {}
     inputs = graph[node]["inputs"]
     for name in required:
         if name not in inputs:
@@ -102,7 +93,7 @@ def _of_link(
     """Compare the type that a link brings with the one that is wanted."""
     if source.node not in graph:
         return
-    outputs = _class(classes, graph, source.node).get("output")
+    outputs = (classes.get(graphs.class_of(graph, source.node)) or {}).get("output")
     if not isinstance(outputs, list):
         return
     if source.slot >= len(outputs):

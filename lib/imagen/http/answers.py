@@ -65,57 +65,19 @@ def _no_constant(text: str) -> float:
 
 
 def judged(answer: Answer, who: str, where: str) -> Answer:
-    """Return an answer whose status is 2xx; raise its error otherwise.
-
-    The error carries `status`, `body` and `headers`, without the secrets that a server echoes.
-    """
+    """Give an answer that is one; its error otherwise."""
     if answer.status < 300:
         return answer
-    from requests.structures import CaseInsensitiveDict
-
     body = answer.for_people()
-    message = f"the {who} at {where} answered {answer.status}: {excerpt(body)}"
-    shown = {name: answer.hide(value) for name, value in answer.headers.items()}
-    headers = CaseInsensitiveDict(shown)
-    facts: dict[str, Any] = {"status": answer.status, "body": body, "headers": headers}
-    if answer.status >= 500 or answer.status == 429:
-        facts["retry_after_s"] = _seconds(answer.headers.get("Retry-After"))
+    said = f"the {who} at {where} answered {answer.status}: {excerpt(body)}"
+    told = _seconds(answer.headers.get("Retry-After"))
     if answer.status >= 500:
-        raise ServerFault(message, **facts)
+        raise ServerFault(said, status=answer.status, body=body, retry_after_s=told)
     if answer.status == 429:
-        raise Throttled(message, **facts)
+        raise Throttled(said, status=answer.status, body=body, retry_after_s=told)
     if answer.status == 402:
-        raise OutOfCredit(message, **facts)
-    raise Rejected(message, **facts)
-
-
-REFUSALS = frozenset(
-    {*range(400, 408), 409, 411, 413, 414, 415, 421, 422, 426, 428, 429, 431},
-)
-
-
-def proves_refusal(
-    status: int,
-    body: bytes,
-    statuses: Collection[int] = REFUSALS,
-    speaks_json: bool = True,
-) -> bool:
-    """Tell whether an answer to a request proves that the request was not accepted.
-
-    The default statuses are those of RFC 9110 (section 15.5) and RFC 6585 that a server gives
-    instead of acting on a request. Not among them: 408 (somebody gave up waiting), 3xx (look
-    elsewhere), 5xx and all that proxies invent, for what is behind may have accepted. Where the
-    API speaks JSON, only a JSON object is its own answer: a page of HTML comes from somebody in
-    front of it. 407 is the proxy's, which did not forward the request, whatever its body.
-    """
-    if status not in statuses:
-        return False
-    if status == 407 or not speaks_json:
-        return True
-    try:
-        return isinstance(json.loads(body), dict)
-    except (ValueError, RecursionError):
-        return False
+        raise OutOfCredit(said)
+    raise Rejected(said, status=answer.status, body=body)
 
 
 def lost(fault: Exception, who: str, where: str) -> ImagenError:
