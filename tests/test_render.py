@@ -445,7 +445,22 @@ def test_a_second_signal_while_it_is_cancelled_still_lets_the_record_out(rendere
     _, fault = stopped(renderer(), ASKED)
     assert isinstance(fault, Interrupted)
     assert fault.stopped.status == 130
-    assert "a second signal came before it was cancelled" in fault.message
+    assert "it was not cancelled" in fault.message
+
+
+def test_a_signal_while_a_render_that_timed_out_is_cancelled_is_an_interrupt(renderer, backend):
+    backend.on_collect = ["wait"]
+    signals_to_come = [Stopped(130)]
+
+    def stop(_handle: str, _until: float) -> None:
+        if signals_to_come:
+            raise signals_to_come.pop()
+
+    backend.cancel = stop
+    _, fault = stopped(renderer(timeout_s=0.01), ASKED)
+    assert isinstance(fault, Interrupted)
+    assert fault.stopped.status == 130
+    assert "the render was cancelled" in fault.message
 
 
 def test_a_cancel_is_given_little_time(renderer, backend):

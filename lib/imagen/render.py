@@ -315,7 +315,10 @@ class Renderer:
                 with signals.dropped():
                     yield outcome.pending(job, handle)
                 raise
-            became = f"interrupted; {self._cancel(job, handle)}"
+            try:
+                became = f"interrupted; {self._cancel(job, handle)}"
+            except Stopped:
+                became = "interrupted twice; the render may go on, it was not cancelled"
             sent = job.backend.paid and job.may_have_arrived  # what became of it nobody knows
             money: dict[str, Any] = {"billed": "unknown", "retry": "reconcile"} if sent else {}
             interrupted = Interrupted(became, record=job.record, stopped=stopped, **money)
@@ -361,8 +364,6 @@ class Renderer:
             return "the render was cancelled"
         except ImagenError as fault:
             return f"the render goes on, it could not be cancelled ({fault.message})"
-        except Stopped:
-            return "the render may go on: a second signal came before it was cancelled"
 
     def _finish(self, job: Job, limit: Limit) -> Iterator[Record]:
         """Collect; what a free backend has lost is submitted once more under a new number."""
