@@ -96,6 +96,7 @@ ALLOWED: dict[str, set[str]] = {
     "graph": set(),
     "workflow_check": {"errors", "graph", "workflow"},
     "workflow_classes": {"comfy_api", "errors", "graph", "workflow", "workflow_check"},
+    "workflow_images": {"graph"},
     "workflow_roles": set(),
     "workflow_walk": {"graph", "workflow_roles"},
     "workflow_found": {"errors", "graph", "workflow_walk"},
@@ -162,6 +163,7 @@ ALLOWED: dict[str, set[str]] = {
     "render": {
         *("ledger", "prompt", "backends", "budget", "submit", "store"),
         *("errors", "record", "request", "settling", "signals", "config", "outcome"),
+        "silence",
     },
     "supabase": {"http", "retry", "errors"},
     "storage": {"errors", "http", "supabase"},
@@ -173,6 +175,7 @@ ALLOWED: dict[str, set[str]] = {
     "usage": {"errors", "ledger", "record"},  # ledger: the id of a submit's row, pure
     "outbox": {"errors", "ledger", "supabase", "usage"},
     "reconcile": {"backends", "ledger", "record"},
+    "silence": set(),
     "table": set(),
     "notify": set(),
     "pipeline": set(),
@@ -186,6 +189,7 @@ OF_BACKENDS = {
     *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
     "files",  # the mock keeps the memory of a server
     *("workflow_check", "workflow_classes"),  # what a server would refuse
+    "workflow_images",  # how many images come
     *("prices", "replicate_api", "replicate_models", "replicate_plan"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -80,12 +81,14 @@ class Scripted:
             plan.approximate("width", 65, 64, "multiples of 16")
         return plan
 
-    def submit(self, plan: Plan, until: float = 0, begin: Callable[[], None] = print) -> str:
+    def submit(
+        self, plan: Plan, until: float = math.inf, begin: Callable[[], None] = lambda: None
+    ) -> str:
         begin()
         self.calls.append(("submit", plan.payload["id"]))
         return self._next(self.on_submit) or plan.payload["id"]
 
-    def find(self, plan: Plan, lost: Lost, until: float = 0) -> str | Sought:
+    def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
         self.calls.append(("find", plan.payload["id"]))
         return self._next(self.on_find) or Sought.ABSENT
 
@@ -97,7 +100,7 @@ class Scripted:
             return None
         return found or Collected([PNG] * self.images, {"vram_used_mib": 3}, 12)
 
-    def cancel(self, handle: str) -> None:
+    def cancel(self, handle: str, until: float = math.inf) -> None:
         self.calls.append(("cancel", handle))
 
     def _next(self, script: list[Any]) -> Any:
@@ -430,12 +433,131 @@ def test_an_interrupt_of_a_paid_submit_whose_answer_is_awaited_says_money_may_ha
 def test_a_server_that_cannot_be_told_to_cancel_does_not_hide_the_interrupt(renderer, backend):
     backend.on_collect = [Stopped(130)]
 
-    def fail(_handle: str) -> None:
+    def fail(_handle: str, _until: float) -> None:
         raise ServerFault
 
     backend.cancel = fail
     _, fault = stopped(renderer(), ASKED)
     assert fault.stopped.status == 130
+
+
+@pytest.mark.parametrize("second", [130, 143])
+def test_a_second_signal_while_it_is_cancelled_still_lets_the_record_out(renderer, backend, second):
+    backend.on_collect = [Stopped(130)]
+
+    def stop(_handle: str, _until: float) -> None:
+        raise Stopped(second)
+
+    backend.cancel = stop
+    _, fault = stopped(renderer(), ASKED)
+    assert isinstance(fault, Interrupted)
+    assert fault.stopped.status == 130
+    assert "it was not cancelled" in fault.message
+
+
+def test_a_signal_while_a_render_that_timed_out_is_cancelled_is_an_interrupt(renderer, backend):
+    backend.on_collect = ["wait"]
+    signals_to_come = [Stopped(130)]
+
+    def stop(_handle: str, _until: float) -> None:
+        if signals_to_come:
+            raise signals_to_come.pop()
+
+    backend.cancel = stop
+    _, fault = stopped(renderer(timeout_s=0.01), ASKED)
+    assert isinstance(fault, Interrupted)
+    assert fault.stopped.status == 130
+    assert "the render was cancelled" in fault.message
+
+
+def test_a_cancel_is_given_little_time(renderer, backend):
+    limits = []
+    backend.on_collect = [Stopped(130)]
+    backend.cancel = lambda _handle, until: limits.append(until - time.monotonic())
+    stopped(renderer(), ASKED)
+    assert 0 < limits[0] < 2
+
+
+def late(backend, fault) -> None:
+    """Let a submit of the backend end in a fault when its time is over."""
+
+    def submit(plan: Plan, until: float, begin: Callable[[], None]) -> str:
+        backend.calls.append(("submit", plan.payload["id"]))
+        time.sleep(max(until - time.monotonic(), 0))
+        raise fault
+
+    backend.submit = submit
+
+
+@pytest.fixture
+def hurried(monkeypatch) -> None:
+    monkeypatch.setattr("imagen.render._LOOK_S", 0.2)
+
+
+def test_a_free_submit_without_an_answer_in_time_is_pending_under_the_handle_that_we_chose(
+    hurried, renderer, backend
+):
+    late(backend, AnswerLost())
+    line = only(renderer(wait_s=0.1).render(ASKED))
+    assert line["pending"]["handle"] == submit_id(1)
+    assert backend.did("submit", "find") == [f"submit {submit_id(1)}"], "there is no second try"
+
+
+def test_a_pending_line_without_an_answer_is_looked_for_before_it_is_sent_again(
+    hurried, renderer, backend
+):
+    late(backend, AnswerLost())
+    line = only(renderer(wait_s=0.1).render(ASKED))
+    del backend.submit
+    made = only(renderer().collect(line))
+    assert backend.did("submit", "find", "collect")[1:] == [
+        f"find {submit_id(1)}",
+        f"submit {submit_id(2)}",
+        f"collect {submit_id(2)}",
+    ]
+    assert made["attempts"] == 2
+
+
+def test_a_free_submit_without_an_answer_times_out_and_is_cancelled(hurried, renderer, backend):
+    late(backend, AnswerLost())
+    with pytest.raises(TimedOut) as caught:
+        only(renderer(timeout_s=0.1).render(ASKED))
+    assert "the render was cancelled" in caught.value.message
+    assert backend.did("cancel") == [f"cancel {submit_id(1)}"]
+
+
+@pytest.mark.parametrize("fault", [Unreachable, ServerFault])
+def test_what_is_no_silence_is_told_as_it_is(hurried, renderer, backend, fault):
+    late(backend, fault())
+    with pytest.raises(fault):
+        only(renderer(wait_s=0.1).render(ASKED))
+
+
+def test_a_paid_submit_without_an_answer_is_never_pending(hurried, renderer, paid):
+    late(paid, AnswerLost())
+    with pytest.raises(AnswerLost) as caught:
+        only(renderer(wait_s=0.1).render(ASKED))
+    assert caught.value.billed == "unknown"
+
+
+def test_an_answer_that_is_lost_before_the_time_is_over_is_looked_for_at_once(renderer, backend):
+    backend.on_submit, backend.on_find = [AnswerLost()], [submit_id(1)]
+    assert "file" in only(renderer(wait_s=60).render(ASKED))
+
+
+@pytest.mark.parametrize("who", ["backend", "paid"])
+def test_a_look_that_the_end_of_the_wait_cuts_short_leaves_a_pending_line(
+    hurried, renderer, request, who
+):
+    backend = request.getfixturevalue(who)
+
+    def collect(handle: str, wait: Wait, plan: Plan | None) -> None:
+        time.sleep(max(wait.until, wait.look_until) - time.monotonic())
+        raise AnswerLost
+
+    backend.collect = collect
+    line = only(renderer(wait_s=0.1).render(ASKED))
+    assert line["pending"]["handle"] == submit_id(1)
 
 
 @pytest.mark.parametrize(
@@ -563,7 +685,7 @@ def test_a_signal_while_the_image_is_written_waits_until_its_record_is_out(
 
 
 def test_a_render_that_could_not_be_cancelled_is_not_said_to_be(renderer, backend, monkeypatch):
-    def cancel(_handle: str) -> None:
+    def cancel(_handle: str, _until: float) -> None:
         raise ServerFault("the server answered 500")
 
     monkeypatch.setattr(backend, "cancel", cancel)

@@ -227,3 +227,36 @@ def test_in_time_never_repeats_what_was_refused():
     with pytest.raises(Rejected):
         retry.in_time(refused, patience_s=20)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        lambda call, until: retry.once_more(call, wait_s=0.05, until=until),
+        lambda call, until: retry.for_a_while(call, patience_s=60, wait_s=0.05, until=until),
+    ],
+)
+def test_nothing_is_called_again_when_its_time_is_over(policy):
+    over = Calls(ServerFault)
+    with pytest.raises(ServerFault):
+        policy(over, time.monotonic() + 0.04)
+    assert over.count == 1
+    in_time = Calls(ServerFault)
+    assert policy(in_time, time.monotonic() + 60) == "done"
+
+
+def test_reads_go_on_until_their_time_is_over_and_no_longer():
+    began = time.monotonic()
+    with pytest.raises(AnswerLost):
+        retry.for_a_while(Calls(*[AnswerLost] * 999), 60, wait_s=0.02, until=began + 0.3)
+    assert time.monotonic() - began < 20
+
+
+def test_a_wait_that_a_server_asks_for_is_not_waited_when_it_ends_too_late():
+    call = Calls(lambda: Throttled(retry_after_s=5))
+    began = time.monotonic()
+    with pytest.raises(Throttled) as caught:
+        retry.as_told(call, until=began + 3)
+    assert (call.count, caught.value.retry_after_s) == (1, 5)
+    assert time.monotonic() - began < 2
+    assert retry.as_told(Calls(lambda: Throttled(retry_after_s=0)), until=began + 60) == "done"

@@ -72,3 +72,23 @@ def test_a_signal_that_was_ignored_when_we_started_stays_ignored(number, _status
     signals.install()
     signal.raise_signal(number)
     assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_what_is_dropped_never_comes():
+    signals.install()
+    with signals.dropped():
+        signal.raise_signal(signal.SIGINT)
+    with signals.held():
+        pass
+
+
+def test_a_hold_inside_of_what_is_dropped_does_not_let_it_out():
+    signals.install()
+    done: list[str] = []
+    with signals.dropped():
+        with signals.held():
+            signal.raise_signal(signal.SIGTERM)
+        done.append("the last words")
+    assert done
+    with pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGINT)

@@ -1,16 +1,20 @@
 """What a ComfyUI server's answers mean: refusals, queue, history, object_info. Pure.
 
-Two kinds of servers were recorded, 0.3.64 and a fork at 0.10.0; both are read.
+Two kinds of servers were recorded, 0.3.64 and a fork at 0.10.0; both are read. Other nodes put
+into /history and /object_info what they like: whatever is not ours there is skipped.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import image
 from .errors import ImagenError, Interrupted, MissingModel, Rejected, RenderFailed
+
+_OWN_IDS_SINCE = (0, 3, 45)  # the release from which POST /prompt takes the client's prompt_id
 
 
 class Entry(NamedTuple):
@@ -29,14 +33,17 @@ def prefix(submit_id: str) -> str:
 
 
 def place_in(queue: Mapping[str, Any], handle: str) -> int | None:
-    """0 when it runs, n when it is the nth to come, None when it is in neither list."""
+    """0 when it runs, n when it is the nth to come, None when it is in neither list.
+
+    Without both lists it is no answer that could say so: LookupError or TypeError.
+    """
     running, waiting = (
-        [item for item in queue.get(name) or [] if isinstance(item, list) and len(item) > 1]
+        [item for item in queue[name] if isinstance(item, list) and len(item) > 1]
         for name in ("queue_running", "queue_pending")
     )
     if any(item[1] == handle for item in running):
         return 0
-    waiting.sort(key=lambda item: item[0])
+    waiting.sort(key=lambda item: float(item[0]))
     return next((n for n, item in enumerate(waiting, 1) if item[1] == handle), None)
 
 
@@ -46,7 +53,8 @@ def choices(spec: Any) -> list[Any] | None:
         if isinstance(spec[0], list):
             return spec[0]
         if spec[0] == "COMBO" and len(spec) > 1 and isinstance(spec[1], dict):
-            return spec[1].get("options")
+            options = spec[1].get("options")
+            return options if isinstance(options, list) else None
     return None
 
 
@@ -87,32 +95,57 @@ def node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
 MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
-def entry_of(found: Mapping[str, Any]) -> Entry:
-    """Read a history entry; the fork has messages as strings, the original as pairs."""
-    status = found.get("status") or {}
-    messages = status.get("messages") or []
+def entry_of(stored: Mapping[str, Any]) -> Entry:
+    """Read a history entry; the fork has messages as strings, the original as pairs.
+
+    Only what says that it failed has failed: an odd status beside our images keeps none back.
+    """
+    status = _dict(stored.get("status"))
+    messages = status.get("messages")
     last, said = "", {}
-    stamps = {}
-    for message in messages:
+    stamps: dict[str, Any] = {}
+    for message in messages if isinstance(messages, list) else []:
         if isinstance(message, str):
             last, _, text = message.partition(": ")
             said = {"exception_message": text}
         elif isinstance(message, list) and len(message) == 2 and isinstance(message[1], dict):
             last, said = str(message[0]), message[1]
             stamps[last] = said.get("timestamp")
-    begun, ended = stamps.get("execution_start"), stamps.get(last)
-    ran = ended - begun if isinstance(begun, int) and isinstance(ended, int) else None
-    return Entry(status.get("status_str", "success"), found.get("outputs") or {}, last, said, ran)
+    run_ms = _between(stamps.get("execution_start"), stamps.get(last))
+    ending = "error" if status.get("status_str") == "error" else "success"
+    return Entry(ending, _dict(stored.get("outputs")), last, said, run_ms)
 
 
-def is_same_graph(found: Mapping[str, Any], graph: Mapping[str, Any]) -> bool:
-    """Whether a history entry is of this graph: history holds the values as they were coerced."""
-    known = found["prompt"][2]
+def _between(start: Any, end: Any) -> int | None:
+    """Give the milliseconds between two stamps of a server; None when they make no sense."""
+    if type(start) is not int or type(end) is not int:
+        return None
+    return end - start if 0 <= end - start < 2**40 else None
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def is_same_graph(stored: Mapping[str, Any], graph: Mapping[str, Any]) -> bool:
+    """Whether a history entry is of this graph: history holds the values as they were coerced.
+
+    Nodes may rewrite the stored graph; where it cannot be read it counts as the same, for its id
+    is ours.
+    """
+    prompt = stored.get("prompt")
+    known = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 else None
+    if not isinstance(known, dict) or not all(map(_is_node, known.values())):
+        return True
     return known.keys() == graph.keys() and all(
-        known[key]["class_type"] == node["class_type"]
+        known[key].get("class_type") == node["class_type"]
         and all(_is_same(known[key]["inputs"].get(n), v) for n, v in node["inputs"].items())
         for key, node in graph.items()
     )
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("inputs"), dict)
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -131,16 +164,23 @@ def failure(entry: Entry) -> ImagenError:
 
 def ours(handle: str, outputs: Mapping[str, Any]) -> list[dict[str, str]]:
     """Give the places of the images that our SaveImage nodes wrote, in order of their names."""
-    places = [place for output in outputs.values() for place in output.get("images", [])]
+    lists = [_dict(output).get("images") for output in outputs.values()]
+    places = [place for images in lists if isinstance(images, list) for place in images]
+    return sorted((place for place in places if _is_our_place(handle, place)), key=_filename)
+
+
+def _is_our_place(handle: str, place: Any) -> bool:
     folder, _, start = prefix(handle).partition("/")
-    ours = [
-        place
-        for place in places
-        if place.get("type") == "output"
-        and place.get("subfolder") == folder
-        and place.get("filename", "").startswith(start)
-    ]
-    return sorted(ours, key=lambda place: str(place["filename"]))
+    return (
+        isinstance(place, dict)
+        and (place.get("type"), place.get("subfolder")) == ("output", folder)
+        and isinstance(place.get("filename"), str)
+        and place["filename"].startswith(start)
+    )
+
+
+def _filename(place: Mapping[str, str]) -> str:
+    return place["filename"]
 
 
 def is_ours(handle: str, body: bytes) -> bool:
@@ -149,8 +189,20 @@ def is_ours(handle: str, body: bytes) -> bool:
     if text is None:
         return True
     try:
-        nodes = json.loads(text).values()
-        prefixes = [node.get("inputs", {}).get("filename_prefix") for node in nodes]
+        nodes = [_dict(node) for node in json.loads(text).values()]
+        prefixes = [_dict(node.get("inputs")).get("filename_prefix") for node in nodes]
     except (ValueError, AttributeError, RecursionError):
         return False
     return prefix(handle) in prefixes
+
+
+def is_too_old(stats: Mapping[str, Any]) -> str | None:
+    """Give the version in /system_stats when that server does not take our prompt_id.
+
+    None also where it does not say its version, or not as numbers.
+    """
+    version = _dict(stats.get("system")).get("comfyui_version")
+    numbers = re.match(r"v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})", str(version))
+    if numbers is None or tuple(map(int, numbers.groups())) >= _OWN_IDS_SINCE:
+        return None
+    return str(version)

@@ -196,6 +196,13 @@ class MissingModel(ImagenError):
     hint = "docs/setup-comfyui-mrock.md says where it belongs"
 
 
+class ServerTooOld(ImagenError):
+    """The server is too old for imagen"""
+
+    code = "server_too_old"
+    hint = "update ComfyUI to 0.3.45 or later; if it is, one of its custom nodes replaces /prompt"
+
+
 class RenderFailed(ImagenError):
     """The backend could not make the image"""
 

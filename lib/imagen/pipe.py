@@ -6,8 +6,9 @@ import io
 import os
 import select
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import IO, Any, NamedTuple
 
@@ -119,18 +120,20 @@ class Report:
         self.verbose = verbose
         self.shows = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._shown = ""
+        self._writes = threading.RLock()  # progress comes from a thread of its own too
 
     def say(self, text: str) -> None:
         """Print one line for people; control characters of hostile text are shown, not obeyed."""
-        self.clear()
         line = f"{self.tool}: {visible(text)}\n"
-        if sys.stderr is None:
-            return
-        try:
-            sys.stderr.buffer.write(line.encode(errors="backslashreplace"))
-            sys.stderr.flush()
-        except OSError:  # people cannot be told, but the records still can be made
-            _drop(sys.stderr)
+        with self._writes:
+            self.clear()
+            if sys.stderr is None:
+                return
+            try:
+                sys.stderr.buffer.write(line.encode(errors="backslashreplace"))
+                sys.stderr.flush()
+            except OSError:  # people cannot be told, but the records still can be made
+                _drop(sys.stderr)
 
     def note(self, text: str) -> None:
         """Print one line unless told to be quiet."""
@@ -148,19 +151,22 @@ class Report:
 
     def progress(self, elapsed: float, text: str) -> None:
         """Show what a wait of more than a second waits for, over the last such line."""
-        if self.shows and elapsed >= 1:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        if not self.shows or elapsed < 1:
+            return
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        start, end = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[2m", "\x1b[0m")
+        with self._writes:
             self._shown = visible(f"{elapsed:.0f} s  {text}")[: max(width - 1, 10)]
-            start, end = ("", "") if os.environ.get("NO_COLOR") else ("\x1b[2m", "\x1b[0m")
             sys.stderr.write(f"\r{start}{self._shown}{end}\x1b[K")
             sys.stderr.flush()
 
     def clear(self) -> None:
         """Take the progress line away."""
-        if self._shown:
-            self._shown = ""
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        with self._writes:
+            if self._shown:
+                self._shown = ""
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
 
 
 def visible(text: str) -> str:
@@ -226,11 +232,13 @@ class Pipe:
 
     def _failed(self, line: Line, fault: ImagenError) -> Iterator[Record]:
         base = fault.record or line.record
-        self.failed(name_of(base, line.where), fault)
-        if base is not None:
-            yield {**base, "error": fault.as_record(self.report.tool)}
-        if isinstance(fault, Interrupted) and fault.stopped:
-            raise fault.stopped
+        stopped = fault.stopped if isinstance(fault, Interrupted) else None
+        with signals.dropped() if stopped else nullcontext():
+            self.failed(name_of(base, line.where), fault)
+            if base is not None:
+                yield {**base, "error": fault.as_record(self.report.tool)}
+        if stopped:
+            raise stopped
 
     def failed(self, where: str, fault: ImagenError) -> None:
         """Say what failed and remember the worst."""

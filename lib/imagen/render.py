@@ -16,6 +16,7 @@ from . import backends, budget, outcome, prompt, record, settling, signals
 from .backends import Backend, Collected, Plan, Wait
 from .config import Config
 from .errors import (
+    AnswerLost,
     GivenUp,
     IdTaken,
     ImagenError,
@@ -36,22 +37,44 @@ from .store import Store, name_files
 from .submit import Submitter, known, plan_submit
 
 _MOST_OF_ID = 190  # the images of one submit are id, id.2, id.3, …, and still ids
+_LOOK_S = 3.0  # that the requests of a render may take, however short --wait is
+_CANCEL_S = 1.2  # that a cancel may take: somebody waits for the end
+_MARGIN_S = 0.1  # before its end a wait counts as over: clocks are read one after the other
 
 
 class Around(NamedTuple):
     """What a renderer needs of the world around it.
 
     `state` is the folder of backends that remember; `caller` tells who asks; `before_submit` may
-    raise to stop before money is spent; `tell` gets seconds and a text for people; `note` a text
-    that stays; `image_out` takes the bytes instead of a file (`--output -`).
+    raise to stop before money is spent; `tell` gets seconds and a text for people, `shows` says
+    whether anybody sees that; `note` gets a text that stays; `image_out` takes the bytes instead of
+    a file (`--output -`).
     """
 
     state: Path
     caller: Callable[[], str] = lambda: "unknown"
     before_submit: Callable[[], None] = lambda: None
     tell: Callable[[float, str], None] = lambda elapsed, text: None
+    shows: bool = False
     note: Callable[[str], None] = lambda text: None
     image_out: Callable[[bytes], None] | None = None
+
+
+class Limit(NamedTuple):
+    """How long a render is waited for, in times of time.monotonic(): until when, from submit on.
+
+    Its requests may go on until `look_until`, however short the wait is. `times_out` says that it
+    is the time-out that ends it, of so many `seconds`, and not --wait.
+    """
+
+    until: float
+    look_until: float
+    times_out: bool
+    seconds: float
+
+    def is_over(self, margin_s: float) -> bool:
+        """Whether it is too late for another request."""
+        return time.monotonic() + margin_s >= max(self.until, self.look_until)
 
 
 class Renderer:
@@ -227,8 +250,8 @@ class Renderer:
         plan = known(job.plan)
         if self._told.strict and plan.fidelity:
             raise NotFaithful(f"not met as asked: {outcome.changes(plan.fidelity)}")
-        if plan.images > 1 and len(job.asked["id"]) > _MOST_OF_ID:
-            raise Refused(f"an id for {plan.images} images has at most {_MOST_OF_ID} characters")
+        if plan.images != 1 and len(job.asked["id"]) > _MOST_OF_ID:
+            raise Refused(f"an id for several images has at most {_MOST_OF_ID} characters")
         if self._told.output and plan.images > 1:
             raise Refused(f"--output takes one image; this request makes {plan.images}")
         if job.backend.paid and self._caps.any and self._ledger.path is None:
@@ -284,21 +307,26 @@ class Renderer:
 
     def _waited(self, job: Job) -> Iterator[Record]:
         """Submit and finish; INT cancels what is free, TERM hands out what is pending."""
+        limit = self._limit(job)
         try:
-            if job.handle is None:
-                job.handle = self._submitter.submit(job)
-            yield from self._finish(job)
+            if job.handle is not None or self._submitted(job, limit):
+                yield from self._finish(job, limit)
+            else:
+                yield self._unfinished(job, limit)
         except ImagenError as fault:
             raise self._ended(job, fault) from None
         except Stopped as stopped:
             if job.finished:
                 raise
-            chosen = job.plan.handle if job.plan and job.attempts else None
-            handle = job.handle or chosen
+            handle = job.handle or _chosen(job)
             if handle is not None and (stopped.status == 143 or job.backend.paid):
-                yield outcome.pending(job, handle)
+                with signals.dropped():
+                    yield outcome.pending(job, handle)
                 raise
-            became = f"interrupted; {self._cancel(job, handle)}"
+            try:
+                became = f"interrupted; {self._cancel(job, handle)}"
+            except Stopped:
+                became = "interrupted twice; the render may go on, it was not cancelled"
             paid = backends.as_paid(job.backend)
             money: dict[str, Any] = {}
             if paid and job.may_have_arrived:  # what became of it the next run can tell
@@ -306,32 +334,62 @@ class Renderer:
                 money = {"billed": "unknown", "retry": "after", "retry_after_s": after_s}
                 money["ends"] = False
             interrupted = Interrupted(became, record=job.record, stopped=stopped, **money)
-            raise self._ended(job, interrupted) from None
+            with signals.dropped():
+                raise self._ended(job, interrupted) from None
+
+    def _limit(self, job: Job) -> Limit:
+        options, began = self._told, time.monotonic()
+        time_out = job.backend.timeout_s if options.timeout_s is None else options.timeout_s
+        patience = time_out if options.wait_s is None else min(options.wait_s, time_out)
+        return Limit(began + patience, began + _LOOK_S, patience == time_out, time_out)
+
+    def _submitted(self, job: Job, limit: Limit) -> bool:
+        """Submit; False when no answer came in time to a free one, whose handle we chose."""
+        try:
+            with self._showing_silence(job):
+                until = max(limit.until, limit.look_until)
+                job.handle = self._submitter.submit(job, until)
+        except AnswerLost:
+            handle, margin_s = _chosen(job), job.backend.retry_s + _MARGIN_S
+            if job.backend.paid or handle is None or not limit.is_over(margin_s):
+                raise
+            job.handle = handle
+            return False
+        return True
+
+    def _unfinished(self, job: Job, limit: Limit) -> Record:
+        """Give the pending line of a render that was waited for long enough.
+
+        A free one that times out is cancelled instead: TimedOut.
+        """
+        if limit.times_out and not job.backend.paid:
+            became = self._cancel(job, job.handle)
+            raise TimedOut(f"no image after {limit.seconds:g} s; {became}")
+        return outcome.pending(job, str(job.handle))
 
     def _cancel(self, job: Job, handle: str | None) -> str:
         """Cancel what is free; gives what became of that, for people."""
         if handle is None or job.backend.paid:
             return "nothing was cancelled"
         try:
-            job.backend.cancel(handle)
+            job.backend.cancel(handle, time.monotonic() + _CANCEL_S)
             return "the render was cancelled"
         except ImagenError as fault:
             return f"the render goes on, it could not be cancelled ({fault.message})"
 
-    def _finish(self, job: Job) -> Iterator[Record]:
+    def _finish(self, job: Job, limit: Limit) -> Iterator[Record]:
         """Collect; what a free backend has lost is submitted once more under a new number."""
         try:
-            collected = self._collected(job)
+            collected = self._collected(job, limit)
         except RenderLost as fault:
             if job.backend.paid:
                 raise _gone(fault, job.was_made) from None
             if job.plan is None:
                 raise
             job.may_have_arrived, job.taken_up = not fault.finished, False
-            job.handle = self._submitter.submit(job)
-            collected = self._collected(job)
+            collected = self._collected(job, limit) if self._submitted(job, limit) else None
         if collected is None:
-            yield outcome.pending(job, str(job.handle))
+            yield self._unfinished(job, limit)
             return
         with signals.held():  # until the records are out: what is made and written is not lost
             made, lacking = self._store.write(job, collected)
@@ -375,17 +433,36 @@ class Renderer:
             )
         return fault
 
-    def _collected(self, job: Job) -> Collected | None:
-        """Wait until the time-out, or `--wait`; a free render that times out is cancelled."""
-        told, began = self._told, time.monotonic()
-        limit = job.backend.timeout_s if told.timeout_s is None else told.timeout_s
-        patience = limit if told.wait_s is None else min(told.wait_s, limit)
-        tell = self._around.tell
-        wait = Wait(began + patience, lambda text: tell(time.monotonic() - job.began, text))
-        collected = job.backend.collect(str(job.handle), wait, job.plan)
-        if collected is None and patience == limit and not job.backend.paid:
-            raise TimedOut(f"no image after {limit:g} s; {self._cancel(job, job.handle)}")
-        return collected
+    def _collected(self, job: Job, limit: Limit) -> Collected | None:
+        """Wait for the images; None when the time is over, in the middle of a request too."""
+        try:
+            with self._showing_silence(job) as tell:
+                wait = Wait(limit.until, tell, limit.look_until)
+                return job.backend.collect(str(job.handle), wait, job.plan)
+        except AnswerLost:
+            if not limit.is_over(job.backend.retry_s + _MARGIN_S):
+                raise
+            return None
+
+    @contextmanager
+    def _showing_silence(self, job: Job) -> Iterator[Callable[[str], None]]:
+        """Give what shows people what is waited for; they are told too when a server is silent."""
+
+        def tell(text: str) -> None:
+            self._around.tell(time.monotonic() - job.began, text)
+
+        if not self._around.shows:
+            yield tell
+            return
+        from .silence import Silence
+
+        with Silence(tell) as silence:
+            yield silence.heard
+
+
+def _chosen(job: Job) -> str | None:
+    """Give the handle that we chose ourselves for what was sent, if we did."""
+    return job.plan.handle if job.plan and job.attempts and "started_at" in job.record else None
 
 
 def _gone(fault: RenderLost, was_made: bool) -> ImagenError:

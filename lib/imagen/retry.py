@@ -20,16 +20,31 @@ _OF_READS: Faults = (*TRANSIENT, Throttled)
 LONGEST_WAIT_S = 60  # that a server may ask for: beyond, whoever asks is told and not kept waiting
 
 
-def once_more(call: Callable[[], T], wait_s: float = 0.3, when: Faults = TRANSIENT) -> T:
-    """Call, and after a transient fault (5xx, network) once more; for what may be sent twice."""
-    return _trying(call, wait_s, when, attempts=2)
+def once_more(
+    call: Callable[[], T],
+    wait_s: float = 0.3,
+    when: Faults = TRANSIENT,
+    until: float = math.inf,
+) -> T:
+    """Call, and after a transient fault (5xx, network) once more; for what may be sent twice.
+
+    Beyond `until`, a time of time.monotonic(), there is no second call.
+    """
+    return _trying(call, wait_s, when, attempts=2, until=until)
 
 
 def for_a_while(
-    call: Callable[[], T], patience_s: float, wait_s: float = 0.3, when: Faults = _OF_READS
+    call: Callable[[], T],
+    patience_s: float,
+    wait_s: float = 0.3,
+    when: Faults = _OF_READS,
+    until: float = math.inf,
 ) -> T:
-    """Call until it works or transient faults have lasted for `patience_s`; for reads."""
-    return _trying(call, wait_s, when, patience_s=patience_s)
+    """Call until it works or transient faults have lasted for `patience_s`; for reads.
+
+    Beyond `until`, a time of time.monotonic(), it is not called again.
+    """
+    return _trying(call, wait_s, when, patience_s=patience_s, until=until)
 
 
 def as_told(
@@ -38,8 +53,8 @@ def as_told(
     """Call, and when the server asks to wait, wait so long and call again.
 
     For requests that it certainly has not accepted then. Where it does not say how long, each wait
-    is twice the one before, from `backoff_s` on. A longer wait than LONGEST_WAIT_S, or one that
-    ends after `until` (monotonic), is not waited.
+    is twice the one before, from `backoff_s` on. A longer wait than LONGEST_WAIT_S, or one beyond
+    `until`, a time of time.monotonic(), is not waited.
     """
 
     def bearable() -> T:
@@ -52,7 +67,9 @@ def as_told(
             raise
 
     try:
-        return _trying(bearable, backoff_s, (Throttled,), attempts=1 + retries, factor=2)
+        return _trying(
+            bearable, backoff_s, (Throttled,), attempts=1 + retries, factor=2, until=until
+        )
     except _TooLong as end:
         raise end.fault from None
 
@@ -110,10 +127,13 @@ def _trying(
     attempts: int = 0,
     patience_s: float = 0,
     factor: float = 1,
+    until: float = math.inf,
 ) -> T:
     try:
         return call()
     except when as fault:
+        if time.monotonic() >= until:
+            raise
         first = fault
     import tenacity  # only now: most calls work at once, and it costs as much as click to import
 
@@ -131,17 +151,18 @@ def _trying(
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(when),
-        stop=_stop(attempts, patience_s),
+        stop=_stop(attempts, patience_s, lambda state: time.monotonic() + pause(state) >= until),
         wait=pause,
         reraise=True,
     )(once)
 
 
-def _stop(attempts: int, patience_s: float) -> Any:
+def _stop(attempts: int, patience_s: float, too_late: Callable[[Any], bool]) -> Any:
     import tenacity
 
-    delay = tenacity.stop_after_delay(patience_s)
-    return tenacity.stop_after_attempt(attempts) if attempts else delay
+    bound = tenacity.stop_after_attempt(attempts) if attempts else None
+    stop = bound or tenacity.stop_after_delay(patience_s)
+    return lambda state: stop(state) or too_late(state)
 
 
 def _raise(fault: ImagenError) -> NoReturn:

@@ -93,6 +93,19 @@ def is_readable(descriptor: int) -> bool:
 
 
 @contextmanager
+def dropped() -> Iterator[None]:
+    """Drop a signal until the block is done: it says what becomes of an earlier one."""
+    global _holds, _waiting  # noqa: PLW0603 - see above
+    _holds += 1
+    try:
+        yield
+    finally:
+        _holds -= 1
+        if not _holds:
+            _waiting = None
+
+
+@contextmanager
 def held() -> Iterator[None]:
     """Put off a signal until the block is done."""
     global _holds, _waiting  # noqa: PLW0603 - see above

@@ -88,7 +88,7 @@ class Store:
                 made.append(self._written(job, outcome.made(job, collected, number, total), data))
         except ImagenError as fault:
             return made, fault
-        expected = job.plan.images if job.plan else 1
+        expected = max(job.plan.images, 1) if job.plan else 1  # where it is not known, any is right
         if len(made) >= expected:
             return made, None
         rest = {**job.record, "submit": job.handle, "id": outcome.name(job, len(made) + 1)}

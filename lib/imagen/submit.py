@@ -63,15 +63,16 @@ class Submitter:
 
         Nothing is waited for beyond `until` (monotonic). InDoubt where only a later look can tell.
         """
-        job.began = time.monotonic()
+        job.began, paid = time.monotonic(), as_paid(job.backend)
         try:
-            return retry.once_more(lambda: self._look_then_send(job, until), job.backend.retry_s)
+            return retry.once_more(
+                lambda: self._look_then_send(job, until), job.backend.retry_s, until=until
+            )
         except (AnswerLost, ServerFault) as fault:
-            if paid := as_paid(job.backend):
+            if paid:
+                wait_s = _rounded(self.wait_s(job, paid))
                 fault.billed, fault.retry = "unknown", "after"
-                fault.retry_after_s = max(
-                    fault.retry_after_s or 0, _rounded(self.wait_s(job, paid))
-                )
+                fault.retry_after_s = max(fault.retry_after_s or 0, wait_s)
             raise
 
     def adopt(self, job: Job) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ from imagen.request import TOOL, Told
 from servers.comfyui import TEXT, Answer, ComfyUI
 
 ID = "5f0c8d5e-5d2f-4a6b-9d0a-1c2b3a4d5e6f"
-NOT_OWNED = Lost(0, lambda _handle: False)
+NOT_OWNED = Lost(0, None, 0, lambda _handle: False)
 FAST = {"poll_min_s": 0.001, "poll_max_s": 0.02, "retry_s": 0.01, "patience_s": 1}
 PAGE = Answer(200, b"<html>please log in</html>", "text/html")
 Make = Callable[..., Renderer]
@@ -218,12 +219,12 @@ def test_the_bytes_are_written_as_they_came(server: ComfyUI, make: Make) -> None
 def test_the_end_of_one_wait_does_not_cut_short_what_is_asked_later(
     server: ComfyUI, backend: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagen.backends.comfyui._AT_LEAST_S", 0.01)
+    monkeypatch.setattr("imagen.backends.comfyui._AT_LEAST_S", 0.5)
     server.held, one = True, backend()
     plan = one.plan(Ask(asked(), "a cat", None, ID))
     wait = Wait(time.monotonic(), lambda _: None)
     assert one.collect(one.submit(plan), wait, plan) is None
-    time.sleep(0.02)
+    time.sleep(0.6)
     assert one.find(plan, NOT_OWNED) == ID
 
 
@@ -655,6 +656,7 @@ def test_an_id_that_failed_on_the_server_may_be_tried_again(server: ComfyUI, mak
         b'{"prompt_id": 5, "node_errors": ["x"]}',
         b'{"node_errors": {"1": {"errors": 5}}}',
         b'{"prompt_id": NaN}',
+        b"{}",
         b"[]",
     ],
 )
@@ -736,6 +738,203 @@ def test_fewer_pictures_than_asked_are_kept_and_told(
     assert [one["id"] for one in made] == [ID, f"{ID}.2"]
     assert caught.value.code == "too_few_images"
     assert "2 of 3" in caught.value.message
+
+
+# -- how many images come --------------------------------------------------------------------------
+
+CASE = Path(__file__).parents[1] / "data" / "comfyui" / "batch_size_of_a_tool.json"
+
+
+def with_workflow(tmp_path: Path, graph: Any) -> str:
+    (tmp_path / "case.json").write_text(json.dumps(graph))
+    return "./case.json"
+
+
+def somebodys(server: ComfyUI, batch_size: int) -> dict[str, Any]:
+    """Give a graph whose images pass through a node that only this server knows."""
+    spec = {"input": {"required": {"image": ["IMAGE", {}]}}, "output_node": False}
+    server.classes["SomebodysNode"] = spec
+    image = {"width": 64, "height": 64, "batch_size": batch_size, "color": 0}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": image},
+        "2": {"class_type": "SomebodysNode", "inputs": {"image": ["1", 0]}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}},
+    }
+
+
+def test_the_batch_of_a_node_that_no_output_uses_is_not_expected(
+    server: ComfyUI, make: Make, tmp_path: Path
+) -> None:
+    graph = json.loads(CASE.read_text())
+    (made,) = rendered(make(workflow=with_workflow(tmp_path, graph)))
+    assert Path(made["file"]).is_file()
+
+
+def test_one_image_of_such_a_graph_may_go_to_an_output(
+    server: ComfyUI, make: Make, tmp_path: Path
+) -> None:
+    flow = with_workflow(tmp_path, json.loads(CASE.read_text()))
+    (made,) = rendered(make(told={"output": str(tmp_path / "one.png")}, workflow=flow))
+    assert made["file"] == str(tmp_path / "one.png")
+
+
+def test_several_planned_images_are_refused_with_an_output_before_anything_is_sent(
+    server: ComfyUI, make: Make, tmp_path: Path
+) -> None:
+    told = {"output": str(tmp_path / "one.png")}
+    fault = failure(make(told=told), options={"batch_size": 3})
+    assert isinstance(fault, Refused)
+    assert "makes 3" in fault.message
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_where_the_number_cannot_be_known_any_number_is_right(
+    server: ComfyUI, make: Make, tmp_path: Path, count: int
+) -> None:
+    flow = with_workflow(tmp_path, somebodys(server, count))
+    made = rendered(make(told={"output": str(tmp_path / "one.png")}, workflow=flow))
+    assert [one["id"] for one in made] == [ID, *(f"{ID}.{n}" for n in range(2, count + 1))]
+    assert made[0]["file"] == str(tmp_path / "one.png")
+    assert all(str(tmp_path / "out") in one["file"] for one in made[1:])
+
+
+def test_all_images_of_an_unknown_number_are_collected_after_a_kill_behind_the_first(
+    server: ComfyUI, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = with_workflow(tmp_path, somebodys(server, 3))
+    killed = make(workflow=flow)
+    monkeypatch.setattr(killed._journal, "done", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        rendered(killed)
+    made = rendered(make(workflow=flow))
+    assert [one["id"] for one in made] == [ID, f"{ID}.2", f"{ID}.3"]
+    assert len(submitted(server)) == 1
+
+
+def test_a_plan_is_journaled_as_an_older_release_reads_it(
+    server: ComfyUI, make: Make, tmp_path: Path
+) -> None:
+    rendered(make(workflow=with_workflow(tmp_path, somebodys(server, 1))))
+    with sqlite3.connect(tmp_path / "state" / "ledger.sqlite3") as db:
+        ((plan,),) = db.execute("select plan from submits").fetchall()
+    keys = {"payload", "resolved", "cost_usd", "images", "handle", "approximated", "dropped"}
+    assert json.loads(plan).keys() == keys
+    assert json.loads(plan)["images"] == 0
+
+
+def test_no_more_than_a_hundred_images_are_fetched_where_one_was_asked_for(
+    server: ComfyUI, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = server._saved
+
+    def many(*these: Any) -> dict[str, Any]:
+        (place,) = saved(*these)["images"]
+        data = server.files[place["subfolder"], place["filename"]]
+        places = [
+            {**place, "filename": place["filename"].replace("00001", f"{number:05}")}
+            for number in range(1, 401)
+        ]
+        server.files |= {(one["subfolder"], one["filename"]): data for one in places}
+        return {"images": places}
+
+    monkeypatch.setattr(server, "_saved", many)
+    made = rendered(make())
+    assert (len(made), asks(server, "GET /view")) == (100, 100)
+    assert made[0]["backend_meta"]["not_fetched"] == 300
+
+
+# -- what other nodes say --------------------------------------------------------------------------
+
+FOREIGN = [
+    {"7": {"text": ["a caption"], "images": "none"}},
+    {"7": None},
+    {"7": [1, 2]},
+    {"7": {"images": None}, "8": {"images": [None, "x", 5, {"filename": None}]}},
+    {"7": {"value": float("nan"), "images": {"0": float("inf")}}},
+]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_what_another_node_puts_out_keeps_back_no_image(
+    server: ComfyUI, make: Make, foreign: Any
+) -> None:
+    server.foreign = foreign
+    assert len(rendered(make())) == 1
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_it_keeps_back_no_image_that_is_found_when_the_answer_was_lost(
+    server: ComfyUI, make: Make, foreign: Any
+) -> None:
+    server.foreign = foreign
+    server.fail("POST /prompt", None, after=True)
+    assert len(rendered(make())) == 1
+    assert len(submitted(server)) == 1
+
+
+def test_numbers_that_json_does_not_have_are_no_fault_of_a_server(
+    server: ComfyUI, make: Make, backend: Open
+) -> None:
+    server.stats["answer"]["devices"][0]["vram_free"] = float("nan")
+    server.classes["KSampler"]["input"]["required"]["cfg"][1]["max"] = float("inf")
+    assert str(backend().status(ask=True)) == "ok"
+    (made,) = rendered(make())
+    assert "vram_used_mib" not in made["backend_meta"]
+
+
+# -- a server of before mid-2025 -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_an_old_server_is_named_and_left_without_a_prompt_of_ours(
+    server: ComfyUI, make: Make, running: bool
+) -> None:
+    server.old = server.held = True
+    theirs = None if running else strangers_prompt(server)
+    renderer = make()
+    fault = failure(renderer)
+    assert (fault.code, fault.retry, fault.billed) == ("server_too_old", "never", "no")
+    assert "it was cancelled" in fault.message
+    assert "0.3.45" in str(fault.hint)
+    assert server.queue() == (theirs, [])
+    assert len(submitted(server)) == 1
+
+
+def test_nothing_more_is_sent_to_an_old_server_in_this_run(server: ComfyUI, make: Make) -> None:
+    server.old = True
+    renderer = make()
+    failure(renderer)
+    before = len(server.requests)
+    for number in range(3):
+        assert failure(renderer, id=f"another-{number}").code == "server_too_old"
+    assert len(server.requests) == before
+
+
+def test_an_old_server_whose_prompt_cannot_be_cancelled_is_told_so(
+    server: ComfyUI, make: Make
+) -> None:
+    server.old = server.held = True
+    server.fail("POST /queue", times=9)
+    assert "it may go on, it could not be cancelled" in failure(make()).message
+
+
+def test_the_same_line_is_rendered_when_the_server_is_updated(server: ComfyUI, make: Make) -> None:
+    server.old = True
+    failure(make())
+    server.old = False
+    (made,) = rendered(make())
+    assert (made["submit"], made["attempts"]) == (handle(), 1)
+
+
+def test_the_status_of_an_old_server_says_so_and_queues_nothing(
+    server: ComfyUI, backend: Open
+) -> None:
+    server.old = True
+    status = backend().status(ask=True)
+    assert (status.state, "ComfyUI 0.3.44" in status.detail) == ("too old", True)
+    assert "0.3.45" in status.detail
+    assert asks(server, "POST") == 0
 
 
 # -- an absent server ----------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import pytest
 
 from servers.comfyui import ComfyUI
 from servers.replicate import SCHNELL, TOKEN, Replicate
+from servers.replicate import Answer as Late
 
 
 @pytest.fixture
@@ -105,6 +107,41 @@ def test_a_check_of_a_file_of_the_instances_own_says_that_it_has_no_source(tool,
         server.uninstall("ae.safetensors")
         row = tool("backends", "--check", "local").record
     assert row["cure"].endswith("imagen-models fetch flux1-schnell --option=unet=mine.safetensors")
+
+
+def test_a_check_of_a_server_that_is_too_old_says_so(tool, configure):
+    with ComfyUI() as server:
+        server.old = True
+        configure(local(server.url))
+        ran = tool("backends", "--check", "local")
+    assert ran.status == 1
+    assert ran.record["status"].startswith("too old (ComfyUI 0.3.44; update ComfyUI to 0.3.45")
+    assert {method for method, *_ in server.requests} == {"GET"}
+
+
+def test_a_check_asks_all_at_once_and_takes_five_seconds_at_most(tool, configure):
+    with socket.socket() as deaf, ComfyUI() as server, Replicate() as paid_server:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(16)
+        silent = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        paid_server.fail("GET", Late(wait_s=20))
+        rows = {
+            "deaf": f"{{type: comfyui, url: '{silent}'}}",
+            "mute": f"{{type: replicate, model: {SCHNELL}, base_url: '{paid_server.url}'}}",
+            "also-deaf": f"{{type: comfyui, url: '{silent}'}}",
+            "local": f"{{type: comfyui, url: '{server.url}'}}",
+        }
+        configure("backends:\n" + "".join(f"  {name}: {row}\n" for name, row in rows.items()))
+        began = time.monotonic()
+        ran = tool("backends", "--check", *rows, env={"REPLICATE_API_TOKEN": TOKEN})
+        took = time.monotonic() - began
+    assert took < 15, "5 s of ours, and a start of Python on a busy machine"
+    assert [row["name"] for row in ran.records] == [*rows]
+    by_name = {row["name"]: row for row in ran.records}
+    assert by_name["local"]["status"] == "ok"
+    for name in ("deaf", "mute", "also-deaf"):
+        assert by_name[name]["status"].startswith("unreachable (")
+        assert by_name[name]["checked"] is True
 
 
 def test_a_value_that_a_server_does_not_offer_is_no_missing_file(tool, configure):

@@ -35,6 +35,7 @@ from servers.wire import Broken
 
 DATA = Path(__file__).parents[1] / "data" / "comfyui"
 JSON, TEXT = "application/json; charset=utf-8", "text/plain; charset=utf-8"
+OLD_VERSION = "0.3.44"  # the last one without a prompt_id of the client's choice
 Graph = dict[str, Any]
 
 
@@ -47,6 +48,7 @@ class Answer(NamedTuple):
     name: str | None = None
 
 
+SILENCE = Answer(0)  # no answer, for as long as the server is there
 TROUBLE = Answer(500, b"500 Internal Server Error\n\nServer got itself in trouble", TEXT)
 
 
@@ -70,6 +72,8 @@ class ComfyUI:
         self.held = False  # nothing ends before `release`
         self.error: str | None = None  # with which each render fails
         self.fork = False  # history in the words of the fork
+        self.old = False  # of before mid-2025: takes no prompt_id of ours, any interrupt is global
+        self.foreign: Any = {}  # outputs of other nodes, put into each history entry
         self.spoil: Callable[[bytes], bytes] = bytes  # what becomes of a picture in /view
         self.files: dict[tuple[str, str], bytes] = {}  # pictures by subfolder and name
         self.requests: list[tuple[str, str, Any]] = []  # all of them: method, path, body
@@ -143,6 +147,7 @@ class ComfyUI:
         self._open(self._http.server_port)
 
     def _open(self, port: int) -> None:
+        self.closed = threading.Event()
         handler = type("Handler", (_Handler,), {"comfy": self})
         self._http = _Http(("127.0.0.1", port), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
@@ -151,6 +156,7 @@ class ComfyUI:
 
     def close(self) -> None:
         """Cut all connections and close the port."""
+        self.closed.set()
         self._http.shutdown()
         for connection in list(self._http.connections):
             with suppress(OSError):
@@ -189,7 +195,7 @@ class ComfyUI:
             "POST queue": lambda: self._delete(json.loads(raw)["delete"]),
             "POST interrupt": lambda: self._interrupt(json.loads(raw or b"{}").get("prompt_id")),
             "GET view": lambda: self._view(**query),
-            "GET system_stats": lambda: _json(self.stats["answer"]),
+            "GET system_stats": lambda: _json(self._stats()),
             "GET object_info": lambda: _json(_one(self.classes, name)),
         }
         with self._lock:
@@ -212,11 +218,17 @@ class ComfyUI:
             return _json({"error": error, "node_errors": node_errors}, 400)
         extra |= {"client_id": body["client_id"]} if "client_id" in body else {}
         extra |= {"create_time": round(time.time() * 1000)} if self.fork else {}
-        item = Item(self._number, str(body.get("prompt_id", uuid.uuid4())), graph, extra, outputs)
+        chosen = uuid.uuid4() if self.old else body.get("prompt_id", uuid.uuid4())
+        item = Item(self._number, str(chosen), graph, extra, outputs)
         self._number += 1
         self._pending.append(item)
         self.submits.append(json.loads(raw))
         return _json({"prompt_id": item.id, "number": item.number, "node_errors": node_errors})
+
+    def _stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.stats["answer"]
+        version = OLD_VERSION if self.old else stats["system"]["comfyui_version"]
+        return {**stats, "system": {**stats["system"], "comfyui_version": version}}
 
     def _queue(self) -> Answer:
         running = [self._running] if self._running else []
@@ -232,7 +244,7 @@ class ComfyUI:
 
     def _interrupt(self, meant: str | None) -> Answer:
         self.interrupts.append(meant)
-        if self._running and meant in (None, self._running.id):
+        if self._running and (self.old or meant in (None, self._running.id)):
             said = {**_working(self._running), "executed": []}
             self._end(time.time(), "execution_interrupted", said)
         return Answer()
@@ -290,7 +302,7 @@ class ComfyUI:
         status = {"status_str": "success" if good else "error", "completed": good}
         self._history[item.id] = {
             "prompt": item,
-            "outputs": outputs,
+            "outputs": {**outputs, **self.foreign},
             "status": {**status, "messages": messages},
             "meta": {
                 key: {"node_id": key, "display_node": key, "parent_node": None, "real_node_id": key}
@@ -484,9 +496,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.comfy.headers.append(dict(self.headers))
         self.comfy.requests.append((self.command, self.path, _read(raw)))
         answer = self.comfy.respond(self.command, self.path, raw)
-        if answer is None:
+        if answer is SILENCE:
+            self.comfy.closed.wait()
+        if answer is None or answer is SILENCE:
             self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
             return
         if isinstance(answer, Broken):
             self.close_connection = True

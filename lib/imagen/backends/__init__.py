@@ -43,6 +43,7 @@ class Plan:
     """What would be sent, and what is known of the result beforehand.
 
     `handle` is set when we choose it ourselves; `cost_usd` is None when the price is unknown.
+    `images` is how many must come, 0 where that cannot be known: then any number from 1 is right.
     """
 
     payload: dict[str, Any]
@@ -102,10 +103,14 @@ class Refusals(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """How long to wait: until a time of time.monotonic(); `tell` shows people what for."""
+    """How long to wait: until a time of time.monotonic(); `tell` shows people what for.
+
+    The look that even a wait of no time needs may take until `look_until`.
+    """
 
     until: float
     tell: Callable[[str], None]
+    look_until: float = -math.inf
 
 
 class Collected(NamedTuple):
@@ -136,7 +141,7 @@ class Ran(NamedTuple):
 
 
 class Status(NamedTuple):
-    """Whether an instance can be used: ok, not configured (…), unreachable (…), incomplete (…).
+    """Whether an instance can be used: ok, or not configured, unreachable, too old, incomplete.
 
     `lacks` are more fields of an incomplete one's line: what is missing, and what cures it.
     """
@@ -151,7 +156,11 @@ class Status(NamedTuple):
 
 
 class Backend(Protocol):
-    """One configured instance."""
+    """One configured instance.
+
+    `until` is a time of time.monotonic(): no request is waited for any longer, and whoever had to
+    stop says so by AnswerLost.
+    """
 
     paid: bool
     timeout_s: float
@@ -182,10 +191,10 @@ class Backend(Protocol):
         The plan is worked out anew when another process submitted it, None when it cannot be.
         """
 
-    def cancel(self, handle: str) -> None:
+    def cancel(self, handle: str, until: float = math.inf) -> None:
         """Cancel this render and no other, as well as can be."""
 
-    def status(self, ask: bool) -> Status:
+    def status(self, ask: bool, until: float = math.inf) -> Status:
         """Tell whether it can be used; with `ask` the server is asked."""
 
     def about(self) -> dict[str, str]:

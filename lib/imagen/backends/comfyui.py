@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
@@ -24,15 +24,16 @@ from ..errors import (
     MissingModel,
     Refused,
     Rejected,
-    RenderFailed,
     RenderLost,
     ServerFault,
+    ServerTooOld,
     Unreachable,
 )
 from ..record import canonical_uuid
 from ..settings import Key
 from ..workflow import Model, Workflow
 from ..workflow_check import Finding
+from ..workflow_images import expected_images
 from . import BASE_KEYS, Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {
@@ -49,7 +50,10 @@ _MIN_SIZE, _MAX_SIZE = 16, 16384  # of EmptySD3LatentImage in /object_info
 _FIELDS = workflow.FIELDS
 _REQUESTED = {"prompt", "negative_prompt", "seed", *_FIELDS}  # never filled by options
 _SHARE = 0.04  # of the time waited: the poll is never far behind and never a burden
-_AT_LEAST_S = 10  # for the requests that even a wait of no time needs
+_AT_LEAST_S = 1  # for the one look that even a wait of no time needs
+_FETCH_S = 600  # for all images of a prompt, as long as they keep coming
+_MOST_IMAGES = 100  # of one prompt, where no more are planned: each is held in memory
+_TOO_OLD = "this ComfyUI does not take the prompt_id that a client chooses"
 _LOOK_S = 1.0  # how often /queue, which carries whole graphs, is asked beside /history
 
 
@@ -99,6 +103,7 @@ class ComfyUI:
         self._patience_s = instance.get("patience_s", 30)
         self.retry_s = instance.get("retry_s", 0.3)
         self._opened: http.Server | None = None
+        self._too_old: ServerTooOld | None = None  # why nothing more is sent
 
     def plan(self, ask: Ask) -> Plan:
         """Fill the workflow: the exact body of POST /prompt."""
@@ -110,7 +115,7 @@ class ComfyUI:
             graph[node]["inputs"]["filename_prefix"] = comfy_api.prefix(ask.submit_id)
         client = _client_id(ask.submit_id)
         plan.payload = {"prompt": graph, "prompt_id": ask.submit_id, "client_id": client}
-        plan.images = _expected(graph, self.workflow)
+        plan.images = expected_images(graph) or 0
         known = {**self.workflow.defaults, **values}
         plan.resolved |= {name: known[name] for name in _FIELDS if name in holes and name in known}
         plan.resolved |= {**self._model(values), "workflow": self.workflow.name}
@@ -174,43 +179,55 @@ class ComfyUI:
         self, plan: Plan, until: float = math.inf, begin: Callable[[], None] = lambda: None
     ) -> str:
         """POST /prompt; nothing runs when the server finds fault with any part of it."""
+        if self._too_old:
+            raise ServerTooOld(self._too_old.message)
         begin()
         handle = str(plan.handle)
-        if self._is_known(handle, plan.payload["prompt"]):
-            return handle
-        try:
-            said = self._server.post("/prompt", plan.payload).json_object()
-        except Rejected as fault:
-            raise self._with_cure(comfy_api.refusal(fault)) from None
-        except Unreachable as fault:
-            raise self._with_boot_hint(fault) from None
-        if said.get("node_errors"):
+        with self._server.within(until):
+            if self._is_known(handle, plan.payload["prompt"]):
+                return handle
+            try:
+                answer = self._server.post("/prompt", plan.payload).json_object(lenient=True)
+            except Rejected as fault:
+                raise self._with_cure(comfy_api.refusal(fault)) from None
+            except Unreachable as fault:
+                raise self._with_boot_hint(fault) from None
+            self._check_accepted(answer, handle)
+        return handle
+
+    def _check_accepted(self, answer: Mapping[str, Any], handle: str) -> None:
+        """Check that all of it was accepted, and under our id; else stop what was queued."""
+        accepted_id = answer.get("prompt_id")
+        if answer.get("node_errors"):
             with suppress(ImagenError):
-                self.cancel(handle)  # the nodes without fault were queued all the same
+                self._stop(str(accepted_id))  # the nodes without fault were queued all the same
             raise self._with_cure(
                 comfy_api.node_fault(
-                    said["node_errors"], "some outputs of the workflow are refused"
+                    answer["node_errors"], "some outputs of the workflow are refused"
                 )
             )
-        if said.get("prompt_id") != handle:
-            raise RenderFailed(
-                f"the server gave the prompt another id than ours: {said.get('prompt_id')!r}",
-                hint="update ComfyUI: it must honour prompt_id",
-            )
-        return handle
+        if not isinstance(accepted_id, str):
+            raise ServerFault(f"the server's answer is not ComfyUI's (prompt_id {accepted_id!r})")
+        if accepted_id != handle:
+            try:
+                self._stop(accepted_id)
+                became = "it was cancelled"
+            except ImagenError as fault:
+                became = f"it may go on, it could not be cancelled ({fault.message})"
+            self._too_old = ServerTooOld(f"{_TOO_OLD}: it queued prompt {accepted_id}; {became}")
+            raise self._too_old
 
     def _is_known(self, handle: str, graph: workflow.Graph) -> bool:
         """Whether this very prompt has been made already; Refused when its id made another.
 
         The server would run it again and overwrite the entry, which until then is the old one's.
         """
-        found = self._look(f"/history/{handle}").get(handle)
-        if not found:
+        stored = self._look(f"/history/{handle}").get(handle)
+        if not stored or not isinstance(stored, dict):
             return False
-        if not comfy_api.is_same_graph(found, graph):
-            says = "this id has made another picture on the server"
-            raise IdTaken(says)
-        if comfy_api.entry_of(found).status == "success":
+        if not comfy_api.is_same_graph(stored, graph):
+            raise IdTaken("this id has made another picture on the server")
+        if comfy_api.entry_of(stored).status == "success":
             return True
         self._server.post("/history", {"delete": [handle]})
         return False
@@ -219,12 +236,13 @@ class ComfyUI:
     def find(self, plan: Plan, lost: Lost, until: float = math.inf) -> str | Sought:
         """Look for our prompt_id in /queue and /history, twice: it may be between the two."""
         handle = str(plan.handle)
-        for _ in range(2):
-            if comfy_api.place_in(self._look("/queue"), handle) is not None:
-                return handle
-            entry = _entry(self._look(f"/history/{handle}"), handle)
-            if entry:
-                return handle if entry.status == "success" else Sought.ABSENT
+        with self._server.within(until):
+            for _ in range(2):
+                if comfy_api.place_in(self._look("/queue"), handle) is not None:
+                    return handle
+                entry = _entry(self._look(f"/history/{handle}"), handle)
+                if entry:
+                    return handle if entry.status == "success" else Sought.ABSENT
         return Sought.ABSENT
 
     @_reading
@@ -232,12 +250,17 @@ class ComfyUI:
         """Poll /history, and /queue for what /history cannot tell, then fetch the images."""
         if canonical_uuid(handle) is None:
             raise Refused(f"no prompt_id of ours: {handle[:60]!r}")
+        entry = self._ended(handle, wait)
+        return entry and self._fetched(handle, entry, wait, plan)
+
+    def _ended(self, handle: str, wait: Wait) -> comfy_api.Entry | None:
+        """Poll until the prompt has ended; None when the wait is over before."""
         began = time.monotonic()
         looked, missing = began, 0
-        with self._server.within(max(wait.until, began + _AT_LEAST_S)):
+        with self._server.within(max(wait.until, wait.look_until, began + _AT_LEAST_S)):
             while True:
                 if entry := self._entry(handle):
-                    return self._fetched(handle, entry)
+                    return entry
                 now = time.monotonic()
                 if now - looked >= _LOOK_S or missing:
                     looked = now
@@ -254,16 +277,21 @@ class ComfyUI:
                 time.sleep(max(min(pause, wait.until - now), 0))
 
     @_reading
-    def cancel(self, handle: str) -> None:
+    def cancel(self, handle: str, until: float = math.inf) -> None:
         """Take our prompt out of the queue, or interrupt it by its id while it is the one running.
 
         An old server takes any interrupt for a global one: so it is sent only while ours runs.
         """
+        with self._server.within(until):
+            self._stop(handle)
+
+    def _stop(self, handle: str) -> None:
         self._server.post("/queue", {"delete": [handle]})
-        if comfy_api.place_in(self._server.get("/queue").json_object(), handle) == 0:
+        queue = self._server.get("/queue").json_object(lenient=True)
+        if comfy_api.place_in(queue, handle) == 0:
             self._server.post("/interrupt", {"prompt_id": handle})
 
-    def status(self, ask: bool) -> Status:
+    def status(self, ask: bool, until: float = math.inf) -> Status:
         """Ask the server whether it is there and has the workflow's nodes and files."""
         missing = [
             name for name in self._settings.get("headers_env", {}).values() if not secret(name)
@@ -273,8 +301,11 @@ class ComfyUI:
         if not ask:
             return Status("ok")
         try:
-            self._server.get("/system_stats")
-            found = self.judged(self.workflow)
+            with self._server.within(until):
+                stats = self._server.get("/system_stats").json_object(lenient=True)
+                if version := comfy_api.is_too_old(stats):
+                    return Status("too old", f"ComfyUI {version}; {ServerTooOld.hint}")
+                found = self.judged(self.workflow)
         except Unreachable as fault:
             return Status("unreachable", self._with_boot_hint(fault).as_line())
         except ImagenError as fault:
@@ -348,16 +379,17 @@ class ComfyUI:
     def _look(self, path: str) -> dict[str, Any]:
         """Read once or twice: who looks for a lost submit should not wait for a dead server."""
         try:
-            return retry.once_more(lambda: self._server.get(path).json_object(), self.retry_s)
+            return retry.once_more(lambda: self._json(path), self.retry_s, until=self._server.until)
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
 
     def _read(self, path: str) -> dict[str, Any]:
         try:
-            left = max(self._server.until - time.monotonic(), 0)
-            patience = min(self._patience_s, left)
             return retry.for_a_while(
-                lambda: self._server.get(path).json_object(), patience, self.retry_s
+                lambda: self._json(path),
+                self._patience_s,
+                self.retry_s,
+                until=self._server.until,
             )
         except Unreachable as fault:
             raise self._with_boot_hint(fault) from None
@@ -365,26 +397,55 @@ class ComfyUI:
             fault.retry = "safe"  # the prompt goes on; whoever asks again may be let in
             raise
 
+    def _json(self, path: str) -> dict[str, Any]:
+        return self._server.get(path).json_object(lenient=True)
+
     def _place_in_queue(self, handle: str) -> int | None:
         return comfy_api.place_in(self._read("/queue"), handle)
 
     def _entry(self, handle: str) -> comfy_api.Entry | None:
         return _entry(self._read(f"/history/{handle}"), handle)
 
-    def _fetched(self, handle: str, entry: comfy_api.Entry) -> Collected:
+    def _fetched(
+        self, handle: str, entry: comfy_api.Entry, wait: Wait, plan: Plan | None
+    ) -> Collected:
+        """Fetch what it made: no more than planned or _MOST_IMAGES, whichever is more.
+
+        A server that stays silent is waited for no longer than the wait; what comes may take its
+        time.
+        """
         if entry.status != "success":
             raise comfy_api.failure(entry)
-        images = [self._view(handle, place) for place in comfy_api.ours(handle, entry.outputs)]
-        if not images:
+        places = comfy_api.ours(handle, entry.outputs)
+        if not places:
             raise BadImage("the workflow ended without an image of ours", retry="never")
-        meta = {"prompt_id": handle, "client_id": _client_id(handle), **self._vram()}
+        most = max(plan.images if plan else 1, _MOST_IMAGES)
+        meta: dict[str, Any] = {"prompt_id": handle, "client_id": _client_id(handle)}
+        if len(places) > most:
+            meta["not_fetched"] = len(places) - most
+        until = max(wait.until, wait.look_until)
+        with self._server.within(time.monotonic() + _FETCH_S), self._hurried(until):
+            images = [self._view(handle, place, until) for place in places[:most]]
+            meta |= self._vram()
         return Collected(images, meta, entry.run_ms)
 
-    def _view(self, handle: str, place: Mapping[str, str]) -> bytes:
+    @contextmanager
+    def _hurried(self, until: float) -> Iterator[None]:
+        """Let no silence of the server last beyond a time of time.monotonic()."""
+        server, usual_s = self._server, self._server.read_s
+        server.read_s = min(max(until - time.monotonic(), _AT_LEAST_S), usual_s)
+        try:
+            yield
+        finally:
+            server.read_s = usual_s
+
+    def _view(self, handle: str, place: Mapping[str, str], until: float) -> bytes:
         wanted = {key: place[key] for key in ("filename", "subfolder", "type")}
         try:
             body = retry.once_more(
-                lambda: self._server.get("/view", http.MAX_IMAGE, wanted).body, self.retry_s
+                lambda: self._server.get("/view", http.MAX_IMAGE, wanted).body,
+                self.retry_s,
+                until=until,
             )
         except Rejected as fault:
             if fault.status == 404:
@@ -398,7 +459,7 @@ class ComfyUI:
     def _vram(self) -> dict[str, int]:
         """Memory in use on the first device, in MiB; best effort."""
         try:
-            device = self._server.get("/system_stats").json_object()["devices"][0]
+            device = self._json("/system_stats")["devices"][0]
             return {"vram_used_mib": int(device["vram_total"] - device["vram_free"]) // 2**20}
         except (ImagenError, LookupError, TypeError, ValueError):
             return {}
@@ -411,13 +472,6 @@ def _entry(history: Mapping[str, Any], handle: str) -> comfy_api.Entry | None:
 
 def _client_id(submit_id: str) -> str:
     return uuid.uuid5(uuid.UUID(submit_id), "client").hex
-
-
-def _expected(graph: workflow.Graph, of: Workflow) -> int:
-    """How many images come: the largest batch in the graph, for each SaveImage node."""
-    sizes = [node["inputs"].get("batch_size", 1) for node in graph.values()]
-    batch = max((size for size in sizes if isinstance(size, int)), default=1)
-    return max(batch, 1) * len(of.nodes("SaveImage"))
 
 
 def _telling(place: int | None) -> str:

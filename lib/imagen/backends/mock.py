@@ -153,11 +153,11 @@ class Mock:
         meta = {"seed_used": payload["seed"], "prediction_id": handle}
         return Collected(images, meta)
 
-    def cancel(self, handle: str) -> None:
+    def cancel(self, handle: str, until: float = math.inf) -> None:
         """Forget the render."""
         self._accepted(handle).unlink(missing_ok=True)
 
-    def status(self, ask: bool) -> Status:
+    def status(self, ask: bool, until: float = math.inf) -> Status:
         """It is always there."""
         return Status("ok")
 

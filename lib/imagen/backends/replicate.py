@@ -47,13 +47,13 @@ KEYS = {
     "settle_s": Key("seconds", 5),
 }
 BACKOFF_S = 1.0  # the first wait after a 429 that does not say how long
-_AT_LEAST_S = 10  # for the requests that even a wait of no time needs
+_AT_LEAST_S = 1  # for the one look that even a wait of no time needs
+_CREATE_S = 2  # that a create must have left: one that is cut short is a doubt
 _FETCH_S = 600  # for all images of a prediction
 _MARGIN_S = 120  # the list is read back so far beyond the submit: two clocks are compared
 _FIND_S = 120  # how long a look may take
 _MOST_PAGES = 100  # of a hundred predictions
 _DAY_S = 86400
-_CREATE_S = 3  # that a create may take whatever the wait: cut off, it may have been accepted
 _GONE = (404, 410)
 _WHO = "Replicate API"
 
@@ -110,7 +110,9 @@ class Replicate:
         An answer that proves no refusal leaves open whether it was accepted: AnswerLost.
         """
         try:
-            answer = retry.as_told(lambda: self._create(plan, until, begin), BACKOFF_S, until=until)
+            answer = retry.as_told(
+                lambda: self._create(plan, until, begin), BACKOFF_S, until=until - _CREATE_S
+            )
         except Rejected as fault:
             if fault.status == 404:
                 fault.hint = "is it spelled so? a model without an official endpoint needs :version"
@@ -225,7 +227,7 @@ class Replicate:
         """
         if not replicate_api.is_id(handle):
             raise Refused(f"no id of a prediction: {handle[:60]!r}", billed="unknown", ends=True)
-        ends = max(wait.until, time.monotonic() + _AT_LEAST_S)
+        ends = max(wait.until, wait.look_until, time.monotonic() + _AT_LEAST_S)
         with self._billing("unknown"), self._server.within(ends):
             while (found := self._prediction(handle, wait)).status not in replicate_api.ENDED:
                 wait.tell(found.status)
@@ -257,6 +259,7 @@ class Replicate:
                 patience_s,
                 self.retry_s,
                 when=(Unreachable, AnswerLost, Throttled),
+                until=self._server.until,
             )
         except Rejected as fault:
             if fault.status in _GONE:
@@ -303,7 +306,7 @@ class Replicate:
             return None
         return round(plan.cost_usd / plan.images * made, 9)
 
-    def cancel(self, handle: str) -> None:
+    def cancel(self, handle: str, until: float = math.inf) -> None:
         """Leave it: what is paid for is never cancelled by us."""
 
     # -- what it ran -----------------------------------------------------------------------------
@@ -329,14 +332,14 @@ class Replicate:
 
     # -- status ----------------------------------------------------------------------------------
 
-    def status(self, ask: bool) -> Status:
+    def status(self, ask: bool, until: float = math.inf) -> Status:
         """Tell whether there is a token and, when asked, whether Replicate accepts it."""
         if not secret(self._token_env):
             return Status("not configured", f"set {self._token_env}")
         try:
             server = self._server
             if ask:
-                with self._speaking():
+                with self._speaking(), server.within(until):
                     server.get(replicate_api.LIST).json_object()
         except (ConfigFault, Unauthorized) as fault:
             return Status("not configured", fault.message)

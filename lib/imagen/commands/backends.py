@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,8 @@ from ..errors import DONE, FAILED, ConfigFault, Refused
 if TYPE_CHECKING:
     from ..config import Config
 
+_CHECK_S = 4.0  # that the requests of a check may take
+_MARGIN_S = 0.5  # after which whoever still has no answer is given up
 EXAMPLES = """
 Examples:
   imagen-backends --check
@@ -24,7 +27,7 @@ Examples:
 
 @tool("backends", epilog=EXAMPLES)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--check", is_flag=True, help="Ask the servers; exit 1 when one is not ok.")
+@click.option("--check", is_flag=True, help="Ask the servers, for 5 s; exit 1 when one is not ok.")
 def main(common: Common, names: tuple[str, ...], check: bool) -> int:
     """One line for each instance: a table on a terminal, JSON lines in a pipe."""
     from .. import config
@@ -43,23 +46,59 @@ def main(common: Common, names: tuple[str, ...], check: bool) -> int:
 
 
 def _rows(values: Config, names: list[str], check: bool) -> Iterator[dict[str, Any]]:
+    """Yield a line for each instance, in their order; with `check` all are asked at once."""
     from .. import backends, config
 
+    until = time.monotonic() + _CHECK_S
+    asked: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
     for name in names:
         if name not in values.backends:
             backends.open_backend(name, values, config.ledger_path().parent)
         row: dict[str, Any] = {"name": name, "type": values.backends[name]["type"]}
-        try:
+
+        def look(name: str = name) -> dict[str, Any]:
             backend = backends.open_backend(name, values, config.ledger_path().parent)
-            found = backend.status(check)
-            told = {"status": str(found), "checked": check, **found.lacks}
-            yield {**row, **backend.about(), **told}
+            status = backend.status(check, until)
+            return {**backend.about(), "status": str(status), "checked": check, **status.lacks}
+
+        asked.append((row, _in_thread(look, until) if check else look))
+    for row, answer in asked:
+        try:
+            yield {**row, **answer()}
         except (ConfigFault, Refused) as fault:
-            yield {
-                **row,
-                "status": str(backends.Status("not configured", fault.as_line())),
-                "checked": check,
-            }
+            status = backends.Status("not configured", fault.as_line())
+            yield {**row, "status": str(status), "checked": check}
+
+
+def _in_thread(look: Callable[[], dict[str, Any]], until: float) -> Callable[[], dict[str, Any]]:
+    """Begin to look; give what waits for the answer, and says so when none comes in time.
+
+    The thread is left behind then: a look-up of a name, for one, cannot be cut short.
+    """
+    import threading
+
+    from ..backends import Status
+
+    status = Status("unreachable", f"no answer within {_CHECK_S + _MARGIN_S:g} s")
+    answers: list[dict[str, Any]] = [{"status": str(status), "checked": True}]
+    faults: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(look())
+        except Exception as fault:  # noqa: BLE001 - raised again where the line is written
+            faults.append(fault)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def answer() -> dict[str, Any]:
+        thread.join(max(until + _MARGIN_S - time.monotonic(), 0))
+        if faults:
+            raise faults[0]
+        return answers[-1]
+
+    return answer
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

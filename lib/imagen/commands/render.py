@@ -76,6 +76,7 @@ def _around(common: Common, told: Told) -> Around:
         caller=caller.caller,
         before_submit=pipe.check_reader,
         tell=common.report.progress,
+        shows=common.report.shows,
         note=common.report.note,
         image_out=pipe.write_out if told.output == "-" else None,
     )
