@@ -292,7 +292,6 @@ class Server:
         with self._telling(exchange, where):
             request = requests.Request("GET", url, **more)
             response = opened.enter_context(self._sent(request, exchange))
-        exchange.until = self.until
         parts = self._flowing(response, exchange, where)
         return Flow(response.status_code, response.headers, parts)
 
@@ -301,6 +300,7 @@ class Server:
         until, size = time.monotonic() + BODY_S, 0
         parts = bodies.raw_parts(response, _FLOW_PART)
         while True:
+            exchange.until = min(self.until, time.monotonic() + BODY_S)  # for one part of it
             with self._telling(exchange, where):
                 part = next(parts, b"")
             if not part:
