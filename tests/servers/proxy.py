@@ -227,6 +227,8 @@ class _Tunnel:
         finally:
             with suppress(OSError):
                 self._origin.shutdown(socket.SHUT_RDWR)
+            back.join(1)
+            self._origin.close()
 
     def _forth(self) -> None:
         """Carry the client's records; the request begins at its first or second one of data.

@@ -129,8 +129,9 @@ def lost(fault: Exception, exchange: Exchange, who: str, where: str) -> ImagenEr
     through = f" through the proxy at {exchange.proxy}" if exchange.proxy else ""
     if exchange.was_sent:
         reason = _reason(fault)
-        if reason == _TIMED_OUT and exchange.is_late and exchange.stage is Stage.ANSWERING:
-            return AnswerLost(f"the {who} at {where}{through} answers too slowly")
+        slow = _TOO_SLOW.get(exchange.stage)
+        if slow and reason == _TIMED_OUT and exchange.is_late:
+            return AnswerLost(f"the {who} at {where}{through} {slow} too slowly")
         return AnswerLost(f"lost the answer of the {who} at {where}{through}: {reason}")
     causes = list(_causes(fault))
     if exchange.stage is Stage.TUNNEL and type(causes[-1]) is OSError:  # it answered no 200
@@ -208,6 +209,7 @@ def _reason(fault: BaseException) -> str:
 
 
 _TIMED_OUT = "timed out"
+_TOO_SLOW = {Stage.SENDING: "takes what is sent", Stage.ANSWERING: "answers"}
 _BY_NUMBER = {
     errno.EHOSTUNREACH: "no route to the host",
     errno.ENETUNREACH: "the network is unreachable",

@@ -50,7 +50,7 @@ class _Timed(io.RawIOBase):
         size: int = self._source.readinto(buffer)
         if not size:
             self.has_ended = True
-        elif self._exchange.stage is Stage.SENDING:
+        elif self._exchange.stage is Stage.AWAITING:
             self._exchange.stage = Stage.ANSWERING
         return size
 
@@ -64,7 +64,10 @@ class _Response(HTTPResponse):
 
     def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self._timed = _Timed(self.fp.detach(), sock, current())
+        exchange = current()
+        if exchange.stage is Stage.SENDING:
+            exchange.stage = Stage.AWAITING
+        self._timed = _Timed(self.fp.detach(), sock, exchange)
         self.fp = io.BufferedReader(self._timed)
 
     def begin(self) -> None:

@@ -29,7 +29,9 @@ class Stage(IntEnum):
     """Somebody else sends it, as tests do: nothing is known, so it counts as sent."""
     SENDING = 5
     """The first byte of the request was handed to the socket, perhaps all of them."""
-    ANSWERING = 6
+    AWAITING = 6
+    """All of the request was handed to the socket."""
+    ANSWERING = 7
     """A byte of the answer has come."""
 
 
