@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from ..errors import AnswerLost, ConfigFault, ImagenError, Rejected, ServerFault
 from . import bodies
 from .answers import Answer, excerpt, judged, lost, origin, proves_refusal, secrets
-from .exchange import Exchange, Stage, begun
+from .exchange import BrokenAnswer, Exchange, Stage, begun
 
 __all__ = [
     "CONNECT_S",
@@ -262,6 +262,7 @@ class Server:
         with self._telling(exchange, where), self._sent(request, exchange) as response:
             exchange.until = min(whole, time.monotonic() + self._body_s())
             body = self._body(response, limit, where)
+            _check_whole(response)
             return Answer(response.status_code, response.headers, body, self._secrets)
 
     @contextmanager
@@ -303,8 +304,9 @@ class Server:
             exchange.until = min(self.until, time.monotonic() + BODY_S)  # for one part of it
             with self._telling(exchange, where):
                 part = next(parts, b"")
-            if not part:
-                return self._check_whole(response, where)
+                if not part:
+                    _check_whole(response)
+                    return
             yield part
             size += len(part)
             if time.monotonic() > until:
@@ -344,17 +346,18 @@ class Server:
             size += len(part)
             if size > limit:
                 raise ServerFault(f"the {self.who} at {where} answered more than {limit >> 20} MiB")
-        self._check_whole(response, where)
         return b"".join(parts)
-
-    def _check_whole(self, response: Any, where: str) -> None:
-        promised = response.headers.get("Content-Length", "")
-        known = promised.isdecimal() and len(promised) < 20  # Python reads no number of any length
-        if known and response.raw.tell() < int(promised):  # urllib3 1 lets it pass
-            raise AnswerLost(f"lost the answer of the {self.who} at {where}: it was cut short")
 
 
 _PLAIN_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?([/?][!-~]*)?", re.ASCII)
+
+
+def _check_whole(response: Any) -> None:
+    """Raise BrokenAnswer when a body that was read is shorter than its length says."""
+    promised = response.headers.get("Content-Length", "")
+    known = promised.isdecimal() and len(promised) < 20  # Python reads no number of any length
+    if known and response.raw.tell() < int(promised):  # urllib3 1 lets it pass
+        raise BrokenAnswer("it was cut short")
 
 
 def _host(url: str) -> str:

@@ -183,6 +183,7 @@ def _reason(fault: BaseException) -> str:
     import ssl
 
     from urllib3 import exceptions as urllib3
+    from urllib3.util.ssl_match_hostname import CertificateError
 
     kinds: list[tuple[Any, str]] = [
         (socket.gaierror, "no such host"),
@@ -191,7 +192,7 @@ def _reason(fault: BaseException) -> str:
         (http.client.RemoteDisconnected, "the connection was closed"),
         (ConnectionResetError, "connection reset"),
         (BrokenPipeError, "the connection was cut"),
-        (ssl.SSLCertVerificationError, "its certificate is not trusted"),
+        ((ssl.SSLCertVerificationError, CertificateError), "its certificate is not trusted"),
         (ssl.SSLEOFError, "the connection was closed"),
         (ssl.SSLError, "it does not speak TLS as expected"),
         ((http.client.IncompleteRead, urllib3.IncompleteRead), "the body was cut short"),

@@ -39,7 +39,7 @@ def raw_parts(response: Any, size: int = _PART) -> Iterator[bytes]:
     """Yield a body as it was sent; an older urllib3 waits until a part is whole."""
     raw = response.raw
     if not hasattr(raw, "read1"):
-        yield from raw.stream(size, decode_content=False)
+        yield from raw.stream(_PART, decode_content=False)
         return
     while part := raw.read1(size, decode_content=False):
         yield part
