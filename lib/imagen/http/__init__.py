@@ -235,7 +235,8 @@ class Server:
         from .addresses import is_local_name
 
         if is_local_name(_host(url)):
-            raise Rejected(f"the {self.who} names a file that is not on the internet: {url[:100]}")
+            where = origin(url)[:100]
+            raise Rejected(f"the {self.who} names a file that is not on the internet: {where}")
 
     def _body_s(self) -> float:
         return max(self.read_s, BODY_S)
