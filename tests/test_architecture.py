@@ -136,7 +136,11 @@ ALLOWED: dict[str, set[str]] = {
     "budget": {"errors", "ledger"},  # ledger: the type of what was spent
     "caller": set(),
     "http": {"errors", "http"},
-    "http.answers": {"errors"},
+    "http.addresses": set(),
+    "http.answers": {"errors", "http"},  # http.exchange
+    "http.bodies": {"http"},  # http.exchange
+    "http.connections": {"errors", "http"},  # http.addresses, http.exchange
+    "http.exchange": set(),
     "db": {"db", "errors"},
     "db.connection": {"errors"},
     "db.ear": {"db"},

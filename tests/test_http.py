@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import socket
-import struct
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import requests
 
 from imagen import http
 from imagen.errors import (
@@ -28,56 +28,16 @@ from imagen.errors import (
     Throttled,
     Unreachable,
 )
-from imagen.http.answers import proves_refusal
-
-Reply = Callable[["Handler"], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the test says."""
-
-    protocol_version = "HTTP/1.1"
-    reply: Reply
-    seen: list[SimpleNamespace]
-
-    def do_GET(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        self.seen.append(SimpleNamespace(path=self.path, headers=dict(self.headers), body=body))
-        type(self).reply(self)
-
-    def do_POST(self) -> None:
-        self.do_GET()
-
-    def send(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+from imagen.http import addresses, proves_refusal
+from servers.answering import Answering, Handler, Reply
+from servers.tls import Certificate, certificate
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Reply], SimpleNamespace]]:
+def serve() -> Iterator[Callable[..., Answering]]:
     """Start a server that answers so; gives its url and what it has seen."""
-    running: list[ThreadingHTTPServer] = []
-
-    def start(reply: Reply) -> SimpleNamespace:
-        seen: list[SimpleNamespace] = []
-        handler = type("Ours", (Handler,), {"reply": staticmethod(reply), "seen": seen})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        running.append(server)
-        return SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", seen=seen)
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as running:
+        yield lambda reply, *more: running.enter_context(Answering(reply, *more))
 
 
 @pytest.fixture
@@ -273,8 +233,7 @@ def test_a_host_that_has_no_address_is_unreachable(client):
         client("http://no-such-host.invalid:1").get("/")
 
 
-def test_a_connection_that_takes_too_long_is_unreachable(client, monkeypatch):
-    monkeypatch.setattr(http, "CONNECT_S", 0.1)
+def test_a_connection_that_takes_too_long_is_unreachable(client):
     with socket.socket() as full:  # a queue of one that nobody empties
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -284,7 +243,7 @@ def test_a_connection_that_takes_too_long_is_unreachable(client, monkeypatch):
             one.setblocking(False)
             one.connect_ex(address)
         with pytest.raises(Unreachable, match="timed out"):
-            client(f"http://127.0.0.1:{address[1]}").get("/")
+            client(f"http://127.0.0.1:{address[1]}", connect_s=0.1).get("/")
         for one in waiting:
             one.close()
 
@@ -308,11 +267,7 @@ def test_an_address_or_a_header_that_cannot_be_is_a_fault_of_the_configuration(
 
 def cut(handler: Handler) -> None:
     """Close the connection without a word, and at once."""
-    linger = struct.pack("ii", 1, 0)
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    handler.connection.close()
-    handler.close_connection = True
-    handler.wfile = SimpleNamespace(flush=lambda: None, close=lambda: None, closed=False)
+    handler.cut()
 
 
 def silent(handler: Handler) -> None:
@@ -381,10 +336,12 @@ def test_a_body_that_trickles_in_is_given_up_too(serve, client, monkeypatch):
         except OSError:
             return
 
-    hours = iter(range(0, 10**9, 30))
-    monkeypatch.setattr(http, "time", SimpleNamespace(monotonic=lambda: next(hours)))
+    monkeypatch.setattr(http, "BODY_S", 0.3)
+    ours = client(serve(trickle).url, read_s=0.3, connect_s=0.1)
+    began = time.monotonic()
     with pytest.raises(AnswerLost, match="too slowly"):
-        client(serve(trickle).url).get("/")
+        ours.get("/")
+    assert time.monotonic() - began < 2
 
 
 def test_a_body_that_is_too_large_is_not_read_to_its_end(serve, client):
@@ -627,20 +584,451 @@ def test_a_secret_that_the_server_echoes_is_not_told(serve, client, status):
     assert b"a-long-secret" not in getattr(caught.value, "body", b"")
 
 
+# -- heads that lie --------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("says", "kind"),
+    "head",
     [
-        ("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate", Unreachable),
-        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", Unreachable),
-        ("[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] bad record mac", AnswerLost),
+        b"HTTP/1.1 HANDSHAKE_FAILURE CERTIFICATE_VERIFY_FAILED\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nthis is no header\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\n folded: first\r\n\r\n{}",
+        b"HTTP/1.1 99 Too Low\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 20",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: a",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000 + b"\r\n\r\n",
+        b"HTTP/1.1 407 ProxyError: Unable to connect to proxy" + b"!" * 70_000,
+        b"NewConnectionError: Name or service not known",
     ],
 )
-def test_of_the_faults_of_tls_only_those_of_the_handshake_mean_that_nothing_was_sent(
-    client, monkeypatch, says, kind
-):
-    def fail(*_args: Any, **_more: Any) -> None:
-        raise requests.exceptions.SSLError(says)
+def test_a_head_that_cannot_be_read_is_a_lost_answer_whatever_it_says(serve, client, head):
+    server = serve(lambda handler: handler.send_raw(head))
+    with pytest.raises(AnswerLost) as caught:
+        client(server.url).post("/", {})
+    assert len(server.seen) == 1
+    assert caught.value.__class__ is AnswerLost
+    assert server.url in caught.value.message
 
-    monkeypatch.setattr(requests.Session, "send", fail)
-    with pytest.raises(kind):
-        client("https://127.0.0.1:1").post("/prompt", {})
+
+def test_what_only_announces_an_answer_is_read_over(serve, client):
+    text = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\nA: b\r\n\r\n"
+    early = b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}"
+    server = serve(lambda handler: handler.wfile.write(text + early + answer))
+    ours = client(server.url)
+    for _ in range(2):
+        assert (ours.post("/", {}).status, len(server.seen)) == (201, _ + 1)
+    assert server.connections == 1
+
+
+# -- one deadline over all of it -------------------------------------------------------------------
+
+
+def repeating(first: bytes, part: bytes, wait_s: float = 0.02) -> Reply:
+    """Begin an answer, and go on with it until nobody listens."""
+
+    def reply(handler: Handler) -> None:
+        with suppress(OSError):
+            handler.wfile.write(first)
+            while True:
+                handler.wfile.write(part)
+                time.sleep(wait_s)
+
+    return reply
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+ENDLESS = {
+    "status line": repeating(b"", b"H"),
+    "header": repeating(OK, b"A"),
+    "headers": repeating(OK, b"", 9),
+    "100 Continue": repeating(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a flood of 100 Continue": repeating(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 999, 0),
+    "103 Early Hints": repeating(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "body": repeating(OK + b"Content-Length: 999999\r\n\r\n", b"x"),
+    "chunks": repeating(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "chunk": repeating(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+    "trailers": repeating(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n"),
+    "body without a length": repeating(OK + b"\r\n", b"x"),
+    "silence": repeating(b"", b"", 9),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_post_ends_within_its_limit_whatever_trickles_in(serve, client, what):
+    server = serve(ENDLESS[what])
+    ours = client(server.url, connect_s=0.3, read_s=9)
+    assert ours.limit_s(0.5) == 0.8
+    assert ours.limit_s() == 9.3
+    began = time.monotonic()
+    with pytest.raises(AnswerLost, match=r"timed out|too slowly"):
+        ours.post("/", {}, read_s=0.5)
+    assert 0.4 < time.monotonic() - began < 3
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_get_and_a_flow_end_too(serve, client, monkeypatch, what):
+    monkeypatch.setattr(http, "BODY_S", 0.5)
+    ours = client(serve(ENDLESS[what]).url, connect_s=0.3, read_s=0.5)
+    for ask in (lambda: ours.get("/"), lambda: flowing(ours, ours.url)):
+        began = time.monotonic()
+        with pytest.raises(AnswerLost):
+            ask()
+        assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("what", ["header", "silence", "body"])
+def test_a_time_that_was_set_ends_an_exchange_and_an_inner_one_does_not_move_it(
+    serve, client, what
+):
+    ours = client(serve(ENDLESS[what]).url)
+    began = time.monotonic()
+    with ours.within(began + 0.5):
+        with ours.within(began + 100), pytest.raises(AnswerLost):
+            ours.get("/")
+        assert 0.4 < time.monotonic() - began < 3
+        with pytest.raises(AnswerLost):  # the outer one is still there
+            ours.get("/")
+        assert time.monotonic() - began < 3
+    assert ours.until == float("inf")
+
+
+def test_redirects_have_one_deadline_together(serve, client, monkeypatch):
+    def onwards(handler: Handler) -> None:
+        time.sleep(0.4)
+        with suppress(OSError):
+            handler.send(302, b"", Location=f"/{len(server.seen)}")
+
+    server = serve(onwards)
+    monkeypatch.setattr(http, "BODY_S", 0.1)
+    began = time.monotonic()
+    with pytest.raises(AnswerLost):
+        client(server.url, read_s=0.5, connect_s=0.1).fetch(f"{server.url}/x", lambda _: True)
+    assert time.monotonic() - began < 1.9
+    assert len(server.seen) in (2, 3)
+
+
+def test_a_server_that_reads_nothing_ends_what_is_sent(client):
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        ours = client(f"http://127.0.0.1:{deaf.getsockname()[1]}", read_s=0.5)
+        body = "x" * 20_000_000
+        for send in (
+            lambda: ours.post("/", {"a": body}),
+            lambda: ours.put("/", io.BytesIO(body.encode()), {}),
+        ):
+            began = time.monotonic()
+            with pytest.raises(AnswerLost, match="timed out"):
+                send()
+            assert 0.4 < time.monotonic() - began < 4
+
+
+def test_a_resolver_that_does_not_answer_ends_with_the_connection_time(client, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: over.wait(9) or [])
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="timed out"):
+        client("http://render.test", connect_s=0.4).post("/", {})
+    assert 0.3 < time.monotonic() - began < 3
+    over.set()
+
+
+def test_an_address_that_leads_nowhere_leaves_time_for_the_next(serve, client, monkeypatch):
+    server = serve(answering(200))
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(3)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        rows = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
+            for address in (full.getsockname(), ("127.0.0.1", server.port))
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: rows)
+        ours = client("http://render.test", connect_s=1)
+        assert ours.get("/").status == 200
+        for each in waiting:
+            each.close()
+
+
+# -- what is packed --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(b"data" * 99_999, mtime=0)),
+        ("X-GZIP", gzip.compress(b"data" * 99_998, mtime=0) + gzip.compress(b"data", mtime=0)),
+        ("deflate", zlib.compress(b"data" * 99_999)),
+        ("identity", b"data" * 99_999),
+    ],
+)
+def test_a_packed_body_is_unpacked(serve, client, encoding, body):
+    server = serve(answering(200, body, Content_Encoding=encoding))
+    ours = client(server.url)
+    assert ours.get("/").body == b"data" * 99_999
+    assert ours.post("/", {}).body == b"data" * 99_999
+    assert server.connections == 1
+    assert server.seen[0].headers["Accept-Encoding"] == "gzip"
+
+
+PACKED = gzip.compress(b"data" * 999, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", PACKED[:-9]),
+        ("gzip", PACKED[:30] + b"!" + PACKED[31:]),
+        ("gzip", b"plain"),
+        ("gzip, gzip", gzip.compress(PACKED, mtime=0)),
+        ("br", b"plain"),
+    ],
+)
+def test_a_body_that_cannot_be_unpacked_is_a_lost_answer(serve, client, encoding, body):
+    server = serve(answering(200, body, Content_Encoding=encoding))
+    with pytest.raises(AnswerLost, match=r"its body|cut short"):
+        client(server.url).post("/", {})
+
+
+def test_an_empty_body_may_claim_to_be_packed(serve, client):
+    assert client(serve(answering(200, b"", Content_Encoding="gzip")).url).get("/").body == b""
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_small_body_that_unpacks_to_a_huge_one_ends_at_the_limit_and_fills_no_memory(
+    serve, client, encoding
+):
+    packer = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
+    bomb = b"".join(packer.compress(bytes(2**20)) for _ in range(80)) + packer.flush()
+    assert len(bomb) < 100_000
+    server = serve(answering(200, bomb, Content_Encoding=encoding))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ServerFault, match="more than 4 MiB"):
+            client(server.url).get("/", limit=4 * 2**20)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+# -- connections are kept, and a paid request goes over no stale one -------------------------------
+
+
+def test_a_connection_is_kept_and_a_request_that_needs_a_fresh_one_gets_it(serve, client):
+    server = serve(answering(200, b"{}"))
+    ours = client(server.url)
+    for fresh in (False, True, True, False):
+        ours.post("/", {}, fresh=fresh)
+    assert server.connections == 1
+    time.sleep(1.1)
+    ours.post("/", {})
+    assert server.connections == 1
+    time.sleep(1.1)
+    ours.post("/", {}, fresh=True)
+    assert server.connections == 2
+
+
+def test_a_stale_connection_that_looks_open_does_not_lose_the_answer_of_a_fresh_post(serve, client):
+    ports: list[int] = []
+
+    def once_a_connection(handler: Handler) -> None:
+        if handler.client_address[1] in ports:
+            return handler.cut()
+        ports.append(handler.client_address[1])
+        return handler.send(200, b"{}")
+
+    server = serve(once_a_connection)
+    ours = client(server.url)
+    ours.get("/")
+    time.sleep(1.1)
+    assert ours.post("/", {}, fresh=True).status == 200
+    time.sleep(1.1)
+    with pytest.raises(AnswerLost):
+        ours.post("/", {})
+
+
+@pytest.mark.parametrize("status", [408, 413, 425, 429, 500, 502, 503, 504])
+def test_nothing_is_sent_again_whatever_the_answer_asks_for(serve, client, status):
+    server = serve(answering(status, b"", Retry_After="0", Connection="close"))
+    with pytest.raises(ImagenError):
+        client(server.url).post("/", {})
+    time.sleep(0.1)
+    assert len(server.seen) == 1
+
+
+# -- TLS -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trusted(tmp_path_factory, needs) -> Certificate:
+    folder = tmp_path_factory.mktemp("tls")
+    return certificate(folder, ["127.0.0.1", "localhost"], needs("openssl", "openssl"))
+
+
+@pytest.fixture
+def tls(trusted, monkeypatch) -> Certificate:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(trusted.ca))
+    return trusted
+
+
+def test_a_trusted_server_is_spoken_to_over_one_connection(serve, client, tls):
+    server = serve(answering(200, b'{"a": 1}'), tls)
+    ours = client(server.url)
+    assert [ours.post("/", {}, fresh=True).json_object() for _ in range(3)] == [{"a": 1}] * 3
+    assert server.connections == 1
+
+
+def test_a_certificate_that_is_not_trusted_means_that_nothing_was_sent(serve, client, trusted):
+    server = serve(answering(200, b"{}"), trusted)
+    with pytest.raises(Unreachable, match="certificate is not trusted"):
+        client(server.url).post("/", {})
+    assert server.seen == []
+
+
+def test_a_certificate_of_another_host_means_that_nothing_was_sent(serve, client, tls, monkeypatch):
+    server = serve(answering(200, b"{}"), tls)
+    rows = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: rows)
+    with pytest.raises(Unreachable, match="certificate is not trusted"):
+        client("https://render.test").post("/", {})
+    assert server.seen == []
+
+
+def test_a_bundle_of_certificates_that_is_not_there_is_a_fault_of_the_configuration(
+    serve, client, tls, monkeypatch
+):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
+    server = serve(answering(200, b"{}"), tls)
+    with pytest.raises(ConfigFault, match=r"/nowhere\.pem"):
+        client(server.url).post("/", {})
+    assert server.seen == []
+
+
+def test_a_server_that_speaks_no_tls_was_sent_nothing(serve, client):
+    server = serve(answering(200, b"{}"))
+    with pytest.raises(Unreachable, match="does not speak TLS"):
+        client(server.url.replace("http:", "https:")).post("/", {})
+    assert server.seen == []
+
+
+@pytest.mark.usefixtures("tls")
+def test_a_handshake_that_never_ends_ends_with_the_connection_time(client):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        ours = client(f"https://127.0.0.1:{mute.getsockname()[1]}", connect_s=0.4)
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match="timed out"):
+            ours.post("/", {})
+        assert 0.3 < time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("what", [cut, silent, truncated])
+def test_what_is_cut_after_the_request_over_tls_is_a_lost_answer(serve, client, tls, what):
+    server = serve(what, tls)
+    with pytest.raises(AnswerLost):
+        client(server.url).post("/", {})
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("what", ["header", "100 Continue", "body", "silence"])
+def test_what_trickles_over_tls_ends_too(serve, client, tls, what):
+    server = serve(ENDLESS[what], tls)
+    began = time.monotonic()
+    with pytest.raises(AnswerLost):
+        client(server.url, connect_s=2).post("/", {}, read_s=0.5)
+    assert time.monotonic() - began < 5
+    assert len(server.seen) == 1
+
+
+# -- addresses that are none of the internet -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
+        *("0.0.0.0", "100.64.0.1", "224.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1"),
+        *("::1", "::", "fe80::1", "fe80::1%lo", "fc00::1", "ff02::1", "2001:db8::1"),
+        *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1"),
+        *("64:ff9b::a00:1", "2002:7f00:1::", "2002:a00:1::1"),
+    ],
+)
+def test_a_file_at_a_name_that_leads_inside_is_refused_before_anything_is_sent(
+    serve, client, monkeypatch, address
+):
+    server = serve(answering(200, b"inside"))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    rows = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80)),
+        (family, socket.SOCK_STREAM, 6, "", (address, server.port)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: rows)
+    with pytest.raises(Rejected, match="which is the address"):
+        client("http://api.example.com").fetch(
+            f"http://files.example.com:{server.port}/x", lambda _: False
+        )
+    assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::1]", "[::ffff:7f00:1]"),
+        *("localhost", "a.localhost", "LOCALHOST.", "printer", "printer.local", "db.internal"),
+        *("169.254.169.254", "metadata.google.internal", "router.lan", "nas.home.arpa", "10.1.1.1"),
+    ],
+)
+def test_a_file_at_a_host_that_is_local_by_its_name_is_refused_without_a_look(
+    client, monkeypatch, host
+):
+    def look(*_args: Any, **_more: Any) -> list[Any]:
+        raise AssertionError("looked up")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    with pytest.raises(Rejected, match=r"not on the internet|cannot be fetched"):
+        client("https://api.example.com").fetch(f"http://{host}/x", lambda _: False)
+
+
+def test_the_servers_own_host_may_be_anywhere_and_a_redirect_from_it_may_not(
+    serve, client, monkeypatch
+):
+    inside = serve(answering(200, b"inside"))
+    there = {"Location": f"http://localhost:{inside.port}/x"}
+    server = serve(lambda handler: handler.send(302, b"", **there))
+    ours = client("http://127.0.0.1:1")
+    assert ours.fetch(f"{inside.url}/x", lambda _: False).body == b"inside"
+    with pytest.raises(Rejected, match="not on the internet"):
+        ours.fetch(f"{server.url}/x", lambda _: False)
+    assert len(inside.seen) == 1
+
+
+def test_a_name_is_looked_up_once_and_connected_to_where_it_was_judged(serve, client, monkeypatch):
+    good, bad = serve(answering(200, b"good")), serve(answering(200, b"bad"))
+    answers = iter([good.port, bad.port])
+    judged: list[str] = []
+
+    def look(*_args: Any, **_more: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", next(answers)))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    monkeypatch.setattr(addresses, "is_public", lambda text: not judged.append(text))
+    ours = client("http://api.example.com")
+    assert ours.fetch("http://files.example.com/x", lambda _: False).body == b"good"
+    assert judged == ["127.0.0.1"]
+    assert good.seen[0].headers["Host"] == "files.example.com"
+    assert bad.seen == []
+
+
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
+)
+def test_an_address_of_the_internet_is_public(address):
+    assert addresses.is_public(address)

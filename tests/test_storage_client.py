@@ -159,7 +159,7 @@ def test_a_slow_line_has_the_time_that_the_bytes_need(slow, monkeypatch):
 def test_a_line_that_is_too_slow_is_given_up(slow, monkeypatch):
     bucket, server = slow
     monkeypatch.setattr(storage, "SLOWEST", 2**30)
-    monkeypatch.setattr(http, "_SENT", 2**14)
+    monkeypatch.setattr(http.bodies, "_SENT", 2**14)
     data = b"x" * 2**21
     with pytest.raises(AnswerLost, match="too slowly"):
         bucket.put("x.png", Trickle(data), len(data), "image/png")

@@ -566,7 +566,7 @@ def test_an_answer_that_does_not_come_may_have_been_accepted(web, fault):
 
 
 def test_what_never_left_is_told_apart(web):
-    web.post(CREATE, exc=requests.ConnectTimeout)
+    web.post(CREATE, exc=Unreachable)
     fault = fault_of(submitted)
     assert (type(fault), fault.billed) == (Unreachable, "no")
 
@@ -679,11 +679,11 @@ def test_a_5xx_on_a_read_is_retried_once(web):
 
 
 def test_a_network_that_is_down_is_waited_out_for_a_while(web):
-    down = [{"exc": requests.ConnectTimeout}, {"exc": requests.ReadTimeout}] * 3
+    down = [{"exc": Unreachable}, {"exc": requests.ReadTimeout}] * 3
     web.get(ONE, [*down, {"status_code": 429}, {"json": prediction()}])
     web.get(IMAGE, content=b"png")
     assert opened(patience_s=5).collect("p1", soon(), None).images == [b"png"]
-    web.get(ONE, exc=requests.ConnectTimeout)
+    web.get(ONE, exc=Unreachable)
     fault = fault_of(lambda: opened().collect("p1", soon(), None))
     assert (type(fault), fault.billed, fault.retry) == (Unreachable, "unknown", "safe")
 
@@ -942,7 +942,7 @@ def test_the_list_may_lag_for_five_seconds_when_nothing_else_is_said():
     "answer",
     [
         {"status_code": 503},
-        {"exc": requests.ConnectTimeout},
+        {"exc": Unreachable},
         {"exc": requests.ReadTimeout},
         {"status_code": 403},
         {"text": "<html>"},
@@ -1001,7 +1001,7 @@ def test_its_status_without_and_with_a_look(web, monkeypatch):
     assert str(opened().status(True)) == (
         "not configured (the token in $REPLICATE_API_TOKEN is refused)"
     )
-    web.get(LIST, exc=requests.ConnectTimeout)
+    web.get(LIST, exc=Unreachable)
     assert opened().status(True).state == "unreachable"
     web.get(LIST, text="<html>")
     assert opened().status(True).state == "unreachable"

@@ -60,6 +60,7 @@ class Proxy:
         self.forwarded = 0
         self.asked: list[str] = []  # "name:port" of each request and each CONNECT
         self.opened = 0  # connections of clients
+        self.credentials: list[str] = []  # values of Proxy-Authorization
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._methods: dict[socket.socket, str] = {}  # of the last request of each client
@@ -108,6 +109,8 @@ class Proxy:
         self, client: socket.socket, head: bytes, origins: dict[str, socket.socket]
     ) -> None:
         method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ", 2)
+        if credentials := _header(head, b"proxy-authorization"):
+            self.credentials.append(credentials)
         if method == "CONNECT":
             self.asked.append(target)
             self._reach(client, "connect")
@@ -126,7 +129,7 @@ class Proxy:
         url = urlsplit(target)
         place = f"{url.hostname}:{url.port or 80}"
         self.asked.append(place)
-        body = _exactly(client, _length(head))
+        body = _exactly(client, int(_header(head, b"content-length") or 0))
         self._refuse(client, method)
         self._reach(client, "before", method)
         self._methods[client] = method
@@ -224,6 +227,8 @@ class _Tunnel:
         finally:
             with suppress(OSError):
                 self._origin.shutdown(socket.SHUT_RDWR)
+            back.join(1)
+            self._origin.close()
 
     def _forth(self) -> None:
         """Carry the client's records; the request begins at its first or second one of data.
@@ -292,12 +297,13 @@ def _head(client: socket.socket) -> bytes:
     return head
 
 
-def _length(head: bytes) -> int:
-    for line in head.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length":
-            return int(value)
-    return 0
+def _header(head: bytes, name: bytes) -> str:
+    """Return a header's value, "" when it is not there."""
+    for line in head.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.lower() == name:
+            return value.strip().decode()
+    return ""
 
 
 def _exactly(source: socket.socket, size: int) -> bytes:

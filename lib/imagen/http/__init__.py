@@ -1,4 +1,4 @@
-"""The one importer of requests: one session per host, time-outs, size caps, errors of our own."""
+"""The one importer of requests: one session per host, limits of time and size, our own errors."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ from itertools import islice
 from typing import IO, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from ..errors import AnswerLost, ConfigFault, Rejected, ServerFault
-from .answers import Answer, excerpt, judged, lost, origin, secrets
+from ..errors import AnswerLost, ConfigFault, ImagenError, Rejected, ServerFault
+from . import bodies
+from .answers import Answer, excerpt, judged, lost, origin, proves_refusal, secrets
+from .exchange import BrokenAnswer, Exchange, Stage, begun
 
-__all__ = ["CONNECT_S", "MAX_IMAGE", "MAX_JSON", "Answer", "Flow", "Server", "excerpt", "origin"]
+__all__ = [
+    "CONNECT_S",
+    "MAX_IMAGE",
+    "MAX_JSON",
+    "Answer",
+    "Flow",
+    "Server",
+    "excerpt",
+    "origin",
+    "proves_refusal",
+]
 CONNECT_S = 5
 BODY_S = 60  # that a body may take, however steadily it trickles; more where read_s is more
-MAX_JSON = 64 * 2**20  # bytes; a full /object_info is 352 KB
-_SENT = 2**18  # bytes of a body at once: each must be gone within CONNECT_S, on a slow line too
-_PART = 2**14  # bytes: a part is waited for whole, and only then is the clock looked at
+MAX_JSON = 64 * 2**20  # bytes, unpacked; a full /object_info is 352 KB
 MAX_IMAGE = 512 * 2**20  # bytes
 _FLOW_PART = 2**18  # bytes at most of a body that is handed on while it comes
 _PACE = 2**16  # bytes of it that must come within each BODY_S
 _AS_IT_IS = {"Accept-Encoding": "identity"}
 _MOST_REDIRECTS = 5
+_LEAST_S = 0.1  # that an exchange may take, however late it begins
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -37,7 +48,16 @@ class Flow(NamedTuple):
 
 
 class Server:
-    """A session with one host."""
+    """A session with one host.
+
+    Every exchange ends in time, whatever the server does. Name, connection, tunnel and TLS take
+    `connect_s` at most, the head of the answer `read_s` more, and silence never lasts longer than
+    `read_s`. A body that is read may take BODY_S (or `read_s`) beside that, except that of a POST:
+    it ends whole within `limit_s`.
+
+    Errors say what is proven: Unreachable and ConfigFault are raised only where no byte of the
+    request has left, AnswerLost wherever one may have (docs/decisions/0013-never-sent.md).
+    """
 
     def __init__(
         self,
@@ -45,13 +65,16 @@ class Server:
         headers: Mapping[str, str] | None = None,
         read_s: float = 60,
         who: str = "server",
+        connect_s: float = CONNECT_S,
     ) -> None:
-        """Take the base URL, headers that go with every request, and the read time-out.
+        """Take the base URL, headers that go with every request, and the time-outs.
 
         What stands in `headers` is a secret, and hidden wherever the server says it again.
         """
         import requests
         from requests.utils import get_auth_from_url, urldefragauth
+
+        from .connections import Adapter
 
         try:
             self.url = urldefragauth(url).partition("?")[0].rstrip("/")
@@ -59,17 +82,25 @@ class Server:
             raise ConfigFault(f"the {who}'s address cannot be used: {url[:100]!r}") from None
         self.who = who
         self.read_s = read_s
-        self.until = math.inf  # of time.monotonic(): no body is waited for any longer
+        self.connect_s = connect_s
+        self.until = math.inf  # of time.monotonic(): nothing is waited for any longer
         self._own = headers or {}  # for this host, and whom it trusts
         self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, Adapter())
         self._around: dict[str, Any] = {}  # by origin: proxies, certificates
         # else it prepares the next request of a redirect, and for that reads a body without end
         setattr(self._session, "get_redirect_target", _nowhere)  # noqa: B010
-        self._session.headers.update({"User-Agent": "imagen", **self._own})
+        standard = {"User-Agent": "imagen", "Accept-Encoding": "gzip"}  # bodies.py unpacks it
+        self._session.headers.update({**standard, **self._own})
         self._secrets = sorted(secrets(headers or {}), key=len, reverse=True)
         named = get_auth_from_url(url)
         # an auth of our own, even an empty one, keeps ~/.netrc off the Authorization header
         self._session.auth = named if any(named) else _unchanged
+
+    def limit_s(self, read_s: float | None = None) -> float:
+        """Return the longest time that a `post` with this `read_s` takes, its whole answer too."""
+        return self.connect_s + (self.read_s if read_s is None else read_s)
 
     def get(
         self,
@@ -80,12 +111,18 @@ class Server:
     ) -> Answer:
         """GET; `limit` caps the body's bytes, `headers` are of this request alone."""
         more = {"params": dict(params or {}), "headers": dict(headers or {})}
-        return self._checked("GET", self.url + path, limit, **more)
+        return self._checked("GET", self.url + path, limit, self._exchange(), **more)
 
     def put(self, path: str, body: IO[bytes], headers: Mapping[str, str]) -> Answer:
-        """PUT an open file, from where it stands to its end, read as it is sent."""
-        sent = _Sent(body, self)
-        return self._checked("PUT", self.url + path, MAX_JSON, data=sent, headers=dict(headers))
+        """PUT an open file, from where it stands to its end, read as it is sent.
+
+        Beside what every exchange may take, it may take as long as bodies.SLOWEST allows.
+        """
+        sent = bodies.SentFile(body)
+        sends_s = max(BODY_S, sent.left / bodies.SLOWEST)
+        exchange = self._exchange(ends=time.monotonic() + self.limit_s() + sends_s)
+        more = {"data": sent, "headers": dict(headers)}
+        return self._checked("PUT", self.url + path, MAX_JSON, exchange, **more)
 
     def post(
         self,
@@ -93,20 +130,37 @@ class Server:
         body: Any,
         headers: Mapping[str, str] | None = None,
         read_s: float | None = None,
+        fresh: bool = False,
     ) -> Answer:
-        """POST a JSON body; `headers` and `read_s` are of this request alone."""
+        """POST a JSON body; `headers` and `read_s` are of this request alone.
+
+        It ends within `connect_s` + `read_s`, the whole answer included: see `limit_s`. With
+        `fresh` it never goes over a connection that was idle for more than a second: such a one may
+        be dead, and then it cannot be told whether the request arrived.
+        """
+        exchange = self._exchange(read_s, time.monotonic() + self.limit_s(read_s))
+        exchange.needs_fresh = fresh
         more = {"json": body, "headers": dict(headers or {})}
-        return self._checked("POST", self.url + path, MAX_JSON, read_s, **more)
+        return self._checked("POST", self.url + path, MAX_JSON, exchange, **more)
 
     def fetch(self, url: str, trusted: Callable[[str], bool], limit: int = MAX_IMAGE) -> Answer:
-        """GET from any http or https address, over at most five redirects.
+        """GET from any http or https address, over at most five redirects, all in the time of one.
 
         Our headers, the token among them, go only to addresses that are `trusted`: that is asked
-        anew at each of them.
+        anew at each of them. The server's own host may be anywhere. Every other one must be of the
+        internet, or Rejected is raised: it is looked up once, judged, and connected to there; where
+        a proxy looks it up, only addresses and names that are local by themselves are refused.
         """
-        answer, place = self._followed(
-            url, lambda place: self._asked("GET", place, limit, **self._for(place, trusted))
-        )
+        ends = time.monotonic() + self.limit_s() + self._body_s()
+
+        def ask(place: str) -> Answer:
+            exchange = self._exchange(ends=ends)
+            exchange.public_only = _host(place) != _host(self.url)
+            if exchange.public_only:
+                self._check_name(place)
+            return self._asked("GET", place, limit, exchange, **self._for(place, trusted))
+
+        answer, place = self._followed(url, ask)
         return judged(answer, self.who, place)
 
     @contextmanager
@@ -134,12 +188,13 @@ class Server:
 
     @contextmanager
     def within(self, until: float) -> Iterator[None]:
-        """Let no answer be waited for beyond a time of time.monotonic()."""
-        self.until = until
+        """Let nothing be waited for beyond a time of time.monotonic(), nor beyond an outer one."""
+        outer = self.until
+        self.until = min(until, outer)
         try:
             yield
         finally:
-            self.until = math.inf
+            self.until = outer
 
     def close(self) -> None:
         """Close the session's connections."""
@@ -176,27 +231,52 @@ class Server:
             pass
         raise Rejected(f"the {self.who} names an address that cannot be fetched: {place[:60]!r}")
 
+    def _check_name(self, url: str) -> None:
+        from .addresses import is_local_name
+
+        if is_local_name(_host(url)):
+            where = origin(url)[:100]
+            raise Rejected(f"the {self.who} names a file that is not on the internet: {where}")
+
+    def _body_s(self) -> float:
+        return max(self.read_s, BODY_S)
+
+    def _exchange(self, read_s: float | None = None, ends: float = math.inf) -> Exchange:
+        """Return the limits of an exchange that begins now; `ends` is of the whole of it."""
+        now = time.monotonic()
+        read_s = self.read_s if read_s is None else read_s
+        until = max(min(self.until, ends), now + _LEAST_S)
+        return Exchange(min(now + self.connect_s, until), read_s, until)
+
     def _checked(self, *request: Any, **more: Any) -> Answer:
         return judged(self._asked(*request, **more), self.who, self.url)
 
-    def _asked(
-        self, method: str, url: str, limit: int, read_s: float | None = None, **more: Any
-    ) -> Answer:
+    def _asked(self, method: str, url: str, limit: int, exchange: Exchange, **more: Any) -> Answer:
+        """Send a request and read its whole answer; the head of a GET's has a time of its own."""
         import requests
-        from urllib3.exceptions import HTTPError
 
         where = self.url if url.startswith(self.url) else origin(url)
-        read_s = self.read_s if read_s is None else read_s
-        left = max(self.until - time.monotonic(), 0.1)
+        whole = exchange.until
+        if method == "GET":
+            exchange.until = min(whole, exchange.connect_until + exchange.read_s)
+        request = requests.Request(method, url, **more)
+        with self._telling(exchange, where), self._sent(request, exchange) as response:
+            exchange.until = min(whole, time.monotonic() + self._body_s())
+            body = self._body(response, limit, where)
+            _check_whole(response)
+            return Answer(response.status_code, response.headers, body, self._secrets)
+
+    @contextmanager
+    def _telling(self, exchange: Exchange, where: str) -> Iterator[None]:
+        """Raise what a fault means, by how far the exchange had come."""
         try:
-            with self._sent(
-                requests.Request(method, url, **more),
-                timeout=(min(CONNECT_S, left), min(read_s, left)),
-            ) as response:
-                body = self._body(response, limit, where)
-                return Answer(response.status_code, response.headers, body, self._secrets)
-        except (requests.RequestException, HTTPError, ValueError) as fault:
-            raise lost(fault, self.who, where) from None
+            yield
+        except ImagenError:
+            raise
+        except Exception as fault:
+            if not exchange.was_sent and not isinstance(fault, _network()):
+                raise
+            raise lost(fault, exchange, self.who, where) from fault
 
     def _opened(
         self,
@@ -207,32 +287,27 @@ class Server:
     ) -> Flow:
         """GET, and leave the body to be read."""
         import requests
-        from urllib3.exceptions import HTTPError
 
         where, more = origin(url), self._for(url, trusted)
         more["headers"] = {**more.get("headers", {}), **headers}
-        try:
-            response = opened.enter_context(
-                self._sent(requests.Request("GET", url, **more), (CONNECT_S, self.read_s))
-            )
-        except (requests.RequestException, HTTPError, ValueError) as fault:
-            raise lost(fault, self.who, where) from None
-        return Flow(response.status_code, response.headers, self._flowing(response, where))
+        exchange = self._exchange(ends=time.monotonic() + self.limit_s())
+        with self._telling(exchange, where):
+            request = requests.Request("GET", url, **more)
+            response = opened.enter_context(self._sent(request, exchange))
+        parts = self._flowing(response, exchange, where)
+        return Flow(response.status_code, response.headers, parts)
 
-    def _flowing(self, response: Any, where: str) -> Iterator[bytes]:
+    def _flowing(self, response: Any, exchange: Exchange, where: str) -> Iterator[bytes]:
         """Yield a body as it comes."""
-        import requests
-        from urllib3.exceptions import HTTPError
-
         until, size = time.monotonic() + BODY_S, 0
-        parts = _parts(response, _FLOW_PART, decode=False)
+        parts = bodies.raw_parts(response, _FLOW_PART)
         while True:
-            try:
+            exchange.until = min(self.until, time.monotonic() + BODY_S)  # for one part of it
+            with self._telling(exchange, where):
                 part = next(parts, b"")
-            except (requests.RequestException, HTTPError, ValueError, OSError) as fault:
-                raise lost(fault, self.who, where) from None
-            if not part:
-                return self._check_whole(response, where)
+                if not part:
+                    _check_whole(response)
+                    return
             yield part
             size += len(part)
             if time.monotonic() > until:
@@ -240,72 +315,68 @@ class Server:
                     raise AnswerLost(f"the {self.who} at {where} answers too slowly")
                 until, size = time.monotonic() + BODY_S, 0
 
-    def _sent(self, request: Any, timeout: tuple[float, float]) -> Any:
+    def _sent(self, request: Any, exchange: Exchange) -> Any:
         """Send a request; what the environment says of proxies and certificates is read once."""
         prepared = self._session.prepare_request(request)
         place = origin(str(prepared.url))
         if place not in self._around:
-            self._around[place] = self._session.merge_environment_settings(
-                prepared.url, {}, True, None, None
+            self._around[place] = self._surroundings(str(prepared.url))
+        exchange.stage = Stage.HANDED_OVER  # unless our own connections, which know, take it over
+        with begun(exchange):
+            return self._session.send(
+                prepared,
+                timeout=(self.connect_s, exchange.read_s),
+                allow_redirects=False,
+                **self._around[place],
             )
-        return self._session.send(
-            prepared, timeout=timeout, allow_redirects=False, **self._around[place]
-        )
+
+    def _surroundings(self, url: str) -> Any:
+        """Return what the environment says; no proxy is asked for this machine itself."""
+        from .addresses import is_loopback
+
+        settings = self._session.merge_environment_settings(url, {}, True, None, None)
+        if is_loopback(_host(url)):
+            settings["proxies"] = {}
+        return settings
 
     def _body(self, response: Any, limit: int, where: str) -> bytes:
-        """Read the body whole; a slow one ends at the time-out too, not only a silent one."""
-        until = min(time.monotonic() + max(self.read_s, BODY_S), self.until)
+        """Read the body whole, unpacked; the exchange ends it when it takes too long."""
         parts, size = [], 0
-        for part in _parts(response):
+        for part in bodies.parts(response):
             parts.append(part)
             size += len(part)
             if size > limit:
                 raise ServerFault(f"the {self.who} at {where} answered more than {limit >> 20} MiB")
-            if time.monotonic() > until:
-                raise AnswerLost(f"the {self.who} at {where} answers too slowly")
-        self._check_whole(response, where)
         return b"".join(parts)
-
-    def _check_whole(self, response: Any, where: str) -> None:
-        promised = response.headers.get("Content-Length", "")
-        known = promised.isdecimal() and len(promised) < 20  # Python reads no number of any length
-        if known and response.raw.tell() < int(promised):  # urllib3 1 lets it pass
-            raise AnswerLost(f"lost the answer of the {self.who} at {where}: it was cut short")
-
-
-class _Sent:
-    """A file as requests reads it while it is sent: not beyond the server's `until`."""
-
-    def __init__(self, body: IO[bytes], server: Server) -> None:
-        self._body = body
-        self._server = server
-        self.tell = body.tell
-        start = body.tell()
-        self.len = body.seek(0, 2)
-        body.seek(start)
-
-    def read(self, size: int = -1) -> bytes:
-        """Give the next part; AnswerLost when it is too late for one."""
-        if time.monotonic() > self._server.until:
-            who, where = self._server.who, self._server.url
-            raise AnswerLost(f"the {who} at {where} takes what is sent too slowly")
-        return self._body.read(max(size, _SENT))  # fewer and larger parts than it asks for
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body)
 
 
 _PLAIN_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?([/?][!-~]*)?", re.ASCII)
 
 
-def _parts(response: Any, size: int = _PART, decode: bool = True) -> Iterator[bytes]:
-    """Give a body as it comes; an older urllib3 waits until a part is whole."""
-    raw = response.raw
-    if not hasattr(raw, "read1"):
-        yield from raw.stream(size, decode_content=decode)
-        return
-    while part := raw.read1(size, decode_content=decode):
-        yield part
+def _check_whole(response: Any) -> None:
+    """Raise BrokenAnswer when a body that was read is shorter than its length says."""
+    promised = response.headers.get("Content-Length", "")
+    known = promised.isdecimal() and len(promised) < 20  # Python reads no number of any length
+    if known and response.raw.tell() < int(promised):  # urllib3 1 lets it pass
+        raise BrokenAnswer("it was cut short")
+
+
+def _host(url: str) -> str:
+    """Return the host of an address, without its port; "" when it has none."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".").lower()
+    except ValueError:
+        return ""
+
+
+def _network() -> tuple[type[Exception], ...]:
+    """Return the kinds of fault that an exchange may end by."""
+    import http.client
+
+    import requests
+    from urllib3.exceptions import HTTPError
+
+    return requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError
 
 
 def _unchanged(request: Any) -> Any:

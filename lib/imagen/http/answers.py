@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from ..errors import (
     Throttled,
     Unreachable,
 )
+from .exchange import BrokenAnswer, Exchange, Stage
 
 
 class Answer(NamedTuple):
@@ -118,23 +120,40 @@ def proves_refusal(
         return False
 
 
-def lost(fault: Exception, who: str, where: str) -> ImagenError:
-    """Tell a request that never left from one that may have arrived."""
-    import requests
-    from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
+def lost(fault: Exception, exchange: Exchange, who: str, where: str) -> ImagenError:
+    """Return the error of an exchange that gave no answer.
 
-    wrong = (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader)
-    ours = isinstance(fault, (ValueError, LocationParseError)) and not isinstance(
-        fault, requests.RequestException
-    )
-    if isinstance(fault, wrong) or ours or not isinstance(fault, (OSError, HTTPError)):
+    Whether a byte of the request may have left is known from the exchange. What the fault is, and
+    what it says, goes into the message only: a server can write it.
+    """
+    through = f" through the proxy at {exchange.proxy}" if exchange.proxy else ""
+    if exchange.was_sent:
+        reason = _reason(fault)
+        slow = _TOO_SLOW.get(exchange.stage)
+        if slow and reason == _TIMED_OUT and exchange.is_late:
+            return AnswerLost(f"the {who} at {where}{through} {slow} too slowly")
+        return AnswerLost(f"lost the answer of the {who} at {where}{through}: {reason}")
+    causes = list(_causes(fault))
+    if exchange.stage is Stage.TUNNEL and type(causes[-1]) is OSError:  # it answered no 200
+        reason = excerpt(str(causes[-1]).rpartition("failed: ")[2].encode(), 80)
+        return Unreachable(f"cannot reach the {who} at {where}{through}: it answered {reason}")
+    unusable = ValueError if exchange.stage <= Stage.CONNECTING else UnicodeError
+    if any(isinstance(cause, unusable) for cause in causes):
         return ConfigFault(f"the {who}'s address or headers cannot be used: {where}")
-    reason = getattr(fault.args[0] if fault.args else None, "reason", None)
-    never = (requests.ConnectTimeout, requests.exceptions.ProxyError)
-    handshake = any(sign in str(fault) for sign in _HANDSHAKE)
-    if isinstance(fault, never) or isinstance(reason, NewConnectionError) or handshake:
-        return Unreachable(f"cannot reach the {who} at {where}: {_why(fault)}")
-    return AnswerLost(f"lost the answer of the {who} at {where}: {_why(fault)}")
+    if type(fault) is OSError:  # nothing has wrapped it: of the certificates, before anything else
+        return ConfigFault(f"cannot ask the {who} at {where}: {excerpt(str(fault).encode())}")
+    return Unreachable(f"cannot reach the {who} at {where}{through}: {_reason(fault)}")
+
+
+def _causes(fault: BaseException) -> Iterator[BaseException]:
+    """Yield a fault and what urllib3 and requests have wrapped in it, the innermost last."""
+    inner: Any = getattr(fault, "reason", None)
+    yield fault
+    candidates = [inner, *reversed(fault.args), fault.__cause__]
+    for candidate in candidates:
+        if isinstance(candidate, BaseException):
+            yield from _causes(candidate)
+            return
 
 
 def origin(url: str) -> str:
@@ -157,27 +176,45 @@ def _seconds(text: str | None) -> float | None:
     return max(seconds, 0) if math.isfinite(seconds) else None
 
 
-_HANDSHAKE = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "HANDSHAKE_FAILURE")
-_REASONS = {
-    "refused": "connection refused",
-    "timed out": "timed out",
-    "resolve": "no such host",
-    "Name or service": "no such host",
-    "reset by peer": "connection reset",
-    "Remote end closed": "the connection was closed",
-    "No route": "no route to the host",
-    "unreachable": "the network is unreachable",
-    "CERTIFICATE": "its certificate is not trusted",
-    "SSL": "it does not speak TLS",
-    "proxy": "the proxy does not answer",
-    "Broken": "the connection was cut",
-    "IncompleteRead": "the body was cut short",
+def _reason(fault: BaseException) -> str:
+    """Say for people what happened, by the kind of the innermost fault that has a name here."""
+    import http.client
+    import socket
+    import ssl
+
+    from urllib3 import exceptions as urllib3
+    from urllib3.util.ssl_match_hostname import CertificateError
+
+    kinds: list[tuple[Any, str]] = [
+        (socket.gaierror, "no such host"),
+        ((TimeoutError, urllib3.TimeoutError), _TIMED_OUT),
+        (ConnectionRefusedError, "connection refused"),
+        (http.client.RemoteDisconnected, "the connection was closed"),
+        (ConnectionResetError, "connection reset"),
+        (BrokenPipeError, "the connection was cut"),
+        ((ssl.SSLCertVerificationError, CertificateError), "its certificate is not trusted"),
+        (ssl.SSLEOFError, "the connection was closed"),
+        (ssl.SSLError, "it does not speak TLS as expected"),
+        ((http.client.IncompleteRead, urllib3.IncompleteRead), "the body was cut short"),
+        (http.client.HTTPException, "what came is no HTTP"),
+        (urllib3.InvalidHeader, "its headers contradict each other"),
+    ]
+    for cause in reversed(list(_causes(fault))):
+        if isinstance(cause, BrokenAnswer):
+            return str(cause)
+        by_number = _BY_NUMBER.get(getattr(cause, "errno", None) or 0)
+        said = by_number or next((text for kind, text in kinds if isinstance(cause, kind)), None)
+        if said:
+            return said
+    return type(fault).__name__
+
+
+_TIMED_OUT = "timed out"
+_TOO_SLOW = {Stage.SENDING: "takes what is sent", Stage.ANSWERING: "answers"}
+_BY_NUMBER = {
+    errno.EHOSTUNREACH: "no route to the host",
+    errno.ENETUNREACH: "the network is unreachable",
 }
-
-
-def _why(fault: Exception) -> str:
-    text = str(fault)
-    return next((says for sign, says in _REASONS.items() if sign in text), type(fault).__name__)
 
 
 def excerpt(body: bytes, length: int = 200) -> str:
