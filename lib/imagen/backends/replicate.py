@@ -139,9 +139,10 @@ class Replicate:
         begin()
         with server.within(ends), self._speaking():
             try:
-                return self._dated(
-                    server.post(self.model.path, plan.payload, headers, server.read_s + prefer_s)
+                answer = server.post(
+                    self.model.path, plan.payload, headers, server.read_s + prefer_s, fresh=True
                 )
+                return self._dated(answer)
             except (Rejected, Throttled, OutOfCredit, Unauthorized) as fault:
                 self._note_date(fault.headers)
                 if proves_refusal(fault.status, fault.body, self.refusals.statuses):
@@ -360,7 +361,8 @@ class Replicate:
     def _server(self) -> http.Server:
         if self._opened is None:
             headers = {"Authorization": f"Bearer {self._token()}"}
-            self._opened = http.Server(self._base(), headers, self._get("read_s"), _WHO)
+            limits = self._get("read_s"), _WHO, self._get("connect_s")
+            self._opened = http.Server(self._base(), headers, *limits)
         return self._opened
 
     def _token(self) -> str:
