@@ -46,7 +46,10 @@ class Submitter:
     def submit(self, job: Job) -> str:
         """Send it; after a fault, look for it before sending it once more."""
         job.began = time.monotonic()
-        return retry.once_more(lambda: self._look_then_send(job), job.backend.retry_s)
+        handle = retry.once_more(lambda: self._look_then_send(job), job.backend.retry_s)
+        if job.backend.paid and not job.asker.given:  # its drawn id is how to find it again
+            self._note(f"{job.record['id']}: a paid render at {job.asked['backend']}")
+        return handle
 
     def adopt(self, job: Job) -> None:
         """Take a render into the journal that a line says was submitted: by another machine."""
@@ -127,8 +130,6 @@ class Submitter:
         if backend.paid:
             judge = partial(budget.judge, self._caps, plan.cost_usd, model)
             job.sent_at = self._journal.intend(self._intent(job), job.asker, judge)
-            if not job.asker.given:
-                self._note(f"{job.record['id']}: a paid render at {job.asked['backend']}")
         else:
             job.sent_at = self._journal.intend(self._intent(job), job.asker)
 
