@@ -47,8 +47,8 @@ def load(flag: str | None) -> Config:
     """Read what is in force; ConfigFault names the first thing wrong with the file."""
     path = find(flag)
     parsed = parse(path) if path else Parsed({}, {}, [])
-    for place in parsed.twice:  # YAML would keep the last one, and a cap of the first is gone
-        raise stands_twice(path, place, parsed.lines)
+    for twice in parsed.twice:  # YAML would keep the last one, and a cap of the first is gone
+        raise stands_twice(path, twice, parsed.lines)
     tree = parsed.tree
     found = list(faults(tree))
     if found:
