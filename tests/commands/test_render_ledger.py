@@ -353,6 +353,14 @@ def test_a_render_that_was_refused_is_not_called_a_paid_one(paid, token):
     assert "a paid render" not in ran.err
 
 
+def test_what_is_paid_and_could_not_be_collected_is_named_with_its_command(paid):
+    paid.server.fail("GET /v1/predictions/", None, times=99)
+    paid.configure(keys=f"{QUICK}, patience_s: 0.1")
+    ran = paid("a cat")
+    assert (ran.status, ran.record["error"]["billed"] != "no") == (75, True)
+    assert "(hint: run the same command again, or imagen-render --resume)" in ran.err
+
+
 def test_the_same_command_attaches_to_what_an_earlier_one_left_and_says_so(paid):
     left = pending_one(paid)
     made = paid("a cat")
