@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import select
 import sys
@@ -181,8 +182,15 @@ def name_of(record: Record | None, where: str) -> str:
 
 def run_again(fault: ImagenError) -> str | None:
     """Return the hint of a fault; status 75 has one always: run the same command again."""
-    again = "run the same command again" if fault.exit_status == TEMPORARY else None
-    return fault.hint or again
+    if fault.hint or fault.exit_status != TEMPORARY:
+        return fault.hint
+    return f"run the same command again{soon(fault)}"
+
+
+def soon(fault: ImagenError) -> str:
+    """Return after how long it may be run again, when that is known."""
+    seconds = fault.retry_after_s
+    return f", in {math.ceil(seconds)} s" if seconds else ""
 
 
 class Pipe:
