@@ -165,6 +165,7 @@ ALLOWED: dict[str, set[str]] = {
     "usage": {"errors", "ledger", "record"},  # ledger: the id of a submit's row, pure
     "outbox": {"errors", "ledger", "supabase", "usage"},
     "reconcile": {"backends", "ledger", "record"},
+    "settle": {"errors", "ledger"},
     "table": set(),
     "notify": set(),
     "pipeline": set(),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import Refused
 from .ledger.spend import Reservation, Spent
@@ -83,6 +83,39 @@ def windows(caps: Caps, spent: Spent) -> Iterator[Window]:
         cap = getattr(caps, key)
         if cap is not None:
             yield Window(key, name, cap, amount, reserved, reset(now))
+
+
+def rows(caps: Caps, spent: Spent, caller: str) -> Iterator[dict[str, Any]]:
+    """Yield what is spent, reserved and left of each cap, as imagen-usage --budget prints it."""
+    if caps.per_render is not None:
+        cap = float(caps.per_render)
+        row = {"cap": "per_render", "limit_usd": cap, "left_usd": cap}
+        yield {name: row.get(name) for name in COLUMNS}
+    for window in windows(caps, spent):
+        reserved = window.reserved_usd
+        oldest = window.reserved[0].since if window.reserved else None
+        row = {
+            "cap": window.key,
+            "caller": caller if window.key == "per_caller" else None,
+            "limit_usd": float(window.cap),
+            "spent_usd": round(max(window.total - reserved, 0.0), 9),
+            "reserved_usd": round(reserved, 9),
+            "left_usd": round(max(window.cap - window.total, 0.0), 9),
+            "resets_at": _time(window.opens.timestamp()),
+            "reserved_since": None if oldest is None else _time(oldest),
+        }
+        yield {name: row.get(name) for name in COLUMNS}
+
+
+COLUMNS = (
+    *("cap", "caller", "limit_usd", "spent_usd", "reserved_usd", "left_usd"),
+    *("resets_at", "reserved_since"),
+)
+
+
+def _time(at: float) -> str:
+    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+    return text.replace("+00:00", "Z")
 
 
 def judge(caps: Caps, estimate: float | None, model: str, spent: Spent) -> None:

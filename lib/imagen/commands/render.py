@@ -26,6 +26,7 @@ Examples:
   imagen-render --lines < prompts.txt > records.jsonl
 """
 RESUME = "imagen-render --resume"
+RECENT_S = 7 * 24 * 3600  # doubts that are over are named so long
 FEW = 3  # lines: of so many each is named that is pending
 
 
@@ -96,19 +97,43 @@ def _collecting(told: Told, resume: bool, no_ledger: bool) -> str:
 def _resumed(
     common: Common, renderer: Renderer, ledger: Ledger, teller: Teller, dry_run: bool
 ) -> int:
-    """Say what the journal has open, and finish it; with --dry-run, only print it."""
+    """Say what the journal has open or in doubt, and finish what can be; --dry-run only prints."""
     from ..pipe import Line, name_of
 
     open_ones = [ledger.journal.entry(one) for one in ledger.journal.unfinished()]
     lines = [Line(one.id, record=one.about()) for one in open_ones if one]
+    lines += [Line(one["id"], record=one) for one in _doubts(ledger)]
 
     def step(line: Record) -> Iterable[Record]:
+        if line.get("problem"):
+            _tell_doubt(common, line)
+            return [line] if dry_run else []
         about = f"{line['backend']}, {line['state']} since {line['since']}"
         common.report.note(f"{name_of(line, '')}: {about}")
         return [line] if dry_run else teller.tell_of(renderer.resume(line["render_id"]))
 
     with teller:
         return common.pipe.each(lines, step)
+
+
+def _doubts(ledger: Ledger) -> list[Record]:
+    """Return what is over, and nobody knows whether it was billed; what is open is looked for."""
+    import time
+
+    from .. import reconcile
+
+    submits = ledger.journal.doubts(time.time() - RECENT_S)
+    over = [one for one in submits if one.billed == "unknown" and one.last]
+    return [
+        {**doubt, "render_id": one.render_id, "state": one.state}
+        for one, doubt in zip(over, reconcile.doubts(over, lambda _: False), strict=True)
+    ]
+
+
+def _tell_doubt(common: Common, doubt: Record) -> None:
+    where = f"{doubt['backend']}, since {doubt['since']}"
+    says = f"{where}, whether it was billed is not known"
+    common.report.note(f"{doubt['id']}: {says} (hint: {doubt['hint']})")
 
 
 class Teller:
@@ -153,11 +178,12 @@ class Teller:
 
     def hint(self, fault: ImagenError) -> str | None:
         """Return what to do about a fault; what may be paid already is collected."""
-        from ..pipe import run_again
+        from ..pipe import run_again, soon
 
         if fault.exit_status != TEMPORARY or fault.billed == "no":
             return run_again(fault)
-        return f"{fault.hint}; then {self._collecting}" if fault.hint else self._collecting
+        collecting = f"{self._collecting}{soon(fault)}"
+        return f"{fault.hint}; then {collecting}" if fault.hint else collecting
 
 
 def _source(prompts: tuple[str, ...], lines: bool, output: str | None) -> Iterator[Line]:
