@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -180,6 +181,9 @@ class Teller:
         """Return what to do about a fault; what may be paid already is collected."""
         from ..pipe import run_again, soon
 
+        if fault.retry == "reconcile" and not fault.hint and fault.record:
+            name = shlex.quote(str(fault.record.get("id", "ID")))
+            return f"look at the provider, then imagen-usage --settle {name} --billed yes|no"
         if fault.exit_status != TEMPORARY or fault.billed == "no":
             return run_again(fault)
         collecting = f"{self._collecting}{soon(fault)}"
