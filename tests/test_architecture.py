@@ -180,6 +180,7 @@ ALLOWED: dict[str, set[str]] = {
     "outbox": {"errors", "ledger", "supabase", "usage"},
     "reconcile": {"backends", "ledger", "record"},
     "silence": set(),
+    "settle": {"errors", "ledger"},
     "table": set(),
     "notify": set(),
     "pipeline": set(),

@@ -113,6 +113,38 @@ def test_keys_that_stand_twice_are_found(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("budget: {per_day: 1}\noutput: {dir: x}\nbudget: {per_month: 20}\n", 3, "budget"),
+        ("budget:\n  per_day: 1\n  per_day: 100\n", 3, "budget.per_day"),
+        ("budget:\n  per_day: 1\n  'per_day': 100\n", 3, "budget.per_day"),
+        ("backends:\n  a: {type: mock}\n  a: {type: mock}\n", 3, "backends.a"),
+        (
+            "backends:\n  a:\n    type: mock\n    faults: [{fault: slow, fault: crash}]\n",
+            *(4, "backends.a.faults.0.fault"),
+        ),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, text, line, key):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigFault) as caught:
+        config.load(str(path))
+    assert caught.value.message == f"{path}:{line}: {key}: stands twice"
+    assert caught.value.exit_status == 2
+
+
+def test_a_merge_may_be_overridden_and_an_anchor_used_twice(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "backends:\n  a: &a {type: mock, timeout_s: 5}\n  b: {<<: *a, timeout_s: 7}\n  c: *a\n"
+        "  d: {<<: {timeout_s: 1}, <<: {timeout_s: 2}, type: mock}\n"
+    )
+    timeouts = [config.load(str(path)).backends[name]["timeout_s"] for name in "abc"]
+    assert timeouts == [5, 7, 5]
+
+
+@pytest.mark.parametrize(
     ("name", "value", "shown"),
     [
         ("backends.x.api_token", "hunter2", "***"),

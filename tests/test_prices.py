@@ -161,7 +161,7 @@ def test_a_list_that_is_none_is_a_fault_that_names_the_file(tmp_path, text):
 def test_a_model_that_stands_twice_is_a_fault(tmp_path):
     path = tmp_path / "prices.yaml"
     path.write_text("a/b: {amount: 1, unit: image}\na/b: {amount: 2, unit: image}\n")
-    with pytest.raises(ConfigFault, match=r"prices.yaml:2: a/b stands twice"):
+    with pytest.raises(ConfigFault, match=r"prices.yaml:2: a/b: stands twice"):
         price_of("a/b", {}, path)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from imagen import backends, files, image, signals
 from imagen.backends import Ask, Collected, Lost, Plan, Refusals, Sought, Wait
-from imagen.budget import Caps
+from imagen.budget import CAPS
 from imagen.config import Config
 from imagen.errors import (
     AnswerLost,
@@ -126,7 +126,7 @@ def paid(backend) -> Scripted:
     return backend
 
 
-NO_CAPS = dict.fromkeys(f"budget.{name}" for name in Caps._fields)
+NO_CAPS = dict.fromkeys(f"budget.{name}" for name in CAPS)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class Tool(click.Command):
 
 def _status_of(fault: BaseException, tool: str) -> int:
     """Say what failed, and give the exit status: the one place where exceptions become statuses."""
-    from .pipe import Report, drop_stdout
+    from .pipe import Report, drop_stdout, run_again
 
     report = Report(tool)
     match fault:
@@ -59,7 +59,7 @@ def _status_of(fault: BaseException, tool: str) -> int:
             report.say(f"{message} (hint: {tool} --help)")
             return fault.exit_code
         case ImagenError():
-            report.fault("", fault)
+            report.fault("", fault, run_again(fault))
             return fault.exit_status
         case OSError():
             report.say(from_os(fault, "cannot go on").as_line())

@@ -46,7 +46,10 @@ class Config:
 def load(flag: str | None) -> Config:
     """Read what is in force; ConfigFault names the first thing wrong with the file."""
     path = find(flag)
-    tree = parse(path).tree if path else {}
+    parsed = parse(path) if path else Parsed({}, {}, [])
+    for twice in parsed.twice:  # YAML would keep the last one, and a cap of the first is gone
+        raise stands_twice(path, twice, parsed.lines)
+    tree = parsed.tree
     found = list(faults(tree))
     if found:
         place = ".".join(found[0].place)
@@ -101,6 +104,12 @@ class Parsed(NamedTuple):
     twice: list[Place]
 
 
+def stands_twice(path: Path | None, place: Place, lines: Mapping[Place, int]) -> ConfigFault:
+    """Return the error for a key that stands twice in a file, at its second line."""
+    where = f"{path}:{line_of(place, lines)}: {'.'.join(place)}"
+    return ConfigFault(f"{where}: stands twice", hint="keep only one of them")
+
+
 def parse(path: Path) -> Parsed:
     """Read a YAML file with the line of every key; ConfigFault when it is none."""
     import yaml
@@ -145,12 +154,17 @@ def _mark(
         seen.add(id(node))  # an alias is the same node again: once is enough
         for key, value in node.value:
             inner = (*place, str(key.value))
-            if inner in lines and key.value != "<<":
-                twice.append(inner)
+            if inner in lines:
+                if key.value != "<<":
+                    twice.append(inner)
                 for old in [place for place in lines if place[: len(inner)] == inner]:
                     del lines[old]
             lines[inner] = key.start_mark.line + 1
             _mark(value, inner, lines, twice, seen)
+    elif isinstance(node, yaml.SequenceNode) and id(node) not in seen:
+        seen.add(id(node))
+        for number, value in enumerate(node.value):
+            _mark(value, (*place, str(number)), lines, twice, seen)
 
 
 def _effective(tree: Tree) -> Iterator[tuple[str, Key, Any, str]]:

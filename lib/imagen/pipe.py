@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import select
 import sys
@@ -145,9 +146,10 @@ class Report:
         if self.verbose:
             self.say(text)
 
-    def fault(self, where: str, fault: ImagenError) -> None:
-        """Print what failed, on which record, and one thing to do."""
-        self.say(f"{where}: {fault.as_line()}" if where else fault.as_line())
+    def fault(self, where: str, fault: ImagenError, hint: str | None = None) -> None:
+        """Print what failed, on which record, and one thing to do: the fault's hint or this."""
+        line = f"{fault.message} (hint: {hint})" if hint else fault.as_line()
+        self.say(f"{where}: {line}" if where else line)
 
     def progress(self, elapsed: float, text: str) -> None:
         """Show what a wait of more than a second waits for, over the last such line."""
@@ -184,6 +186,19 @@ def name_of(record: Record | None, where: str) -> str:
     return name if len(name) <= 40 else name[:39] + "…"
 
 
+def run_again(fault: ImagenError) -> str | None:
+    """Return the hint of a fault; status 75 has one always: run the same command again."""
+    if fault.hint or fault.exit_status != TEMPORARY:
+        return fault.hint
+    return f"run the same command again{soon(fault)}"
+
+
+def soon(fault: ImagenError) -> str:
+    """Return after how long it may be run again, when that is known."""
+    seconds = fault.retry_after_s
+    return f", in {math.ceil(seconds)} s" if seconds else ""
+
+
 class Pipe:
     """The way out: records as JSON lines on stdout, each flushed as soon as it is done."""
 
@@ -193,6 +208,7 @@ class Pipe:
         self.status = DONE
         self.to_stderr = False  # when stdout carries an image itself (`--output -`)
         self.goes_on = False  # without a reader too: the work was asked for, not its records
+        self.hint = run_again  # what to do about a fault
 
     def each(self, lines: Iterable[Line], step: Step) -> int:
         """Work on each line and write what comes of it; give the worst exit status.
@@ -243,7 +259,7 @@ class Pipe:
     def failed(self, where: str, fault: ImagenError) -> None:
         """Say what failed and remember the worst."""
         self.status = worse(self.status, fault.exit_status)
-        self.report.fault(where, fault)
+        self.report.fault(where, fault, self.hint(fault))
 
     def _write_if_read(self, made: Record | bytes) -> None:
         try:

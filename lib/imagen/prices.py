@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a price list; ConfigFault names the first fault in it with its line."""
     parsed = config.parse(path)
     for place in parsed.twice:
-        raise ConfigFault(f"{path}:{config.line_of(place, parsed.lines)}: {place[0]} stands twice")
+        raise config.stands_twice(path, place, parsed.lines)
     for fault in check_prices((), parsed.tree):
         where = f"{path}:{config.line_of(fault.place, parsed.lines)}: {'.'.join(fault.place)}"
         raise ConfigFault(f"{where}: {fault.message}", hint=fault.hint)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from .backends import Ran
-from .ledger.journal import Paid
+from .ledger.journal import Paid, Submit
 
-COLUMNS = ("problem", "backend", "submit", "created_at", "status", "model", "id", "prompt_hash")
+COLUMNS = (
+    *("problem", "backend", "submit", "created_at", "status", "model", "id", "prompt_hash"),
+    *("since", "estimate_usd", "hint"),
+)
 Problem = dict[str, Any]
 
 
@@ -41,6 +45,23 @@ def problems(ran: Iterable[Ran], known: Known) -> Iterator[Problem]:
             yield _problem("not_recorded", one, {"backend": known.models.get(one.model or "")})
         elif paid and one.billed == "yes" and _lacks_file(paid, known):
             yield _problem("no_file", one, {"backend": paid.backend, "id": paid.id})
+
+
+def doubts(submits: Iterable[Submit], is_at_work: Callable[[str], bool]) -> Iterator[Problem]:
+    """Yield the submits of which nobody knows whether they were billed, with what ends each."""
+    for one in submits:
+        if one.billed is None and is_at_work(one.render_id):
+            continue
+        problem = {
+            "problem": "in_doubt",
+            "backend": one.backend,
+            "submit": one.handle,
+            "id": one.id,
+            "since": one.since,
+            "estimate_usd": one.estimate_usd,
+            "hint": f"imagen-usage --settle {shlex.quote(one.id)} --billed yes|no",
+        }
+        yield {name: value for name, value in problem.items() if value is not None}
 
 
 def _lacks_file(paid: Paid, known: Known) -> bool:

@@ -87,7 +87,7 @@ class Renderer:
         self._journal = ledger.journal
         self._told = told
         self._around = around
-        self._caps = budget.Caps.of(config.values)
+        self._caps = budget.Caps.of(config.values, config.path)
         self._submitter = Submitter(ledger, self._caps, around.before_submit, around.note)
         self._store = Store(ledger, told, around.image_out)
         self._backends: dict[str, Backend] = {}

@@ -36,7 +36,6 @@ from .outcome import Job, place_of, told_before
 from .settling import Sending
 
 _LATER = "run the same command again then: it looks for the render, and sends it if it is absent"
-_BY_HAND = "imagen-usage --settle ID --billed yes|no ends the doubt"
 _ASK_AGAIN_S = 5.0  # after a provider that could not be asked
 _TAKEN = 20  # times that what was found may have become another's before it could be taken
 
@@ -65,7 +64,7 @@ class Submitter:
         """
         job.began, paid = time.monotonic(), as_paid(job.backend)
         try:
-            return retry.once_more(
+            handle = retry.once_more(
                 lambda: self._look_then_send(job, until), job.backend.retry_s, until=until
             )
         except (AnswerLost, ServerFault) as fault:
@@ -74,6 +73,9 @@ class Submitter:
                 fault.billed, fault.retry = "unknown", "after"
                 fault.retry_after_s = max(fault.retry_after_s or 0, wait_s)
             raise
+        if paid and not job.asker.given:  # its drawn id is how to find it again
+            self._note(f"{job.record['id']}: a paid render at {job.asked['backend']}")
+        return handle
 
     def adopt(self, job: Job) -> None:
         """Take a render into the journal that a line says was submitted: by another machine."""
@@ -126,7 +128,7 @@ class Submitter:
                 time.sleep(wait_s)
         if paid is None:
             raise AnswerLost("whether the render arrived cannot be told", retry="reconcile")
-        raise InDoubt(retry="reconcile", ends=True, hint=_BY_HAND)
+        raise InDoubt(retry="reconcile", ends=True)
 
     def _look(self, job: Job, until: float, wait_s: float) -> str | Sought:
         """Look once; a paid one that cannot be looked for now stays in doubt until it can."""
@@ -220,8 +222,6 @@ class Submitter:
         if backend.paid:
             judge = partial(budget.judge, self._caps, plan.cost_usd, model)
             self._journal.intend(intent, job.asker, judge)
-            if not job.asker.given:
-                self._note(f"{job.record['id']}: a paid render at {job.asked['backend']}")
         else:
             self._journal.intend(intent, job.asker)
         if intent.attempt:

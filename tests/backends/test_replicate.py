@@ -893,6 +893,23 @@ def test_a_list_without_end_is_given_up(web):
     assert web.call_count == module._MOST_PAGES
 
 
+def test_a_list_of_what_ran_that_has_no_end_or_does_not_advance_is_not_read_for_ever(
+    web, monkeypatch
+):
+    monkeypatch.setattr(module, "_RAN_PAGES", 20)
+    numbers = itertools.count()
+    more = (page(item(f"p{n}"), next=f"{LIST}?cursor={n}") for n in numbers)
+    web.get(LIST, [next(more) for _ in range(30)])
+    ran = opened().ran(0)
+    assert [next(ran).handle for _ in range(20)] == [f"p{n}" for n in range(20)]
+    with pytest.raises(ServerFault, match="has no end"):
+        next(ran)
+    for items in ([item("p1")], []):
+        web.get(LIST, [page(*items, next=f"{LIST}?cursor={n}") for n in range(30)])
+        with pytest.raises(ServerFault, match="does not advance"):
+            list(opened().ran(0))
+
+
 def test_the_window_is_on_the_servers_clock(web):
     """Ours is an hour fast, or slow: the Date of the answer tells."""
     for skew in (3600, -3600):

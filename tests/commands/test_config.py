@@ -365,3 +365,44 @@ def test_what_render_writes_fits_the_printed_schema(tool):
         assert [*schema.iter_errors(made)] == []
     sidecar = Path(ran.records[0]["sidecar"])
     assert schema.is_valid(json.loads(sidecar.read_bytes()))
+
+
+# -- keys that stand twice -------------------------------------------------------------------------
+
+TWICE = "budget:\n  per_day: 0.001\noutput: {dir: pictures}\nbudget:\n  per_month: 20\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("render", ["a cat"]),
+        ("generate", ["a cat"]),
+        ("compare", ["a cat", "--backends", "mock"]),
+        ("upload", []),
+        ("log-usage", []),
+        ("usage", []),
+        ("sheet", ["a.png"]),
+        ("preview", []),
+        ("enqueue", []),
+        ("listen", ["--", "imagen-render"]),
+        ("backends", []),
+        ("models", ["list"]),
+        ("workflow", ["list"]),
+        ("config", ["show"]),
+        ("config", ["validate"]),
+    ],
+)
+def test_a_second_budget_block_is_refused_by_every_tool(tool, configure, name, args):
+    path = configure(TWICE)
+    (tool.folder / "a.png").write_bytes(b"")
+    ran = tool(name, *args)
+    assert (ran.status, ran.out) == (2, b"")
+    assert f"{path}:4: budget: stands twice" in ran.err
+
+
+def test_validate_names_a_key_that_stands_twice_beside_all_else(tool, configure):
+    path = configure(f"{TWICE}colour: red\n")
+    ran = tool("config", "validate")
+    assert ran.status == 2
+    assert f"{path}:4: budget: stands twice" in ran.err
+    assert f"{path}:6: colour: unknown key" in ran.err

@@ -353,3 +353,25 @@ def test_what_cannot_be_told_counts_on_its_own_day_alone_and_again_makes_a_new_o
     made = paid("--again", stdin=lost.out)
     assert (made.status, made.record["request"]) == (0, "k")
     assert error(paid("a cat", "--id", "k"))["code"] == "answer_lost"
+
+
+# -- what a person reads ---------------------------------------------------------------------------
+
+
+def test_over_a_cap_it_names_the_file_the_time_and_what_an_old_render_reserves(paid):
+    spend(paid, "per_day: 0.007", renders=1)
+    paid.server.held = True
+    assert paid("a cat", "--id", "weeks", "--wait", 0).status == 75
+    paid.age(20 * 86400)
+    paid.server.held = False
+    spend(paid, "per_day: 0.005")
+    told = error(paid("a dog"))
+    assert "$0.003 of it is reserved by 1 unfinished render (weeks of 20 d ago)" in told["message"]
+    assert told["message"].endswith("it opens again once that is settled")
+    assert f"raise budget.per_day in {paid.tool.folder}/config/imagen/config.yaml" in told["hint"]
+    assert "imagen-render --resume" in told["hint"]
+    assert paid.tool("render", "--resume").status == 0
+    assert paid("a dog").status == 0
+    told = error(paid("a cow"))
+    assert "it opens again at 00:00 UTC, in " in told["message"]
+    assert "reserved by" not in told["message"]

@@ -189,9 +189,15 @@ def test_a_bad_file_of_faults_is_refused_and_named(tool, configure, text, says):
 HANG = asking("hang", id="k")
 
 
+PENDING = (
+    "imagen-render: k: not done yet at mock"
+    " (hint: run the same command again, or imagen-render --resume)\n"
+)
+
+
 def test_wait_hands_out_the_unfinished_record(tool, out_dir):
     ran = tool("render", "--wait", 0.1, stdin=[HANG])
-    assert (ran.status, ran.err) == (75, "")
+    assert (ran.status, ran.err) == (75, PENDING)
     assert [*ran.record["pending"]] == ["backend", "handle", "since"]
     assert ran.record["pending"]["backend"] == "mock"
     assert ran.record["pending"]["since"] == ran.record["started_at"]
@@ -199,6 +205,37 @@ def test_wait_hands_out_the_unfinished_record(tool, out_dir):
     assert not {"error", "file", "sidecar", "sha256"} & {*ran.record}
     assert images(out_dir) == []
     assert [one.name for one in out_dir.rglob(".*")] == [".a-cat-1.reserved"]
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["-q"], "run the same command again, or imagen-render --resume"),
+        (["--new"], "imagen-render --resume"),
+        (["--no-ledger"], "pipe its record back into imagen-render"),
+    ],
+)
+def test_what_is_pending_is_named_with_the_command_that_collects_it(tool, args, hint):
+    ran = tool("render", "--wait", 0, *args, stdin=[HANG])
+    assert ran.status == 75
+    assert f"imagen-render: k: not done yet at mock (hint: {hint})\n" in ran.err
+
+
+def test_of_many_pending_lines_a_few_are_named_and_the_rest_counted(tool):
+    ran = tool("render", "--wait", 0, stdin=[asking("hang", id=f"k{n}") for n in range(8)])
+    assert (ran.status, len(ran.records)) == (75, 8)
+    *few, last = ran.err.splitlines()
+    assert [line.split(":")[1] for line in few] == [" k0", " k1", " k2"]
+    hint = "run the same command again, or imagen-render --resume"
+    assert last == f"imagen-render: 5 more not done yet (hint: {hint})"
+
+
+def test_a_fault_that_may_pass_says_to_run_the_same_command_again(tool, configure):
+    configure("backends: {gpu: {type: comfyui, url: 'http://127.0.0.1:9'}}\n")
+    ran = tool("render", "a cat", "--backend", "gpu")
+    assert ran.status == 75
+    assert "run the same command again" in ran.err
+    assert "--resume" not in ran.err, "nothing was submitted"
 
 
 def test_another_process_collects_what_is_pending_and_renders_nothing(tool, out_dir):
@@ -344,7 +381,7 @@ def test_a_termination_leaves_it_running_and_hands_out_the_pending_line(tool, wa
     child = waiting()
     child.send_signal(signal.SIGTERM)
     status, records, err = ended(child)
-    assert (status, err) == (143, "")
+    assert (status, err) == (143, PENDING)
     assert [one["prompt"] for one in records] == ["first", "a cat"]
     handle = records[1]["pending"]["handle"]
     assert "error" not in records[1]

@@ -360,11 +360,30 @@ def pending_one(paid: Paid, *args: object, **more: Any) -> dict[str, Any]:
     return found
 
 
-def test_the_id_of_a_paid_render_that_nobody_named_is_told_before_it_is_submitted(paid):
-    paid.server.fail("POST", NO_CREDIT)
+def test_the_id_of_a_paid_render_that_nobody_named_is_told_once_it_was_accepted(paid):
     ran = paid("a cat")
-    assert f"imagen-render: {ran.record['id']}: a paid render at rep" in ran.err
+    assert ran.err == f"imagen-render: {ran.record['id']}: a paid render at rep\n"
     assert "a paid render" not in paid("a cat", "--id", "k").err
+    paid.server.held = True
+    left = paid("a cat", "--wait", 0)
+    assert f"imagen-render: {left.record['id']}: a paid render at rep" in left.err
+
+
+@pytest.mark.parametrize("token", [None, "r8_another", TOKEN])
+def test_a_render_that_was_refused_is_not_called_a_paid_one(paid, token):
+    paid.server.fail("POST", NO_CREDIT)
+    ran = paid("a cat", env={"REPLICATE_API_TOKEN": token})
+    assert ran.status in (1, 2)
+    assert paid.creates == 0
+    assert "a paid render" not in ran.err
+
+
+def test_what_is_paid_and_could_not_be_collected_is_named_with_its_command(paid):
+    paid.server.fail("GET /v1/predictions/", None, times=99)
+    paid.configure(keys=f"{QUICK}, patience_s: 0.1")
+    ran = paid("a cat")
+    assert (ran.status, ran.record["error"]["billed"] != "no") == (75, True)
+    assert "(hint: run the same command again, or imagen-render --resume)" in ran.err
 
 
 def test_the_same_command_attaches_to_what_an_earlier_one_left_and_says_so(paid):

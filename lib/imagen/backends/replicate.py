@@ -54,6 +54,9 @@ _MARGIN_S = 120  # the list is read back so far beyond the submit: two clocks ar
 _FIND_S = 120  # how long a look may take
 _MOST_PAGES = 100  # of a hundred predictions
 _DAY_S = 86400
+_RAN_PAGES = 1000  # of what the account ran, for imagen-usage --reconcile
+_RAN_S = 600
+_IDLE_PAGES = 3  # in a row, with nothing that was not listed before
 _GONE = (404, 410)
 _WHO = "Replicate API"
 
@@ -319,14 +322,24 @@ class Replicate:
     def ran(self, since: float) -> Iterator[Ran]:
         """Read the list of predictions back to a time; ServerFault when it cannot be read."""
         path: str | None = replicate_api.LIST
-        seen = set()
+        seen: set[str] = set()
+        handles: set[str] = set()
+        idle = 0
+        end = time.monotonic() + _RAN_S
         while path is not None:
             if path in seen:
                 raise ServerFault("the server's list of predictions goes round in a circle")
             seen.add(path)
             said = self._page(path).json_object()
             found = replicate_api.listed(said.get("results"))
-            yield from (_ran(one) for one in found if (one.created or since) >= since)
+            new = [one for one in found if one.id not in handles]
+            handles |= {one.id for one in new}
+            idle = 0 if new else idle + 1
+            if idle >= _IDLE_PAGES:
+                raise ServerFault("the server's list of predictions does not advance")
+            if len(seen) > _RAN_PAGES or time.monotonic() > end:
+                raise ServerFault("the server's list of predictions has no end")
+            yield from (_ran(one) for one in new if (one.created or since) >= since)
             if any(one.created is not None and one.created < since for one in found):
                 return
             path = replicate_api.next_page(said.get("next"), self._server.url)

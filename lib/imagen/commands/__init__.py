@@ -13,7 +13,7 @@ TOOLS = {
     "config": "Print a sample configuration, check one, or show what is in force.",
     "migrate": "Set up the database: apply the SQL migrations, each once.",
     "log-usage": "Write down what each render cost, once.",
-    "usage": "Add up the cost log: what was logged, and what it cost.",
+    "usage": "Add up what was rendered and what it cost; show what a budget has left.",
     "enqueue": "Queue requests for a worker: request lines in, jobs out.",
     "jobs": "Show what is queued, running and stuck; try again, or cancel.",
     "preview": "Show each image in a tmux window beside yours.",

@@ -10,7 +10,7 @@ import click
 
 from .. import options
 from ..command import Common, tool
-from ..errors import AnswerLost, ImagenError, Refused, Unreachable, UsageFault
+from ..errors import TEMPORARY, AnswerLost, ImagenError, Refused, Unreachable, UsageFault
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -75,6 +75,7 @@ def main(
     where = db.chosen(database_url, config.secret(db.VARIABLE))
     asked = Asked(told, owner, values, priority, follows)
     enqueue = Enqueue(common, where, required(config.ledger_path()), asked)
+    common.pipe.hint = _hint
     try:
         common.pipe.each(pipe.read(sys.stdin.buffer, PLAIN, enqueue.send), enqueue.step)
         enqueue.send()
@@ -82,6 +83,12 @@ def main(
     finally:
         enqueue.close()
     return common.pipe.status
+
+
+def _hint(fault: ImagenError) -> str | None:
+    """Return what to do about a fault: the id in its line keeps it from being queued twice."""
+    back = "pipe its line of stdout back into imagen-enqueue"
+    return fault.hint or (back if fault.exit_status == TEMPORARY else None)
 
 
 class Asked(NamedTuple):

@@ -104,6 +104,7 @@ class Log:
             fault = broken
         if fault:
             self._waits = int(fault.exit_status == TEMPORARY)
+            fault.hint = fault.hint or "imagen-log-usage < /dev/null sends it"
             self._failed("not sent, kept for the next run", fault)
 
     def _failed(self, where: str, fault: ImagenError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import click
 
 from .. import options
 from ..command import Common, tool
-from ..errors import ImagenError, Refused, UsageFault
+from ..errors import TEMPORARY, ImagenError, Refused, UsageFault
 
 if TYPE_CHECKING:
     from ..ledger import Ledger
@@ -25,6 +26,9 @@ Examples:
   echo '{"prompt":"a lighthouse","width":768}' | imagen-render | imagen-preview
   imagen-render --lines < prompts.txt > records.jsonl
 """
+RESUME = "imagen-render --resume"
+RECENT_S = 7 * 24 * 3600  # doubts that are over are named so long
+FEW = 3  # lines: of so many each is named that is pending
 
 
 @tool("render", epilog=EXAMPLES)
@@ -53,18 +57,21 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
         common.pipe.to_stderr = True
     ledger = Ledger(None) if said["no_ledger"] else required(config.ledger_path())
     renderer = Renderer(values, ledger, told, _around(common, told))
+    teller = Teller(common, _collecting(told, resume, said["no_ledger"]))
+    common.pipe.hint = teller.hint
     if source is None:
-        return _resumed(common, renderer, ledger, dry_run)
+        return _resumed(common, renderer, ledger, teller, dry_run)
 
     def step(line: Record) -> Iterable[Record] | None:
         if isinstance(line, Request):
             dry = [renderer.dry(line)] if dry_run else None
-            return dry or _told_of(common, renderer.render(line))
+            return dry or teller.tell_of(renderer.render(line))
         if dry_run or fate(line, Told()) == "pass":
             return None
-        return _told_of(common, renderer.collect(line))
+        return teller.tell_of(renderer.collect(line))
 
-    return common.pipe.each(_requests(source, told, said["id"]), step)
+    with teller:
+        return common.pipe.each(_requests(source, told, said["id"]), step)
 
 
 def _around(common: Common, told: Told) -> Around:
@@ -82,33 +89,106 @@ def _around(common: Common, told: Told) -> Around:
     )
 
 
-def _resumed(common: Common, renderer: Renderer, ledger: Ledger, dry_run: bool) -> int:
-    """Say what the journal has open, and finish it; with --dry-run, only print it."""
+def _collecting(told: Told, resume: bool, no_ledger: bool) -> str:
+    """Return how what is pending after this run is collected."""
+    if no_ledger:
+        return "pipe its record back into imagen-render"
+    return RESUME if told.new or resume else f"run the same command again, or {RESUME}"
+
+
+def _resumed(
+    common: Common, renderer: Renderer, ledger: Ledger, teller: Teller, dry_run: bool
+) -> int:
+    """Say what the journal has open or in doubt, and finish what can be; --dry-run only prints."""
     from ..pipe import Line, name_of
 
     open_ones = [ledger.journal.entry(one) for one in ledger.journal.unfinished()]
     lines = [Line(one.id, record=one.about()) for one in open_ones if one]
+    lines += [Line(one["id"], record=one) for one in _doubts(ledger)]
 
     def step(line: Record) -> Iterable[Record]:
+        if line.get("problem"):
+            _tell_doubt(common, line)
+            return [line] if dry_run else []
         about = f"{line['backend']}, {line['state']} since {line['since']}"
         common.report.note(f"{name_of(line, '')}: {about}")
-        return [line] if dry_run else _told_of(common, renderer.resume(line["render_id"]))
+        return [line] if dry_run else teller.tell_of(renderer.resume(line["render_id"]))
 
-    return common.pipe.each(lines, step)
+    with teller:
+        return common.pipe.each(lines, step)
 
 
-def _told_of(common: Common, made: Iterable[Record]) -> Iterator[Record]:
-    """Tell people what a record says that they did not ask for."""
-    from .. import outcome, pipe
+def _doubts(ledger: Ledger) -> list[Record]:
+    """Return what is over, and nobody knows whether it was billed; what is open is looked for."""
+    import time
 
-    for one in made:
-        if changes := outcome.changes(one.get("fidelity", {})):
-            common.report.note(f"{pipe.name_of(one, '')}: {changes}")
-        if "extension" in one.get("warnings", []):
-            common.report.note(f"{one['file']} is a {one['format']}, whatever its name says")
-        file = one.get("file", "no file")
-        common.report.detail(f"{pipe.name_of(one, '')}: {one['backend']}, {file}")
-        yield one
+    from .. import reconcile
+
+    submits = ledger.journal.doubts(time.time() - RECENT_S)
+    over = [one for one in submits if one.billed == "unknown" and one.last]
+    return [
+        {**doubt, "render_id": one.render_id, "state": one.state}
+        for one, doubt in zip(over, reconcile.doubts(over, lambda _: False), strict=True)
+    ]
+
+
+def _tell_doubt(common: Common, doubt: Record) -> None:
+    where = f"{doubt['backend']}, since {doubt['since']}"
+    says = f"{where}, whether it was billed is not known"
+    common.report.note(f"{doubt['id']}: {says} (hint: {doubt['hint']})")
+
+
+class Teller:
+    """Tells people what a record says that they did not ask for, and what is pending."""
+
+    def __init__(self, common: Common, collecting: str) -> None:
+        """Take where it is said, and how what is pending is collected."""
+        self._report = common.report
+        self._collecting = collecting
+        self._pending = 0
+
+    def __enter__(self) -> None:
+        """Begin with a run."""
+
+    def __exit__(self, *_: object) -> None:
+        """Say at its end how many more are pending."""
+        if (more := self._pending - FEW) > 0:
+            self._report.say(f"{more} more not done yet (hint: {self._collecting})")
+
+    def tell_of(self, made: Iterable[Record]) -> Iterator[Record]:
+        """Tell of each record that passes."""
+        from .. import outcome, pipe
+
+        for one in made:
+            name = pipe.name_of(one, "")
+            if changes := outcome.changes(one.get("fidelity", {})):
+                self._report.note(f"{name}: {changes}")
+            if "extension" in one.get("warnings", []):
+                self._report.note(f"{one['file']} is a {one['format']}, whatever its name says")
+            file = one.get("file", "no file")
+            self._report.detail(f"{name}: {one['backend']}, {file}")
+            if "pending" in one:
+                self._tell_pending(name, one["backend"])
+            yield one
+
+    def _tell_pending(self, name: str, backend: str) -> None:
+        """Say it even with -q: the status is 75, and nothing else says why."""
+        self._pending += 1
+        if self._pending <= FEW:
+            says = f"{name}: not done yet at {backend} (hint: {self._collecting})"
+            self._report.say(says)
+
+    def hint(self, fault: ImagenError) -> str | None:
+        """Return what to do about a fault; what may be paid already is collected."""
+        from ..pipe import run_again, soon
+
+        if fault.retry == "reconcile" and not fault.hint and fault.record:
+            name = shlex.quote(str(fault.record.get("id", "ID")))
+            return f"look at the provider, then imagen-usage --settle {name} --billed yes|no"
+        if fault.exit_status != TEMPORARY or fault.billed == "no":
+            return run_again(fault)
+        collecting = f"{self._collecting}{soon(fault)}"
+        return f"{fault.hint}; then {collecting}" if fault.hint else collecting
 
 
 def _source(prompts: tuple[str, ...], lines: bool, output: str | None) -> Iterator[Line]:

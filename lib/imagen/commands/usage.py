@@ -1,4 +1,4 @@
-"""imagen-usage: what was rendered and what it cost, from the cost log."""
+"""imagen-usage: what was rendered, what it cost, what the budget has left, what is in doubt."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..command import Common, tool
-from ..errors import DONE, FAILED, UsageFault
+from ..errors import DONE, FAILED, ImagenError, UsageFault, worse
 
 if TYPE_CHECKING:
-    from ..backends import Account
+    from ..backends import Account, Ran
     from ..config import Config
     from ..ledger import Ledger
     from ..usage import Row
@@ -23,7 +23,9 @@ EXAMPLES = """
 Examples:
   imagen-usage --since 7d --by day,model
   imagen-usage --since 2026-11-01 --until 2026-12-01 --format csv > november.csv
+  imagen-usage --budget
   imagen-usage --reconcile --since 24h
+  imagen-usage --settle cat --billed no
 """
 
 
@@ -56,32 +58,31 @@ class Span(NamedTuple):
     help="Default: a table on a terminal, JSON lines in a pipe.",
 )
 @click.option("--reconcile", is_flag=True, help="Compare the ledger with what Replicate ran.")
-def main(
-    common: Common,
-    since: str | None,
-    until: str | None,
-    by: str,
-    raw: bool,
-    source: str | None,
-    form: str | None,
-    reconcile: bool,
-) -> int:
-    """Sums of the cost log, or its rows. A submit that nobody knows the price of is counted as
-    unpriced, and no part of cost_usd. Days are UTC. --reconcile exits 1 when something differs.
+@click.option("--budget", is_flag=True, help="Print what is spent, reserved and left of each cap.")
+@click.option("--settle", metavar="ID", help="Say of a render in doubt whether it was billed.")
+@click.option("--billed", type=click.Choice(["yes", "no"]), help="With --settle: what you say.")
+def main(common: Common, **said: Any) -> int:
+    """Sums of the renders of this machine, or their rows. A submit that nobody knows the price of
+    is counted as unpriced, and no part of cost_usd. Days are UTC. --reconcile exits 1 when
+    something differs.
     """
     from .. import config, ledger, usage
 
+    _check(said)
     values = config.load(common.config_file)
-    keys, span = usage.asked_keys(by), _span(since, until)
+    keys, span = usage.asked_keys(said["by"]), _span(said["since"], said["until"])
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    form = form or ("table" if on_terminal else "json")
-    if reconcile:
-        if raw or source:
-            raise UsageFault("--reconcile goes with neither --raw nor --source")
+    form = said["form"] or ("table" if on_terminal else "json")
+    if said["reconcile"]:
         return _reconciled(common, values, ledger.required(config.ledger_path()), span, form)
-    rows = _rows(values, source, span)
-    if raw:
-        _write(common, _columns(), list(rows) if form == "table" else rows, form)
+    if said["budget"]:
+        return _budget(common, values, ledger.required(config.ledger_path()), form)
+    if said["settle"] is not None:
+        return _settled(common, said["settle"], said["billed"], form)
+    source = said["source"] or ("supabase" if values["usage.sink"] == "supabase" else "local")
+    rows = _rows(common, values, source, span)
+    if said["raw"]:
+        _write(common, _columns(source), list(rows) if form == "table" else rows, form)
         return DONE
     sums, total = usage.groups(rows, keys)
     last = {**dict.fromkeys(keys, ""), **total}
@@ -89,6 +90,20 @@ def main(
         last[keys[0]] = "total"
     _write(common, [*keys, *usage.SUMS], [*sums, last] if form == "table" and keys else sums, form)
     return DONE
+
+
+def _check(said: dict[str, Any]) -> None:
+    """Refuse options that do not go together."""
+    modes = [name for name in ("reconcile", "budget", "settle") if said[name]]
+    if modes and (said["raw"] or said["source"]):
+        raise UsageFault(f"--{modes[0]} goes with neither --raw nor --source")
+    if len(modes) > 1:
+        raise UsageFault(f"--{modes[0]} does not go with --{modes[1]}")
+    if modes and modes != ["reconcile"] and (said["since"] or said["until"]):
+        raise UsageFault(f"--{modes[0]} goes with neither --since nor --until")
+    if (said["settle"] is None) != (said["billed"] is None):
+        hint = "imagen-usage --settle ID --billed yes, or no"
+        raise UsageFault("--settle and --billed go together", hint=hint)
 
 
 def _span(since: str | None, until: str | None) -> Span:
@@ -102,24 +117,40 @@ def _span(since: str | None, until: str | None) -> Span:
     return Span(first or "", last or "")
 
 
-def _columns() -> Sequence[str]:
+def _columns(source: str) -> Sequence[str]:
     from ..ledger.usage import COLUMNS
 
-    return COLUMNS
+    return (*COLUMNS, "billed") if source == "local" else COLUMNS
 
 
-def _rows(values: Config, source: str | None, span: Span) -> Iterable[Row]:
+def _rows(common: Common, values: Config, source: str, span: Span) -> Iterable[Row]:
     from .. import config, ledger, supabase, usage
 
-    source = source or ("supabase" if values["usage.sink"] == "supabase" else "local")
     if source == "local":
-        rows = ledger.required(config.ledger_path()).usage
-        return rows.rows(**{name: said for name, said in span._asdict().items() if said})
+        book = ledger.required(config.ledger_path())
+        limits = {name: said for name, said in span._asdict().items() if said}
+        rows = book.usage.complete(**limits)
+        _note_doubts(common, book, rows)
+        return rows
     name = values["supabase.service_key_env"]
     url, key = values["supabase.url"], config.secret(name)
     tables = supabase.Tables(supabase.Project(url, key, name), supabase.USAGE_SCHEMA)
     found = supabase.usage_rows(tables, span.since or None, span.until or None)
-    return (usage.of_supabase(row, _columns()) for row in found)
+    return (usage.of_supabase(row, _columns(source)) for row in found)
+
+
+def _note_doubts(common: Common, book: Ledger, rows: list[Row]) -> None:
+    """Say what these sums hold that is not certain, and what may still come to them."""
+    from .. import budget, caller
+
+    doubtful = sum(row["billed"] == "unknown" for row in rows)
+    if doubtful:
+        says = "counted with the estimate, for it is not known whether it was billed"
+        common.report.note(f"{doubtful} {says} (hint: imagen-usage --raw, billed: unknown)")
+    if reserved := book.journal.spent(caller.caller()).reserved:
+        amount = budget.usd(sum(one.usd for one in reserved))
+        says = f"{amount} more reserved by {len(reserved)} unfinished"
+        common.report.note(f"{says} (hint: imagen-render --resume)")
 
 
 def _write(common: Common, columns: Sequence[str], rows: Iterable[Row], form: str) -> None:
@@ -136,6 +167,34 @@ def _write(common: Common, columns: Sequence[str], rows: Iterable[Row], form: st
         write_out(table.aligned(columns, [*rows], visible).encode())
 
 
+# -- the budget, and what is settled by hand -------------------------------------------------------
+
+
+def _budget(common: Common, values: Config, ledger: Ledger, form: str) -> int:
+    from .. import budget, caller
+
+    caps = budget.Caps.of(values.values, values.path)
+    spent = ledger.journal.spent(caller.caller())
+    if caps.any:
+        _write(common, budget.COLUMNS, budget.rows(caps, spent, caller.caller()), form)
+    else:
+        common.report.say("no budget is configured (hint: docs/ledger.md, Spend caps)")
+    for one in budget.stale(spent.reserved, spent.now):
+        age = budget.lasting(spent.now - one.since)
+        ends = f"imagen-render --resume, or imagen-usage --settle {one.id} --billed yes|no"
+        reserves = f"reserves {budget.usd(one.usd)} at {one.backend} since {age}"
+        common.report.say(f"{one.id}: {reserves} (hint: {ends})")
+    return DONE
+
+
+def _settled(common: Common, name: str, billed: str, form: str) -> int:
+    from .. import config, ledger, settle
+
+    rows = settle.settle(ledger.required(config.ledger_path()), name, billed)
+    _write(common, settle.COLUMNS, rows, form)
+    return DONE
+
+
 # -- compared with the provider --------------------------------------------------------------------
 
 
@@ -143,12 +202,13 @@ def _reconciled(common: Common, values: Config, ledger: Ledger, span: Span, form
     from pathlib import Path
 
     from .. import reconcile
+    from ..pipe import run_again
 
     since = datetime.now(UTC).timestamp() - _RECENT_S
     since = datetime.fromisoformat(span.since).timestamp() if span.since else since
     until = datetime.fromisoformat(span.until).timestamp() if span.until else math.inf
     accounts, models = _accounts(values)
-    ran = [one for account in accounts for one in account.ran(since) if (one.created or 0) < until]
+    ran, fault = _listed(accounts, since, until)
 
     def is_at_work(render_id: str) -> bool:
         with ledger.lock(render_id, wait=False) as free:
@@ -165,10 +225,36 @@ def _reconciled(common: Common, values: Config, ledger: Ledger, span: Span, form
         ),
     )
     problems = list(found)
+    named = {one["submit"] for one in problems}
+    doubts = [one for one in ledger.journal.doubts(since) if one.intended_at < until]
+    found = reconcile.doubts(doubts, is_at_work)
+    problems += [one for one in found if one.get("submit") not in named]
+    if fault and not ran and not problems:
+        raise fault
     if problems or form != "table":
         _write(common, reconcile.COLUMNS, problems, form)
     common.report.note(f"{len(ran)} looked at, {len(problems)} differ")
-    return FAILED if problems else DONE
+    status = FAILED if problems else DONE
+    if fault:
+        common.report.fault("the list was not read to its end", fault, run_again(fault))
+        return worse(status, fault.exit_status)
+    return status
+
+
+def _listed(
+    accounts: list[Account], since: float, until: float
+) -> tuple[list[Ran], ImagenError | None]:
+    """Read what the accounts ran, each once, as far as it can be read."""
+    ran: dict[str, Ran] = {}
+    fault = None
+    for account in accounts:
+        try:
+            for one in account.ran(since):
+                if (one.created or 0) < until:
+                    ran.setdefault(one.handle, one)
+        except ImagenError as broken:
+            fault = broken
+    return [*ran.values()], fault
 
 
 _RECENT_S = 7 * 24 * 3600

@@ -141,6 +141,40 @@ class Paid(NamedTuple):
     records: list[dict[str, Any]]
 
 
+class Submit(NamedTuple):
+    """A submit as somebody settles it: whose it is, and what is known of its bill."""
+
+    render_id: str
+    number: int
+    last: bool
+    id: str
+    state: str
+    backend: str
+    handle: str | None
+    intended_at: float
+    billed: str | None
+    estimate_usd: float | None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known to have been billed, or not to have been."""
+        return self.billed in ("yes", "no")
+
+    @property
+    def since(self) -> str:
+        """Return when it was intended, ISO 8601 in UTC."""
+        at = datetime.fromtimestamp(self.intended_at, UTC).isoformat(timespec="seconds")
+        return at.replace("+00:00", "Z")
+
+
+_SUBMITS = (
+    "select render_id, number, number ="
+    " (select max(number) from submits where render_id = s.render_id) as last,"
+    " id, state, s.backend, handle, intended_at, billed, estimate_usd"
+    " from submits s join renders using (render_id)"
+)
+
+
 class Journal:
     """What became of each render; every method is one transaction."""
 
@@ -335,6 +369,40 @@ class Journal:
         """Write that its records have left us."""
         with self._db.transaction(synced=False):
             self._db.write("update renders set delivered = 1 where render_id = ?", render_id)
+
+    def spent(self, caller: str) -> Spent:
+        """Sum up what counts against a budget now."""
+        return spent(self._db, caller, time.time())
+
+    def submits(self, name: str, render_id: str) -> list[Submit]:
+        """Return the submits of a render by its id, or the one of a provider's handle."""
+        where = "where render_id = ? or id = ? or handle = ? order by intended_at, number"
+        rows = self._db.rows(f"{_SUBMITS} {where}", render_id, name, name)
+        return [Submit(*row) for row in rows]
+
+    def doubts(self, since: float) -> list[Submit]:
+        """Return the paid submits of which nobody knows whether they were billed, oldest first.
+
+        Those that are open and have no handle, of whatever day, for they count on every day; and
+        since a time (unix) those that are over.
+        """
+        rows = self._db.rows(
+            f"{_SUBMITS} where coalesce(estimate_usd, 1) > 0 and (billed is null and handle is null"
+            " or billed = 'unknown' and intended_at >= ?) order by intended_at, number",
+            since,
+        )
+        return [Submit(*row) for row in rows]
+
+    def settle(self, submit: Submit, billed: str, error: Mapping[str, Any]) -> None:
+        """Write what somebody says of a submit's bill; a render that waits for it is over by it."""
+        with self._db.transaction():
+            self._settle(submit.render_id, submit.number, billed, None)
+            if submit.last:
+                self._db.write(
+                    "update renders set state = 'failed', error = ?"
+                    " where render_id = ? and state <> 'done'",
+                    *(_json(error), submit.render_id),
+                )
 
     def _settle(self, render_id: str, number: int, billed: str, cost: float | None) -> None:
         self._db.write(
