@@ -18,11 +18,12 @@ from typing import Any, NamedTuple, Protocol
 from . import joblines
 from .db import DatabaseFault
 from .errors import ConfigFault, ImagenError, Refused
+from .guard_program import boottime
 from .joblines import Rules, Verdict
 from .jobs import Claimed, QueueLike
 from .notify import notify, watchdog_s
 from .record import DRAWN_SEEDS
-from .slots import END_S, LOST_S, Lease, Pipelines, Slot, boottime
+from .slots import END_S, LOST_S, Lease, Pipelines, Slot
 
 RENEW_S = 3.0  # a lease lasts 10 s on the database's clock
 RESCUE_S = 2.0  # with the lease less than the 15 s in which a dead worker's job runs again
@@ -167,7 +168,7 @@ class Worker:
         now = boottime()
         due = [now + (DEAF_S if self._deaf else self._said.poll_s)]
         due += [slot.deadline for slot in self._slots if slot.deadline and slot.told is None]
-        due += [slot.patience for slot in self._slots if slot.told]
+        due += [slot.patience for slot in self._slots if slot.told or slot.killed]
         due += [slot.restart for slot in self._slots if slot.restart > now]
         if self._db is None:
             due.append(self._retry_at)
@@ -291,8 +292,7 @@ class Worker:
         held, sent = self._held(), boottime()
         ours = queue.renew(self._said.name, held) if held else set()
         gone = queue.cancelled(held) if len(ours) < len(held) else set()
-        with self._lease.lock:
-            self._lease.renewed = sent
+        self._lease.renew(sent)
         self._next_renewal = sent + RENEW_S
         self._let_go(gone, "cancelled")
         self._let_go({*held} - ours - gone, "another worker has it now")
