@@ -17,8 +17,9 @@ import psycopg2
 import pytest
 
 from imagen import db
+from imagen.slots import LOST_S
 from servers.comfyui import ComfyUI
-from servers.replicate import SCHNELL, TOKEN, Replicate
+from servers.replicate import SCHNELL, TOKEN, Replicate, throttled
 
 RENDER_ONLY = "imagen-render | imagen-log-usage"
 OWNER = "5c1f0d2e-1111-4222-8333-0123456789ab"
@@ -329,6 +330,139 @@ def test_a_job_that_goes_back_at_the_end_of_the_grace_leaves_its_server_free(
     listen()
     until(lambda: queue.status(name) == "done", 20)
     assert len(comfy.submits) == 2
+
+
+# -- a worker that stands still, and pipelines that leave their group ------------------------------
+
+
+@pytest.fixture
+def replicate(configure, monkeypatch) -> Iterator[Replicate]:
+    """A paid backend, to which jobs go."""
+    monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
+    keys = "poll_s: 0.01, settle_s: 0.05, retry_s: 0.01"
+    with Replicate() as server:
+        rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{server.url}', {keys}}}"
+        configure(f"default_backend: rep\nbackends: {{rep: {rep}}}\nworker: {{backends: [rep]}}\n")
+        yield server
+
+
+def machine(folder: Path) -> dict[str, str]:
+    return {"XDG_STATE_HOME": str(folder), "IMAGEN_OUT_DIR": str(folder / "out")}
+
+
+def test_a_worker_that_is_stopped_pays_for_nothing_that_another_took_over(
+    queue, listen, until, replicate, tmp_path
+):
+    """Its pipelines, in groups of their own, would go on: one waits out a 429 meanwhile."""
+    replicate.fail("POST /v1/models", throttled(20))
+    first = listen(pipeline=RENDER_ONLY, **machine(tmp_path / "first"))
+    name = queue.add(width=512, height=512)
+    until(lambda: replicate.asks("POST /v1/models"), 20)
+    throttled_at = time.monotonic()
+    first.send_signal(signal.SIGSTOP)
+    second = listen(pipeline=RENDER_ONLY, **machine(tmp_path / "second"))
+    until(lambda: queue.status(name) == "done", 60)
+    time.sleep(max(throttled_at + 23 - time.monotonic(), 0))  # the first one's wait is over
+    assert replicate.creates == 1
+
+    second.terminate()
+    assert second.wait(20) == 0
+    first.send_signal(signal.SIGCONT)
+    other = queue.add("the next one", width=512, height=512)
+    until(lambda: queue.status(other) == "done", 30)
+    assert f"-{first.pid}-" in queue.job(other)["worker"]
+    assert replicate.creates == 2
+    assert first.poll() is None
+
+
+def test_a_worker_that_is_stopped_while_it_waits_for_jobs_keeps_its_pipeline(queue, listen, until):
+    worker = listen()
+    name = queue.add()
+    until(lambda: queue.status(name) == "done", 20)
+    family = descendants(worker.pid)
+    worker.send_signal(signal.SIGSTOP)
+    time.sleep(LOST_S + 2)
+    assert all(is_alive(pid) for pid in family)
+    worker.send_signal(signal.SIGCONT)
+    other = queue.add("the next one")
+    until(lambda: queue.status(other) == "done", 20)
+    assert {*family} <= {*descendants(worker.pid)}
+
+
+LEAVING = {
+    "the shell": "exec setsid imagen-render",
+    "a tool": "setsid imagen-render | cat",
+    "a tool in the background": "setsid -f imagen-render <&0 | cat",
+}
+
+
+@pytest.fixture(params=LEAVING)
+def leaving(request) -> str:
+    return LEAVING[request.param]
+
+
+def test_a_pipeline_that_leaves_its_group_makes_its_image(queue, listen, until, leaving):
+    worker = listen(pipeline=leaving)
+    name = queue.add()
+    until(lambda: queue.status(name) == "done", 20)
+    family = descendants(worker.pid)
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert not any(is_alive(pid) for pid in family)
+
+
+def test_a_cancelled_job_whose_pipeline_left_its_group_is_interrupted(
+    queue, listen, until, comfy, leaving
+):
+    worker = listen(pipeline=leaving)
+    name = queue.add()
+    prompt_id = until(lambda: comfy.queue()[0], 20)
+    family = descendants(worker.pid)
+    queue.sql(
+        "update imagen.jobs set status = 'cancelled', finished_at = now() where id = %s", name
+    )
+    until(lambda: comfy.ending(prompt_id) == "execution_interrupted", 10)
+    until(lambda: not any(is_alive(pid) for pid in family), 20)
+    comfy.release()
+    other = queue.add("the next one")
+    until(lambda: queue.status(other) == "done", 20)
+    assert worker.poll() is None
+
+
+def test_a_worker_that_is_told_to_end_ends_what_left_its_group(
+    queue, listen, until, comfy, leaving
+):
+    worker = listen("--grace", "0.2", pipeline=leaving)
+    name = queue.add()
+    prompt_id = until(lambda: comfy.queue()[0], 20)
+    family = descendants(worker.pid)
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert not any(is_alive(pid) for pid in family)
+    assert comfy.ending(prompt_id) == "execution_interrupted"
+    assert (queue.status(name), queue.job(name)["attempts"]) == ("pending", 0)
+    assert b"killed" not in worker.said.read_bytes()
+
+
+def test_a_worker_that_is_killed_takes_what_left_its_group_with_it(
+    queue, listen, until, comfy, leaving
+):
+    worker = listen(pipeline=leaving)
+    queue.add()
+    until(lambda: comfy.queue()[0], 20)
+    family = descendants(worker.pid)
+    worker.kill()
+    worker.wait()
+    until(lambda: not any(is_alive(pid) for pid in family), 3)
+
+
+def test_a_pipeline_that_heeds_no_signal_and_left_its_group_holds_nobody_up(queue, listen, until):
+    deaf = "trap '' INT TERM; exec setsid sh -c 'trap \"\" INT TERM; while :; do sleep 1; done'"
+    worker = listen("--job-timeout", "0.5", pipeline=deaf)
+    name = queue.add()
+    until(lambda: queue.job(name)["attempts"] == 1, 30)
+    assert b"did not end when told to: killing it" in worker.said.read_bytes()
+    assert b"could not be ended" not in worker.said.read_bytes()
 
 
 def test_a_temporary_error_is_tried_again_and_a_lasting_one_is_not(queue, listen, until, configure):
