@@ -150,6 +150,23 @@ def test_the_record_closes_the_job(work, answer, became, attempts):
     assert (status(one, name), one.queue.jobs[name].attempts) == (became, attempts)
 
 
+def test_why_jobs_go_back_is_said_once_until_it_is_over(work, until, tmp_path):
+    busy = '.error={code:"ledger_busy",message:"held",retry:"safe"}'
+    heal = f"while read -r l; do [ -e {tmp_path}/healed ] && f='.file=\"f\"' || f='{busy}';"
+    one = work(f"""{heal} echo "$l" | jq -c "$f"; done""")
+    first, second = one.queue.add(), one.queue.add()
+    for _ in range(3):
+        one.queue.calls.clear()
+        one.notice()
+        until(lambda: one.queue.calls.count("put_back") == 2)
+        one.queue.skip(61)
+    assert len(one.heard("put back: held")) == 1
+    assert (one.queue.jobs[first].error, one.queue.jobs[first].attempts) == ("held", 0)
+    (tmp_path / "healed").touch()
+    one.notice()
+    until(lambda: {status(one, first), status(one, second)} == {"done"})
+
+
 def test_a_record_of_another_id_and_noise_are_no_answer(work, until):
     one = work("""jq -c --unbuffered '(.id="x"), "noise", [1], (.file="f")'""")
     name = one.queue.add()

@@ -169,7 +169,7 @@ class _Guard:
         """Kill every guarded process, then the group with the guard itself."""
         ends = boottime() + KILL_S
         while living := guarded(self.mark, os.getpid()):
-            for pid in living:
+            for pid in sorted(living):  # parents first: a shell would report its children's death
                 send(pid, signal.SIGKILL)
             self.reap()
             if boottime() > ends:

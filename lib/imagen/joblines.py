@@ -21,8 +21,11 @@ PARAMS = (
     *("sampler", "scheduler", "options"),
 )
 PENDING_S = 10  # until an unfinished render is looked at again
-MENDED_S = 60  # until a job is tried again that met a fault of the worker's own settings
-_OF_THE_WORKER = ("config", "unauthorized")  # codes of such: the job is not to blame
+MENDED_S = 60  # until a job is tried again that met a fault of the worker's own machine
+# codes of such faults, whatever their retry, and with this retry: the job is not to blame
+_OF_THE_WORKER = ("config", "unauthorized", "unpriced", "ledger", "ledger_busy")
+_OF_ITS_DISK = ("file", "safe")  # full, or broken; a file that can never be is the job's own fault
+_UNTIL_THEN = ("over_budget", "answer_lost")  # with `after`, time alone settles these
 _BACKOFF_S, _LONGEST_S = 5.0, 600.0
 _MOST_TEXT = 500  # characters of an error in the row
 
@@ -124,10 +127,11 @@ def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) 
     text = " ".join(str(error.get("message") or error.get("code") or "failed").split())
     text = text[:_MOST_TEXT].replace("\0", "")
     detail = {name: one for name, one in error.items() if name != "traceback" and _can_keep(one)}
-    if error.get("code") == "over_budget" and error.get("retry") == "after":
+    if error.get("code") in _UNTIL_THEN and error.get("retry") == "after":
         wait_s = max(_seconds(error), _BACKOFF_S)
         return Verdict("back", after_s=wait_s, error=text, detail=detail, answered=True)
-    if error.get("code") in _OF_THE_WORKER:
+    of_disk = (error.get("code"), error.get("retry")) == _OF_ITS_DISK
+    if of_disk or error.get("code") in _OF_THE_WORKER:
         return Verdict("back", after_s=MENDED_S, error=text, detail=detail, answered=True)
     again = error.get("retry") in ("safe", "after")
     if not again:

@@ -29,6 +29,7 @@ RENEW_S = 3.0  # a lease lasts 10 s on the database's clock
 RESCUE_S = 2.0  # with the lease less than the 15 s in which a dead worker's job runs again
 SETTLE_S = 5.0  # after a new connection, before others' jobs are taken for dead
 REPEAT_S = 60.0  # between two lines that say the same of a queue that cannot be reached
+GONE_S = 6.0  # after a signal, until we end without a queue that could be told
 DEAF_S = 1.0  # between polls when no notice arrives
 HEAR_S = 30.0  # between proofs that notices arrive
 _SOON_S = 1.0  # --drain waits for what is due so soon
@@ -91,9 +92,12 @@ class Worker:
         self._next_renewal = self._next_rescue = self._next_proof = 0.0
         self._noticed = self._deaf = self._ready = self._idle = self._named = False
         self._stops = 0
+        self._stopped_at = 0.0
+        self._gone_at: float | None = None  # since when the queue cannot be reached
         self._stops_at: float | None = None  # when what runs is ended too
         self._counts = {"done": 0, "failed": 0, "again": 0, "cancelled": 0}
         self._next_due: float | None = None
+        self._reasons: set[str] = set()  # for which jobs went back, as they were said
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -106,10 +110,14 @@ class Worker:
                 if not self._is_over():
                     self._wait(wakes)
                 self._stops = stops()
+                if self._stops and not self._stopped_at:
+                    self._stopped_at = boottime()
+            if left := ", ".join(self._held()):
+                self._tell(f"the queue cannot be told; the lease ends by itself: {left}")
             self._tell("ended")
             return 0
         finally:
-            self._pipelines.close(self._slots)
+            self._pipelines.close(self._slots, hurry=self._gone_at is not None)
             if self._db is not None:
                 self._db.close()
 
@@ -143,6 +151,7 @@ class Worker:
             self._rescue(queue)
         if now >= self._next_proof:
             self._prove(queue)
+        self._gone_at = None
 
     def _wait(self, wakes: int) -> None:
         """Wait for a notice, an answer, a signal, or until something is due."""
@@ -172,6 +181,8 @@ class Worker:
         due += [slot.restart for slot in self._slots if slot.restart > now]
         if self._db is None:
             due.append(self._retry_at)
+            if self._stops and self._gone_at is not None:
+                due.append(max(self._stopped_at, self._gone_at) + GONE_S)
         else:
             due += [self._next_rescue, self._next_proof]
             due += [self._next_renewal] if self._held() else []
@@ -274,16 +285,26 @@ class Worker:
             ours, after = queue.done_and_next(job.id, job.fence, found.image_id, *self._who)
         elif not slot.lost:
             ours = _told(queue, job, found)
-        kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
         if not slot.lost:
-            self._counts[kind] += 1
-            why = f": {found.error}" if found.error else ""
-            self._tell(f"{job.id}: {kind if kind != 'again' else 'put back'}{why}")
+            self._say(job, found)
         if not ours:
             self._tell(f"{job.id}: another worker has it now, or it was cancelled")
         slot.forget()
         if after:
             self._begin(slot, after, now)
+
+    def _say(self, job: Claimed, found: Verdict) -> None:
+        """Say what became of a job; why jobs go back is said once, until another thing happens."""
+        kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
+        self._counts[kind] += 1
+        why = f": {found.error}" if found.error else ""
+        if found.kind != "back":
+            self._reasons.clear()
+        elif why and why in self._reasons:
+            return
+        else:
+            self._reasons.add(why)
+        self._tell(f"{job.id}: {kind if kind != 'again' else 'put back'}{why}")
 
     # -- the queue -------------------------------------------------------------------------------
 
@@ -337,6 +358,7 @@ class Worker:
             _raise_if_lasting(fault)
         wait_s = min(0.25 * 2.0**self._failures, 2.0) * random.uniform(0.5, 1.0)
         self._retry_at = boottime() + wait_s
+        self._gone_at = self._gone_at or boottime()
         self._failures = min(self._failures + 1, 10)
         said = f"the queue is {'lost' if self._ready else 'not there yet'}: {fault.as_line()}"
         if said != self._said_last or boottime() - self._said_at > REPEAT_S:
@@ -403,6 +425,8 @@ class Worker:
     def _is_over(self) -> bool:
         if self._stops_at is not None and boottime() > self._stops_at + END_S + LOST_S:
             return True  # the queue cannot be told: leases end by themselves
+        if self._stops and self._gone_at is not None:
+            return boottime() > max(self._stopped_at, self._gone_at) + GONE_S or not self._held()
         if self._held():
             return False
         if self._stops:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +332,116 @@ def test_a_job_that_goes_back_at_the_end_of_the_grace_leaves_its_server_free(
     listen()
     until(lambda: queue.status(name) == "done", 20)
     assert len(comfy.submits) == 2
+
+
+def test_a_ledger_that_cannot_be_used_puts_the_job_back(queue, listen, until, tmp_path):
+    (tmp_path / "broken").write_text("no database")
+    pipeline = f'IMAGEN_LEDGER="$(cat {tmp_path}/which)" imagen-render'
+    (tmp_path / "which").write_text(str(tmp_path / "broken"))
+    worker = listen(pipeline=pipeline)
+    name = queue.add()
+    until(lambda: queue.job(name)["error"], 20)
+    job = queue.job(name)
+    assert (job["status"], job["attempts"]) == ("pending", 0)
+    assert job["error_detail"]["code"] == "ledger"
+    assert "file is not a database" in job["error"]
+    worker.terminate()
+    assert worker.wait(20) == 0
+    (tmp_path / "which").write_text(str(tmp_path / "sound"))
+    queue.sql("update imagen.jobs set run_after = now()")
+    assert listen("--drain", pipeline=pipeline).wait(30) == 0
+    assert (queue.status(name), queue.job(name)["error"]) == ("done", None)
+
+
+# -- a database that is gone -----------------------------------------------------------------------
+
+
+class Relay:
+    """A way to a TCP port that can fall silent or be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._target, self._silent, self._sockets = port, False, list[socket.socket]()
+        self._front = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._front.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._front.accept()
+                self._sockets.append(near)
+                if self._silent:
+                    continue
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets.append(far)
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not self._silent:
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def fall_silent(self) -> None:
+        """Accept everything and answer nothing."""
+        self._silent = True
+
+    def cut(self) -> None:
+        """Close everything; nobody listens any more."""
+        self._front.shutdown(socket.SHUT_RDWR)
+        self._front.close()
+        for one in self._sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@pytest.fixture
+def relay(database) -> Iterator[Relay]:
+    port = psycopg2.extensions.parse_dsn(database.dsn())["port"]
+    found = Relay(int(port))
+    yield found
+    with suppress(OSError):
+        found.cut()
+
+
+GONE = {"silent": Relay.fall_silent, "gone": Relay.cut}
+
+
+@pytest.mark.parametrize(
+    ("how", "after_s", "options"),
+    [("silent", 0, ()), ("silent", 9, ()), ("gone", 0, ("--grace", "300")), ("gone", 3, ())],
+)
+def test_one_term_ends_a_worker_whose_database_is_gone(
+    queue, listen, until, database, relay, tmp_path, how, after_s, options
+):  # noqa: PLR0917
+    env = {db.VARIABLE: database.dsn("migrator", host="127.0.0.1", port=relay.port)}
+    deaf = f"trap '' TERM; read -r line; touch {tmp_path}/sent; sleep 1000 | cat"
+    worker = listen(*options, pipeline=deaf, **env)
+    name = queue.add()
+    until((tmp_path / "sent").exists, 20)
+    GONE[how](relay)
+    time.sleep(after_s)
+    worker.terminate()
+    began = time.monotonic()
+    assert worker.wait(30) == 0
+    assert time.monotonic() - began < 15
+    assert name.encode() in worker.said.read_bytes()
+    assert queue.status(name) == "running", "its lease ends by itself"
+
+
+def test_one_term_ends_a_worker_whose_database_never_answered(listen, until):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        worker = listen(**{db.VARIABLE: f"postgresql://user@127.0.0.1:{port}/db"})
+        with silent.accept()[0] as connection:
+            connection.recv(1)
+            worker.terminate()
+            began = time.monotonic()
+            assert worker.wait(30) == 0
+            assert time.monotonic() - began < 5
 
 
 # -- a worker that stands still, and pipelines that leave their group ------------------------------

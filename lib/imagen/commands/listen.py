@@ -13,6 +13,8 @@ from ..command import Common, tool
 from ..errors import ImagenError, UsageFault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..config import Config
     from ..joblines import Rules
     from ..worker import Connected
@@ -66,16 +68,21 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
     where = db.chosen(said["database_url"], config.secret(db.VARIABLE))
     pipe.one_line_at_a_time()
     stops, wakes = signals.counted()
-    return worker.Worker(about, lambda: _connected(where), common.report.say).run(stops, wakes)
+    return worker.Worker(about, lambda: _connected(where, stops), common.report.say).run(
+        stops, wakes
+    )
 
 
-def _connected(where: Any) -> Connected:
+def _connected(where: Any, stops: Callable[[], int]) -> Connected:
     from .. import db, jobs
     from ..worker import Connected
 
-    database = db.Database(where, "imagen-listen")
+    def must_hurry() -> bool:
+        return stops() > 0
+
+    database = db.Database(where, "imagen-listen", must_hurry)
     try:
-        ear = db.Ear(where, "imagen-listen ear")
+        ear = db.Ear(where, "imagen-listen ear", must_hurry)
         ear.listen(jobs.WAKE)
     except BaseException:
         database.close()
