@@ -178,6 +178,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {
         *("db", "errors", "guard_program", "joblines", "jobs", "notify", "record", "slots"),
     },
+    "machine_ledger": {"errors", "ledger"},
     "command": {"errors", "signals", "pipe", "commands"},  # commands: the table of tools
 }
 OF_BACKENDS = {

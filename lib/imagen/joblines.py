@@ -42,6 +42,7 @@ class Verdict(NamedTuple):
     """What becomes of a job: done, failed, retry (an attempt was used), or back (none was).
 
     `answered` says of one that goes back that a pipeline said so: its claims count anew.
+    `render_id` is the record's.
     """
 
     kind: Literal["done", "failed", "retry", "back"]
@@ -50,6 +51,7 @@ class Verdict(NamedTuple):
     error: str | None = None
     detail: Record | None = None
     answered: bool = False
+    render_id: str | None = None
 
 
 def request_of(job: Any, rules: Rules, now: datetime, seed: int) -> Record:
@@ -113,7 +115,8 @@ def verdict(made: Mapping[str, Any] | None, attempts: int, most: int) -> Verdict
     if isinstance(made.get("file"), str):
         cloud = made.get("cloud")
         found = cloud.get("image_id") if isinstance(cloud, dict) else None
-        return Verdict("done", record.canonical_uuid(str(found)))
+        render_id = record.canonical_uuid(str(made.get("render_id")))
+        return Verdict("done", record.canonical_uuid(str(found)), render_id=render_id)
     if made.get("pending") is not None:
         return Verdict("back", after_s=PENDING_S, answered=True)
     return _no_image("its record has neither file nor error")

@@ -60,6 +60,19 @@ class EarLike(Protocol):
         """Give the notices that have come; a fault of db.py when the connection is dead."""
 
 
+class LedgerLike(Protocol):
+    """What the worker needs of this machine's ledger; no call waits for long."""
+
+    def delivered(self, render_id: str) -> None:
+        """Journal that the records of a render have reached the queue."""
+
+    def fault(self) -> ImagenError | None:
+        """Give why the ledger cannot be used."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
 class Connected(NamedTuple):
     """The queue and the ear, each with a connection of its own; `close` ends both.
 
@@ -77,12 +90,17 @@ class Worker:
     """One worker process."""
 
     def __init__(
-        self, said: Said, connect: Callable[[], Connected], tell: Callable[[str], None]
+        self,
+        said: Said,
+        connect: Callable[[], Connected],
+        tell: Callable[[str], None],
+        ledger: LedgerLike | None = None,
     ) -> None:
-        """Take what is said, how to connect, and who is told what happens."""
+        """Take what is said, how to connect, who is told what happens, and the ledger."""
         self._said = said
         self._connect = connect
         self._tell = tell
+        self._ledger = ledger
         self._slots = [Slot() for _ in range(said.jobs)]
         self._lease = Lease(self._slots)
         self._pipelines = Pipelines(said.pipeline, said.job_timeout_s, self._lease, tell)
@@ -120,6 +138,8 @@ class Worker:
             self._pipelines.close(self._slots, hurry=self._gone_at is not None)
             if self._db is not None:
                 self._db.close()
+            if self._ledger is not None:
+                self._ledger.close()
 
     def _turn(self) -> None:
         """Do what is due."""
@@ -278,7 +298,7 @@ class Worker:
 
     def _close_job(self, slot: Slot, queue: QueueLike) -> None:
         """Tell the queue what became of a job; the fence keeps it from what is no longer ours."""
-        job, found = slot.job, slot.verdict
+        job, found = slot.job, self._explained(slot)
         assert job is not None and found is not None
         ours, after, now = True, None, boottime()
         if found.kind == "done" and not slot.lost and self._may_go_on(slot):
@@ -287,11 +307,25 @@ class Worker:
             ours = _told(queue, job, found)
         if not slot.lost:
             self._say(job, found)
+        if ours and found.render_id and self._ledger is not None and not slot.lost:
+            self._ledger.delivered(found.render_id)
         if not ours:
             self._tell(f"{job.id}: another worker has it now, or it was cancelled")
         slot.forget()
         if after:
             self._begin(slot, after, now)
+
+    def _explained(self, slot: Slot) -> Verdict | None:
+        """Give a slot's verdict; a pipeline that cannot use the ledger ends without an answer."""
+        found, job = slot.verdict, slot.job
+        crashed = slot.crashes and not (slot.lost or self._pipelines.ending)
+        if found is not None and found.kind == "back" and not found.answered and crashed:
+            fault = self._ledger.fault() if self._ledger is not None else None
+            if fault is not None and job is not None:
+                made = {"error": fault.as_record("imagen-listen")}
+                found = joblines.verdict(made, job.attempts, job.max_attempts)
+                slot.verdict = found
+        return found
 
     def _say(self, job: Claimed, found: Verdict) -> None:
         """Say what became of a job; why jobs go back is said once, until another thing happens."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -18,11 +19,13 @@ from typing import Any
 import psycopg2
 import pytest
 
-from imagen import db
+from imagen import db, pipe
 from imagen.slots import LOST_S
 from servers.comfyui import ComfyUI
 from servers.replicate import SCHNELL, TOKEN, Replicate, throttled
 
+# a record of some render for each job, whose ledger is not looked at
+MAKES_NOTHING = 'while read -r line; do echo "$line" | jq -c \'.file="f" | .render_id=.id\'; done'
 RENDER_ONLY = "imagen-render | imagen-log-usage"
 OWNER = "5c1f0d2e-1111-4222-8333-0123456789ab"
 
@@ -335,22 +338,67 @@ def test_a_job_that_goes_back_at_the_end_of_the_grace_leaves_its_server_free(
 
 
 def test_a_ledger_that_cannot_be_used_puts_the_job_back(queue, listen, until, tmp_path):
-    (tmp_path / "broken").write_text("no database")
-    pipeline = f'IMAGEN_LEDGER="$(cat {tmp_path}/which)" imagen-render'
-    (tmp_path / "which").write_text(str(tmp_path / "broken"))
-    worker = listen(pipeline=pipeline)
+    ledger = tmp_path / "ledger"
+    ledger.write_text("no database")
+    worker = listen(IMAGEN_LEDGER=str(ledger))
     name = queue.add()
     until(lambda: queue.job(name)["error"], 20)
     job = queue.job(name)
-    assert (job["status"], job["attempts"]) == ("pending", 0)
+    assert (job["status"], job["attempts"], job["claims"]) == ("pending", 0, 0)
     assert job["error_detail"]["code"] == "ledger"
     assert "file is not a database" in job["error"]
+    assert worker.said.read_bytes().count(b"put back: the ledger") == 1
     worker.terminate()
     assert worker.wait(20) == 0
-    (tmp_path / "which").write_text(str(tmp_path / "sound"))
+    ledger.unlink()
     queue.sql("update imagen.jobs set run_after = now()")
-    assert listen("--drain", pipeline=pipeline).wait(30) == 0
+    assert listen("--drain", IMAGEN_LEDGER=str(ledger)).wait(30) == 0
     assert (queue.status(name), queue.job(name)["error"]) == ("done", None)
+
+
+def delivered(ledger: Path) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(ledger)) as connection:
+        return connection.execute("select render_id, delivered from renders").fetchall()
+
+
+def test_a_render_is_delivered_when_the_queue_has_been_told(queue, listen, until, tmp_path):
+    ledger = tmp_path / "ledger"
+    name = queue.add()
+    assert listen("--drain", IMAGEN_LEDGER=str(ledger)).wait(30) == 0
+    assert delivered(ledger) == [(name, 1)]
+
+
+@pytest.mark.skipif(not hasattr(pipe, "outer_program"), reason="render does not ask who delivers")
+def test_a_render_whose_job_was_not_closed_is_not_delivered(queue, listen, until, tmp_path):
+    """Its record was on its way through the pipeline."""
+    ledger = tmp_path / "ledger"
+    keeps = f"sh -c 'read -r line; touch {tmp_path}/made; while :; do sleep 0.05; done'"
+    worker = listen(pipeline=f"imagen-render | {keeps}", IMAGEN_LEDGER=str(ledger))
+    name = queue.add()
+    until((tmp_path / "made").exists, 20)
+    time.sleep(0.5)
+    worker.kill()
+    worker.wait()
+    assert delivered(ledger) == [(name, 0)]
+    queue.sql("update imagen.jobs set lease = now() - interval '1 minute'")
+    assert listen("--drain", IMAGEN_LEDGER=str(ledger)).wait(30) == 0
+    assert (queue.status(name), delivered(ledger)) == ("done", [(name, 1)])
+
+
+def test_a_ledger_that_is_held_delays_neither_jobs_nor_leases(queue, listen, until, tmp_path):
+    ledger = tmp_path / "ledger"
+    assert listen("--drain", IMAGEN_LEDGER=str(ledger)).wait(30) == 0
+    worker = listen(pipeline=MAKES_NOTHING, IMAGEN_LEDGER=str(ledger))
+    first = queue.add()
+    until(lambda: queue.status(first) == "done", 20)
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
+        connection.execute("begin immediate")
+        names = [queue.add() for _ in range(3)]
+        began = time.monotonic()
+        until(lambda: {queue.status(one) for one in names} == {"done"}, 20)
+        assert time.monotonic() - began < 5
+        worker.terminate()
+        assert worker.wait(10) == 0
 
 
 # -- a database that is gone -----------------------------------------------------------------------
@@ -415,9 +463,10 @@ GONE = {"silent": Relay.fall_silent, "gone": Relay.cut}
     [("silent", 0, ()), ("silent", 9, ()), ("gone", 0, ("--grace", "300")), ("gone", 3, ())],
 )
 def test_one_term_ends_a_worker_whose_database_is_gone(
-    queue, listen, until, database, relay, tmp_path, how, after_s, options
-):  # noqa: PLR0917
-    env = {db.VARIABLE: database.dsn("migrator", host="127.0.0.1", port=relay.port)}
+    queue, listen, until, relay, tmp_path, how, after_s, options
+):
+    dsn = psycopg2.extensions.make_dsn(queue.dsn, host="127.0.0.1", port=relay.port)
+    env = {db.VARIABLE: dsn}
     deaf = f"trap '' TERM; read -r line; touch {tmp_path}/sent; sleep 1000 | cat"
     worker = listen(*options, pipeline=deaf, **env)
     name = queue.add()

@@ -27,6 +27,9 @@ Examples:
 """
 
 
+_DELIVERED_BY = "IMAGEN_DELIVERED_BY"  # imagen-render leaves it to that run to journal deliveries
+
+
 @tool("listen", epilog=EXAMPLES)
 @click.argument("pipeline", nargs=-1, metavar="[-- PIPELINE]")
 @click.option("--database-url", metavar="URL", help="The queue's database, over the environment.")
@@ -48,7 +51,7 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
     PIPELINE is run by sh -c and kept running. TERM lets the running image finish; a second one puts
     it back.
     """
-    from .. import config, db, pipe, signals, worker
+    from .. import config, db, machine_ledger, pipe, signals, worker
 
     values = config.load(common.config_file)
     rules = _rules(values)
@@ -68,9 +71,13 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
     where = db.chosen(said["database_url"], config.secret(db.VARIABLE))
     pipe.one_line_at_a_time()
     stops, wakes = signals.counted()
-    return worker.Worker(about, lambda: _connected(where, stops), common.report.say).run(
-        stops, wakes
-    )
+    tell = common.report.say
+    ledger = machine_ledger.MachineLedger(config.ledger_path(), tell)
+    os.environ[_DELIVERED_BY] = ledger.run
+    with ledger.lives():
+        return worker.Worker(about, lambda: _connected(where, stops), tell, ledger).run(
+            stops, wakes
+        )
 
 
 def _connected(where: Any, stops: Callable[[], int]) -> Connected:
