@@ -140,12 +140,16 @@ class ProcessTree:
         return gone
 
     def discard(self) -> None:
-        """Forget it: close what is open. A guard that still runs ends its processes then."""
+        """Forget it: close what is open. Processes that were not killed yet are, by the guard."""
+        was_killed = self._killed_at is not None
+        is_over = self._process is not None and (was_killed or self.is_gone())
         for descriptor in [*self._open]:
             self.close(descriptor)
         if self._process is not None:
+            if is_over:  # the guard has nothing to do any more
+                self._process.kill()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(0 if self._guards else KILL_S)
+                self._process.wait(GONE_S)
 
     @property
     def _guards(self) -> bool:

@@ -9,7 +9,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from subprocess import SubprocessError
 
@@ -93,12 +93,13 @@ class Lease:
         """Whether the last renewal was sent so short ago that nobody can have taken over."""
         return boottime() - self.renewed < LOST_S
 
-    def renew(self, sent: float) -> None:
-        """Note a renewal that was sent at `sent`; the guards of what works are told."""
+    def renew(self, sent: float, ours: Collection[str]) -> None:
+        """Note a renewal that was sent at `sent`; the guards of these jobs' pipelines are told."""
         with self.lock:
             self.renewed = sent
             for slot in self._slots:
-                if slot.pipeline and slot.sent and not slot.verdict:
+                job = slot.job if slot.is_under_way and slot.sent else None
+                if slot.pipeline and job and job.id in ours:
                     self.tell(slot.pipeline)
 
     def tell(self, pipeline: Pipeline) -> None:

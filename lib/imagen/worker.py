@@ -29,7 +29,7 @@ RENEW_S = 3.0  # a lease lasts 10 s on the database's clock
 RESCUE_S = 2.0  # with the lease less than the 15 s in which a dead worker's job runs again
 SETTLE_S = 5.0  # after a new connection, before others' jobs are taken for dead
 REPEAT_S = 60.0  # between two lines that say the same of a queue that cannot be reached
-GONE_S = 6.0  # after a signal, until we end without a queue that could be told
+GONE_S = 5.0  # after a signal, until we end without a queue that could be told
 DEAF_S = 1.0  # between polls when no notice arrives
 HEAR_S = 30.0  # between proofs that notices arrive
 _SOON_S = 1.0  # --drain waits for what is due so soon
@@ -347,7 +347,7 @@ class Worker:
         held, sent = self._held(), boottime()
         ours = queue.renew(self._said.name, held) if held else set()
         gone = queue.cancelled(held) if len(ours) < len(held) else set()
-        self._lease.renew(sent)
+        self._lease.renew(sent, ours)
         self._next_renewal = sent + RENEW_S
         self._let_go(gone, "cancelled")
         self._let_go({*held} - ours - gone, "another worker has it now")
