@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 # longer than imagen-upload is patient
 BUSY = Answer(503, {**JSON, "Retry-After": "15"}, b'{"message":"busy"}')
-KILLS = {"worker": 2, "pipeline": 4, "connections": 2}
+KILLS = {"worker": 2, "pipeline": 4, "connections": 2, "stopped": 1}
+STOPPED_S = 9.0  # longer than a pipeline may work on without its worker
 FAULTS = {"slow cloud": 3, "busy cloud": 2, "restart": 1}
 ASKED = (
     *("PUT /storage/v1/object", "GET /rest/v1/images", "POST /rest/v1/images"),
@@ -83,10 +84,12 @@ class Chaos:
             "worker": self.kill_worker,
             "pipeline": self.kill_in_pipeline,
             "connections": self.cut_connections,
+            "stopped": self.stop_worker,
             "slow cloud": self.slow_cloud,
             "busy cloud": self.busy_cloud,
             "restart": self.restart,
         }
+        self.goes_on_at: dict[Any, float] = {}  # when a worker that stands still goes on
         self.workers = [self.start(number) for number in range(len(machines))]
 
     # -- looking ---------------------------------------------------------------------------------
@@ -162,6 +165,7 @@ class Chaos:
                 struck, next_left = time.monotonic(), left - each
                 following = struck + self.random.uniform(0.2, 0.8)
             self.look()
+            self.go_on()
             time.sleep(0.05)
 
     def planned(self, strikes: int) -> Iterator[str]:
@@ -208,6 +212,20 @@ class Chaos:
             self.workers[number].wait()
             self.wounded("worker", self.running(number))
             self.workers[number] = self.start(number)
+
+    def stop_worker(self) -> None:
+        """Let imagen-listen stand still, as Ctrl-Z does, until somebody else has its job."""
+        if not self.goes_on_at and (number := self.victim()) is not None:
+            self.workers[number].send_signal(signal.SIGSTOP)
+            self.goes_on_at[self.workers[number]] = time.monotonic() + STOPPED_S
+            self.wounded("stopped", self.running(number))
+
+    def go_on(self, now: bool = False) -> None:
+        """Let those go on that have stood still long enough, or all of them."""
+        for worker, moment in [*self.goes_on_at.items()]:
+            if now or time.monotonic() > moment:
+                del self.goes_on_at[worker]
+                worker.send_signal(signal.SIGCONT)  # nothing, when it has ended
 
     def kill_in_pipeline(self) -> None:
         """Kill one process below a worker: a tool, the shell, or the guard."""
@@ -257,6 +275,7 @@ class Chaos:
 
     def close(self) -> None:
         """End the workers in good order; what was still to be sent, the next start sends."""
+        self.go_on(now=True)
         for worker in self.workers:
             worker.terminate()
         assert [worker.wait(30) for worker in self.workers] == [0] * len(self.workers)

@@ -84,7 +84,7 @@ class FakeQueue:
     def _claimable(self, backends: Sequence[str] | None, default: str) -> list[FakeJob]:
         return [
             job
-            for job in self.jobs.values()
+            for job in list(self.jobs.values())
             if job.status == "pending"
             and (backends is None or (job.backend or default) in backends)
         ]
@@ -213,7 +213,7 @@ class FakeQueue:
         return self._freed(lambda job: job.worker == worker)
 
     def _freed(self, meant: Any) -> list[str]:
-        freed = [job for job in self.jobs.values() if job.status == "running" and meant(job)]
+        freed = [job for job in list(self.jobs.values()) if job.status == "running" and meant(job)]
         for job in freed:
             job.status, job.lease = "pending", None
             self._release(job)
@@ -236,8 +236,8 @@ class FakeQueue:
 
     def counts(self) -> dict[str, int]:
         self._called("counts")
-        pending = [job for job in self.jobs.values() if job.status == "pending"]
-        running = [job for job in self.jobs.values() if job.status == "running"]
+        pending = [job for job in list(self.jobs.values()) if job.status == "pending"]
+        running = [job for job in list(self.jobs.values()) if job.status == "running"]
         return {
             "pending": len(pending),
             "due": sum(job.run_after <= self._now() for job in pending),

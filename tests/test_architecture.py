@@ -183,10 +183,18 @@ ALLOWED: dict[str, set[str]] = {
     "settle": {"errors", "ledger"},
     "table": set(),
     "notify": set(),
-    "pipeline": set(),
+    "guard_program": set(),
+    "process_tree": {"guard_program"},
+    "pipeline": {"process_tree"},
     "joblines": {"errors", "files", "record"},
-    "slots": {"joblines", "jobs", "pipeline", "record"},  # jobs: the type of what was claimed
-    "worker": {"db", "errors", "joblines", "jobs", "notify", "record", "slots"},
+    "slots": {
+        *("guard_program", "joblines", "pipeline", "process_tree", "record"),
+        "jobs",  # the type of what was claimed
+    },
+    "worker": {
+        *("db", "errors", "guard_program", "joblines", "jobs", "notify", "record", "slots"),
+    },
+    "machine_ledger": {"errors", "ledger"},
     "command": {"errors", "signals", "pipe", "commands"},  # commands: the table of tools
 }
 OF_BACKENDS = {
@@ -280,6 +288,7 @@ def test_a_library_has_its_sole_importer(library):
 MAY_TOUCH = {
     *("config", "caller", "command", "pipe", "chain", "signals", "preview", "commands"),
     "notify",  # where systemd listens
+    "guard_program",  # a program of its own
 }
 WORLD = {
     *("os.environ", "os.environb", "os.getenv", "os.putenv", "os.get_terminal_size", "os.isatty"),

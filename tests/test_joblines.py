@@ -133,6 +133,16 @@ def test_the_first_line_has_no_intended_at_and_later_ones_do():
         ({"error": {"code": "over_budget", "retry": "never", "message": "m"}}, "failed"),
         ({"file": "/a.png", "error": {"code": "unauthorized", "message": "m"}}, "back"),
         ({"error": {"code": "config", "retry": "never", "message": "m"}}, "back"),
+        ({"error": {"code": "ledger", "retry": "never", "message": "m"}}, "back"),
+        ({"error": {"code": "ledger", "retry": "safe", "message": "m"}}, "back"),
+        ({"error": {"code": "ledger_busy", "retry": "safe", "message": "m"}}, "back"),
+        ({"error": {"code": "unpriced", "retry": "never", "message": "m"}}, "back"),
+        ({"error": {"code": "file", "retry": "safe", "message": "m"}}, "back"),
+        ({"error": {"code": "file", "retry": "never", "message": "m"}}, "failed"),
+        ({"error": {"code": "answer_lost", "retry": "after", "message": "m"}}, "back"),
+        ({"error": {"code": "answer_lost", "retry": "safe", "message": "m"}}, "retry"),
+        ({"error": {"code": "answer_lost", "retry": "reconcile", "message": "m"}}, "failed"),
+        ({"error": {"code": "rate_limited", "retry": "after", "message": "m"}}, "retry"),
         ({"pending": {"backend": "b"}}, "back"),
         ({"pending": {"backend": "b"}, "error": {"message": "m"}}, "failed"),
         ({"id": ID}, "failed"),
@@ -159,6 +169,22 @@ def test_image_ids_are_uuids_or_nothing():
 def test_a_job_over_budget_waits_until_the_reset_and_never_not_at_all():
     made = {"code": "over_budget", "retry": "after", "message": "m"}
     assert joblines.verdict({"error": made | {"retry_after_s": 40_000}}, 4, 5).after_s == 40_000
+    assert joblines.verdict({"error": made}, 4, 5).after_s >= 1
+
+
+@pytest.mark.parametrize("code", ["ledger", "ledger_busy", "config", "unpriced"])
+def test_a_fault_of_the_worker_itself_puts_a_job_back_for_a_minute_with_the_reason(code):
+    """Not even the last attempt is used up."""
+    found = joblines.verdict({"error": {"code": code, "retry": "safe", "message": "m"}}, 4, 5)
+    assert (found.kind, found.after_s, found.error, found.answered) == ("back", 60, "m", True)
+    assert found.detail == {"code": code, "retry": "safe", "message": "m"}
+
+
+def test_a_job_in_doubt_waits_until_time_has_settled_it_and_uses_no_attempt():
+    made = {"code": "answer_lost", "billed": "unknown", "retry": "after", "message": "m"}
+    found = joblines.verdict({"error": made | {"retry_after_s": 95.5}}, 4, 5)
+    assert (found.kind, found.after_s, found.error, found.answered) == ("back", 95.5, "m", True)
+    assert found.detail == made | {"retry_after_s": 95.5}
     assert joblines.verdict({"error": made}, 4, 5).after_s >= 1
 
 

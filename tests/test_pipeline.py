@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imagen.guard_program import boottime
 from imagen.pipeline import MOST, Pipeline
 
 
@@ -24,7 +25,7 @@ def start():
 
     yield run
     for one in made:
-        one.kill()
+        one.end()
 
 
 def lines_of(pipeline, number, until):
@@ -40,7 +41,7 @@ def lines_of(pipeline, number, until):
 
 
 def group_of(pipeline):
-    return pipeline._children[0].pid
+    return pipeline.tree.group
 
 
 def members(group):
@@ -144,16 +145,153 @@ def test_killing_leaves_no_process_and_no_descriptor(until):
     for _ in range(3):
         one = Pipeline("sh -c 'sleep 100 & sleep 100' | cat")
         group = group_of(one)
-        one.kill()
+        assert one.end() == []
         until(lambda group=group: members(group) == [], 2)
     assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+# -- processes that leave the group ----------------------------------------------------------------
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+MARKED = {
+    "the shell itself": "echo $$; exec setsid sleep 100",
+    "a stage": "setsid sh -c 'echo $$; exec sleep 100' | cat",
+    "an orphan": "(setsid sh -c 'echo $$; exec sleep 100' &) & sleep 100 | cat",
+    "a daemon that closed everything": (
+        "(setsid sh -c 'echo $$; exec sleep 100 >&- 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-' &); cat"
+    ),
+}
+ESCAPES = {
+    **MARKED,
+    "without environment": "(env -i setsid sh -c 'echo $$; exec sleep 100' &); cat",
+}
+
+
+@pytest.mark.parametrize("how", ESCAPES)
+def test_what_leaves_the_group_is_killed_with_the_rest(start, until, how):
+    one = start(ESCAPES[how])
+    pid = int(lines_of(one, 1, until)[0])
+    until(lambda: os.getpgid(pid) != group_of(one))
+    assert one.end() == []
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("how", ESCAPES)
+def test_what_leaves_the_group_ends_with_us(until, how):
+    owner, pid, group = owned(ESCAPES[how])
+    until(lambda: os.getpgid(pid) != group)
+    owner.kill()
+    owner.wait()
+    until(lambda: not alive(pid) and members(group) == [], 2)
+
+
+@pytest.mark.parametrize("how", MARKED)
+def test_what_leaves_the_group_is_found_though_the_guard_was_killed(start, until, how):
+    one = start(ESCAPES[how])
+    pid = int(lines_of(one, 1, until)[0])
+    until(lambda: os.getpgid(pid) != group_of(one))
+    os.kill(group_of(one), signal.SIGKILL)
+    until(lambda: not one.is_alive())
+    assert not one.is_gone()
+    assert one.end() == []
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_what_left_the_group(start, until, number):
+    one = start("echo ready; exec setsid sleep 100")
+    lines_of(one, 1, until)
+    one.signal(number)
+    until(one.is_gone)
+
+
+def test_a_guard_that_stands_still_is_killed_with_its_group(start, until):
+    one = start("echo $$; exec setsid sleep 100")
+    pid = int(lines_of(one, 1, until)[0])
+    os.kill(group_of(one), signal.SIGSTOP)
+    assert one.end() == []
+    assert not alive(pid)
+
+
+def test_ending_waits_no_longer_than_it_says_for_what_cannot_be_found(until, tmp_path):
+    """Without mark, parent and guard nobody can know whose it is; that it lives is said."""
+    one = Pipeline(f"(env -i setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 100' &); cat")
+    pid = int(until(lambda: pid_in(tmp_path)))
+    os.kill(group_of(one), signal.SIGKILL)
+    until(lambda: not one.is_alive())
+    began = time.monotonic()
+    assert not one.tree.end(0.5)
+    assert time.monotonic() - began < 3
+    one.forget()
+    assert alive(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
+def pid_in(folder):
+    try:
+        return (folder / "pid").read_text()
+    except OSError:
+        return ""
+
+
+# -- an owner that is gone, or stands still --------------------------------------------------------
+
+
+def owned(command, until="inf"):
+    """Start a process that has a pipeline; give it, the first line, and the group."""
+    code = (
+        "import select, sys, time; from imagen.pipeline import Pipeline\n"
+        "from imagen.guard_program import boottime\n"
+        f"one = Pipeline({command!r})\n"
+        f"one.tree.allow_until(boottime() + float({until!r}))\n"
+        "while not (lines := one.lines()): select.select([one._out], [], [])\n"
+        "print(int(lines[0]), one.tree.group, flush=True); time.sleep(100)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout
+    pid, group = map(int, child.stdout.readline().split())
+    child.stdout.close()
+    return child, pid, group
+
+
+@pytest.mark.parametrize("how", ["echo $$; sleep 100 | cat", ESCAPES["the shell itself"]])
+def test_an_owner_that_stands_still_loses_it_when_its_time_is_over(until, how):
+    owner, pid, group = owned(how, "2")
+    try:
+        owner.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        time.sleep(0.5)
+        assert alive(pid)
+        until(lambda: not alive(pid) and members(group) == [], 5)
+        assert time.monotonic() - began < 4
+    finally:
+        owner.kill()
+        owner.wait()
+
+
+def test_an_owner_that_goes_on_allowing_keeps_it(start, until):
+    one = start("cat")
+    for _ in range(5):
+        one.tree.allow_until(boottime() + 1)
+        time.sleep(0.5)
+    assert one.is_alive()
+    one.tree.allow_until(float("inf"))
+    time.sleep(1.5)
+    assert one.is_alive()
 
 
 def test_our_death_by_kill_ends_all_of_it_within_a_second_grandchildren_too(until, tmp_path):
     code = (
         "import time; from imagen.pipeline import Pipeline\n"
         "one = Pipeline(\"trap '' INT TERM; (trap '' TERM HUP; sleep 100) & sleep 100 | cat\")\n"
-        "print(one._children[0].pid, flush=True); time.sleep(100)\n"
+        "print(one.tree.group, flush=True); time.sleep(100)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert child.stdout

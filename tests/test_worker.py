@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -150,6 +151,23 @@ def test_the_record_closes_the_job(work, answer, became, attempts):
     assert (status(one, name), one.queue.jobs[name].attempts) == (became, attempts)
 
 
+def test_why_jobs_go_back_is_said_once_until_it_is_over(work, until, tmp_path):
+    busy = '.error={code:"ledger_busy",message:"held",retry:"safe"}'
+    heal = f"while read -r l; do [ -e {tmp_path}/healed ] && f='.file=\"f\"' || f='{busy}';"
+    one = work(f"""{heal} echo "$l" | jq -c "$f"; done""")
+    first, second = one.queue.add(), one.queue.add()
+    for _ in range(3):
+        one.queue.calls.clear()
+        one.notice()
+        until(lambda: one.queue.calls.count("put_back") == 2)
+        one.queue.skip(61)
+    assert len(one.heard("put back: held")) == 1
+    assert (one.queue.jobs[first].error, one.queue.jobs[first].attempts) == ("held", 0)
+    (tmp_path / "healed").touch()
+    one.notice()
+    until(lambda: {status(one, first), status(one, second)} == {"done"})
+
+
 def test_a_record_of_another_id_and_noise_are_no_answer(work, until):
     one = work("""jq -c --unbuffered '(.id="x"), "noise", [1], (.file="f")'""")
     name = one.queue.add()
@@ -286,6 +304,62 @@ def test_a_lease_that_may_be_over_kills_the_pipeline_and_the_line_comes_again(
     assert one.queue.jobs[name].claims == 1
     assert second["id"] == first["id"] == name
     assert second["seed"] == first["seed"]
+
+
+def test_a_lease_that_ends_while_a_pipeline_is_told_to_end_frees_its_place(
+    work, until, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    deaf = f"touch {tmp_path}/first; trap '' INT; while :; do sleep 0.05; done"
+    one = work(f"[ -e {tmp_path}/first ] && exec cat > /dev/null; {deaf}", poll_s=0.2)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: one.worker._slots[0].sent)
+    one.queue.cancel(name)
+    one.notice()
+    until(lambda: one.worker._slots[0].told)
+    one.refuse = [AnswerLost("still gone")] * 4
+    one.queue.faults = [AnswerLost("gone")]
+    until(lambda: one.worker._slots[0].is_free, 7)  # sooner than its patience is over
+    until(lambda: not one.refuse)
+    other = one.queue.add()
+    until(lambda: status(one, other) == "running")
+    assert (status(one, name), one.queue.jobs[name].attempts) == ("cancelled", 0)
+
+
+def test_a_guard_that_ended_a_pipeline_first_counts_as_the_lease(work, until, monkeypatch):
+    """As after the worker stood still: it says so by no crash, and the job is sent again."""
+    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    one = work("cat > /dev/null", poll_s=0.2)
+    monkeypatch.setattr(one.worker._lease, "watch", lambda: None)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: one.worker._slots[0].sent)
+    pipeline = one.worker._slots[0].pipeline
+    one.refuse = [AnswerLost("still gone")] * 4
+    one.queue.faults = [AnswerLost("gone")]
+    until(lambda: one.worker._slots[0].pipeline is not pipeline)
+    until(lambda: one.worker._slots[0].sent)
+    assert not one.heard("a pipeline has ended")
+    assert (status(one, name), one.queue.jobs[name].claims) == ("running", 1)
+
+
+def test_what_lives_on_is_not_called_ended(work, until, tmp_path):
+    """Only what cleared its environment, and lost its guard, cannot be found any more."""
+    pid = tmp_path / "pid"
+    leaves = (
+        f"[ -e {pid} ] || (env -i setsid sh -c 'echo $$ > {pid}; exec sleep 100' > /dev/null &)"
+    )
+    one = work(f"{leaves}; cat > /dev/null", job_timeout_s=0.5)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: one.worker._slots[0].sent and pid.exists() and pid.read_text())
+    left = int(pid.read_text())
+    os.kill(one.worker._slots[0].pipeline.tree.group, signal.SIGKILL)
+    until(lambda: one.heard("has left a process behind that cannot be found"), 20)
+    os.kill(left, signal.SIGKILL)
+    assert not one.heard("killed")
+    assert one.queue.jobs[name].attempts == 0
 
 
 def test_a_job_that_was_taken_over_is_killed_and_not_answered_for(work, until):

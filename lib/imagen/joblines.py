@@ -21,8 +21,11 @@ PARAMS = (
     *("sampler", "scheduler", "options"),
 )
 PENDING_S = 10  # until an unfinished render is looked at again
-MENDED_S = 60  # until a job is tried again that met a fault of the worker's own settings
-_OF_THE_WORKER = ("config", "unauthorized")  # codes of such: the job is not to blame
+MENDED_S = 60  # until a job is tried again that met a fault of the worker's own machine
+# codes of such faults, whatever their retry, and with this retry: the job is not to blame
+_OF_THE_WORKER = ("config", "unauthorized", "unpriced", "ledger", "ledger_busy")
+_OF_ITS_DISK = ("file", "safe")  # full, or broken; a file that can never be is the job's own fault
+_UNTIL_THEN = ("over_budget", "answer_lost")  # with `after`, time alone settles these
 _BACKOFF_S, _LONGEST_S = 5.0, 600.0
 _MOST_TEXT = 500  # characters of an error in the row
 
@@ -39,6 +42,7 @@ class Verdict(NamedTuple):
     """What becomes of a job: done, failed, retry (an attempt was used), or back (none was).
 
     `answered` says of one that goes back that a pipeline said so: its claims count anew.
+    `render_id` is the record's.
     """
 
     kind: Literal["done", "failed", "retry", "back"]
@@ -47,6 +51,7 @@ class Verdict(NamedTuple):
     error: str | None = None
     detail: Record | None = None
     answered: bool = False
+    render_id: str | None = None
 
 
 def request_of(job: Any, rules: Rules, now: datetime, seed: int) -> Record:
@@ -121,7 +126,8 @@ def verdict(made: Mapping[str, Any] | None, attempts: int, most: int) -> Verdict
     if isinstance(made.get("file"), str):
         cloud = made.get("cloud")
         found = cloud.get("image_id") if isinstance(cloud, dict) else None
-        return Verdict("done", record.canonical_uuid(str(found)))
+        render_id = record.canonical_uuid(str(made.get("render_id")))
+        return Verdict("done", record.canonical_uuid(str(found)), render_id=render_id)
     if made.get("pending") is not None:
         return Verdict("back", after_s=PENDING_S, answered=True)
     return _no_image("its record has neither file nor error")
@@ -135,10 +141,11 @@ def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) 
     text = " ".join(str(error.get("message") or error.get("code") or "failed").split())
     text = text[:_MOST_TEXT].replace("\0", "")
     detail = {name: one for name, one in error.items() if name != "traceback" and _can_keep(one)}
-    if error.get("code") == "over_budget" and error.get("retry") == "after":
+    if error.get("code") in _UNTIL_THEN and error.get("retry") == "after":
         wait_s = max(_seconds(error), _BACKOFF_S)
         return Verdict("back", after_s=wait_s, error=text, detail=detail, answered=True)
-    if error.get("code") in _OF_THE_WORKER:
+    of_disk = (error.get("code"), error.get("retry")) == _OF_ITS_DISK
+    if of_disk or error.get("code") in _OF_THE_WORKER:
         return Verdict("back", after_s=MENDED_S, error=text, detail=detail, answered=True)
     again = error.get("retry") in ("safe", "after")
     if not again:

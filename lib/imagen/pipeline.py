@@ -1,77 +1,43 @@
-"""A pipeline that keeps running: one shell command in a process group of its own, and its guard.
-
-The guard is the group's leader. It holds one end of a pipe from us: when we die, however that is,
-it reads the end of it and kills the group. It is waited for only when all is over, so that its
-number, which is the group's, is nobody else's before.
-"""
+"""A pipeline that keeps running: one shell command, lines in and lines out."""
 
 from __future__ import annotations
 
 import os
 import select
 import signal
-import subprocess
 from contextlib import suppress
 
-# it outlives what is sent to its group to end the others well
-_GUARD = "trap '' INT TERM HUP QUIT PIPE; read -r _; kill -KILL 0"
+from .process_tree import ProcessTree
+
 _PART = 2**16
 _AT_ONCE = 2**20  # bytes that are read before something else gets its turn
 MOST = 16 * 2**20  # bytes of a line that has not ended
 
 
 class Pipeline:
-    """One running pipeline: lines in, lines out. No call waits for it."""
+    """One running pipeline: lines in, lines out. No call waits for it, but for `end`."""
 
     def __init__(self, command: str) -> None:
         """Start `command` with sh -c; OSError when no process can be had."""
-        self._open: list[int] = []
-        self._children: list[subprocess.Popen[bytes]] = []
         self._unsent = self._rest = b""
         self.is_open = True
+        given, self._in = os.pipe()
+        self._out, taken = os.pipe()
+        self._open = [self._in, self._out]
         try:
-            self._start(command)
+            self.tree = ProcessTree(["sh", "-c", command], given, taken)
         except BaseException:
-            self.kill()
+            self._close()
             raise
-
-    def _start(self, command: str) -> None:
-        held = self._pipe()  # (theirs, ours): ours is closed on exec, and so in no child
-        guard_out, guard_in = self._pipe()
-        lives_out, lives_in = self._pipe()  # every process of the command has its writing end
-        given, self._in = self._pipe()
-        self._out, taken = self._pipe()
-        self._guard_end, self._end = guard_out, lives_out
-        guard = subprocess.Popen(
-            ["sh", "-c", _GUARD],
-            stdin=held[0],
-            stdout=guard_in,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        )
-        self._children.append(guard)
-        child = subprocess.Popen(
-            ["sh", "-c", command],
-            stdin=given,
-            stdout=taken,
-            process_group=guard.pid,
-            pass_fds=(lives_in,),
-        )
-        self._children.append(child)
-        for theirs in (held[0], guard_in, lives_in, given, taken):
-            os.close(theirs)
-            self._open.remove(theirs)
+        finally:
+            os.close(given)
+            os.close(taken)
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
 
-    def _pipe(self) -> tuple[int, int]:
-        ends = os.pipe()
-        self._open += ends
-        return ends
-
     def waits(self) -> list[tuple[int, int]]:
         """Give the descriptors to wait on, each with the events of poll()."""
-        found = [(self._end, select.POLLIN)]
+        found = self.tree.waits()
         if self.is_open:
             found.append((self._out, select.POLLIN))
         if self._unsent:
@@ -110,11 +76,11 @@ class Pipeline:
 
     def is_alive(self) -> bool:
         """Whether its shell and its guard both run."""
-        return self._children[1].poll() is None and not _has_ended(self._guard_end)
+        return self.tree.is_alive()
 
     def is_gone(self) -> bool:
         """Whether all its processes but the guard have ended."""
-        return _has_ended(self._end)
+        return self.tree.is_gone()
 
     def end_input(self) -> None:
         """Let it finish what it has, then end."""
@@ -123,25 +89,22 @@ class Pipeline:
             os.close(self._in)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all of it."""
-        if self._children:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._children[0].pid, number)
+        """Send a signal to all of it; after KILL `is_gone` says when it has ended."""
+        self.tree.signal(number)
 
-    def kill(self) -> None:
-        """Kill all of it, and forget it."""
-        self.signal(signal.SIGKILL)
-        for child in self._children:
-            child.wait()
-        self._children = []
-        for one in self._open:
+    def end(self) -> list[int]:
+        """Kill all of it and forget it; gives the processes that could not be ended."""
+        left = [] if self.tree.end() else self.tree.left()
+        self._close()
+        return left
+
+    def forget(self) -> None:
+        """Close what is open."""
+        self.tree.discard()
+        self._close()
+
+    def _close(self) -> None:
+        for descriptor in self._open:
             with suppress(OSError):
-                os.close(one)
+                os.close(descriptor)
         self._open = []
-
-
-def _has_ended(descriptor: int) -> bool:
-    """Whether nobody holds the other end of a pipe that nothing is written to."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))

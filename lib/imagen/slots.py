@@ -9,27 +9,26 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from subprocess import SubprocessError
 
 from . import joblines, record
+from .guard_program import boottime
 from .joblines import Verdict
 from .jobs import Claimed
 from .pipeline import Pipeline
+from .process_tree import GONE_S
 from .record import Record
 
 LOST_S = 7.0  # since the last renewal was sent: from then on nothing may be submitted
 FRESH_S = 5.0  # so soon after its first claim nobody else can have had a job
 END_S = 10.0  # for a pipeline that was told to end
 BROKEN_S = 2.0  # for the rest of one of which a part has ended
+HURRY_S = 1.0  # for each of these when the queue is gone and this process ends
 LIVES_S = 1.0  # a pipeline that was started again must live so long before it gets a job
+GUARD_S = 0.5  # after LOST_S, a pipeline's guard ends it by itself: this process stands still
 _LOOK_S = 0.2
-
-
-def boottime() -> float:
-    """Give seconds since the machine started, those asleep included."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(slots=True)
@@ -38,7 +37,8 @@ class Slot:
 
     `intended_at` and `released_at` are unix time by our clock; `told` is what the pipeline's group
     was sent to end it, and `patience` until when it may take; `lost` says why the job is no longer
-    ours; `killed` is set when the lease was over; `verdict` is what the queue has not been told.
+    ours; `killed` is set when the lease was over, and the pipeline with it; `verdict` is what the
+    queue has not yet been told.
     """
 
     pipeline: Pipeline | None = None
@@ -94,6 +94,19 @@ class Lease:
         """Whether the last renewal was sent so short ago that nobody can have taken over."""
         return boottime() - self.renewed < LOST_S
 
+    def renew(self, sent: float, ours: Collection[str]) -> None:
+        """Note a renewal that was sent at `sent`; the guards of these jobs' pipelines are told."""
+        with self.lock:
+            self.renewed = sent
+            for slot in self._slots:
+                job = slot.job if slot.is_under_way and slot.sent else None
+                if slot.pipeline and job and job.id in ours:
+                    self.tell(slot.pipeline)
+
+    def tell(self, pipeline: Pipeline) -> None:
+        """Let a pipeline work as long as the lease holds, whatever becomes of this process."""
+        pipeline.tree.allow_until(self.renewed + LOST_S + GUARD_S)
+
     def watch(self) -> None:
         """Kill, from a thread, what works on after the lease: no submit may follow it."""
         threading.Thread(target=self._watch, daemon=True).start()
@@ -101,12 +114,18 @@ class Lease:
     def _watch(self) -> None:
         while True:
             time.sleep(_LOOK_S)
-            with self.lock:
-                if not self.holds():
-                    for slot in self._slots:
-                        if slot.pipeline and slot.sent and not slot.killed:
-                            slot.killed = True
-                            slot.pipeline.signal(signal.SIGKILL)
+            self.enforce()
+
+    def enforce(self) -> None:
+        """Kill what works after the lease."""
+        with self.lock:
+            if self.holds():
+                return
+            for slot in self._slots:
+                if slot.pipeline and slot.sent and not slot.killed:
+                    slot.killed = True
+                    slot.patience = boottime() + GONE_S
+                    slot.pipeline.signal(signal.SIGKILL)
 
 
 class Pipelines:
@@ -149,6 +168,7 @@ class Pipelines:
             since = None if first else slot.intended_at
             line = joblines.line_of(slot.request, job.attempts + 1, since, slot.released_at)
             slot.sent, slot.deadline = True, now + self._timeout_s if self._timeout_s else None
+            self._lease.tell(slot.pipeline)  # before the line: nothing is done without a limit
             slot.pipeline.send(record.line(line))
 
     def tend(self, slot: Slot, now: float) -> None:
@@ -159,12 +179,13 @@ class Pipelines:
         pipeline.flush()
         for line in pipeline.lines():
             self._answered(slot, line)
+        if not pipeline.is_alive() and slot.sent:
+            self._lease.enforce()  # its guard was first, while this process stood still
         if slot.killed:
-            self._clear(slot)
-            slot.killed = slot.sent = False  # when the line is sent again, its time begins anew
-        elif slot.told:
             if now >= slot.patience or pipeline.is_gone():
-                self._ended(slot, now)
+                self._killed(slot, now)
+        elif slot.told:
+            self._tend_end(slot, now)
         elif not pipeline.is_open or not pipeline.is_alive():
             self.end(slot, signal.SIGTERM, BROKEN_S)
             slot.crashes += 1
@@ -172,24 +193,48 @@ class Pipelines:
             slot.late = True
             self.end(slot, signal.SIGTERM)
 
+    def _killed(self, slot: Slot, now: float) -> None:
+        """Clear away a pipeline that ended with the lease; a job that stays ours is sent again."""
+        slot.killed = False
+        if slot.told:
+            self._ended(slot, now)
+        else:
+            self._clear(slot)
+            slot.sent = False  # when the line is sent again, its time begins anew
+
+    def _tend_end(self, slot: Slot, now: float) -> None:
+        """Look after a pipeline that was told to end; KILL comes when its time is over."""
+        is_late = now >= slot.patience
+        is_over = is_late and slot.told == signal.SIGKILL
+        if is_over or (slot.pipeline and slot.pipeline.is_gone()):
+            self._ended(slot, now)
+        elif is_late:
+            self._tell("a pipeline did not end when told to: killing it")
+            self._send_end(slot, signal.SIGKILL, GONE_S)
+
     def end(self, slot: Slot, number: signal.Signals, patience_s: float = END_S) -> None:
         """Tell a pipeline to end, all of it; it is killed when it does not."""
-        if slot.pipeline and slot.told is None:
+        if slot.told is None:
+            self._send_end(slot, number, GONE_S if number == signal.SIGKILL else patience_s)
+
+    def _send_end(self, slot: Slot, number: signal.Signals, patience_s: float) -> None:
+        if slot.pipeline:
             slot.told, slot.patience = number, boottime() + patience_s
             slot.pipeline.signal(number)
 
-    def close(self, slots: Sequence[Slot]) -> None:
+    def close(self, slots: Sequence[Slot], hurry: bool = False) -> None:
         """End them all: with their input, with TERM, with KILL."""
         for slot in slots:
             if slot.pipeline:
                 slot.pipeline.end_input()
-        for number, patience_s in ((signal.SIGTERM, END_S), (signal.SIGKILL, BROKEN_S)):
-            ends = boottime() + patience_s
+        waits = ((signal.SIGTERM, END_S), (signal.SIGKILL, BROKEN_S), (None, GONE_S))
+        for number, patience_s in waits:
+            ends = boottime() + (min(patience_s, HURRY_S) if hurry and number else patience_s)
             for slot in slots:
                 while slot.pipeline and not slot.pipeline.is_gone() and boottime() < ends:
                     slot.pipeline.lines()  # so that nothing waits for us to read it
                     time.sleep(0.01)
-                if slot.pipeline:
+                if slot.pipeline and number:
                     slot.pipeline.signal(number)
         for slot in slots:
             self._clear(slot)
@@ -208,11 +253,11 @@ class Pipelines:
         elif slot.told and not slot.late and "pending" in made:
             slot.verdict = found._replace(after_s=0)  # it stopped waiting because we said so
         slot.crashes, slot.deadline = 0, None
+        if slot.pipeline:
+            slot.pipeline.tree.allow_until(float("inf"))  # what waits for a job sends nothing
 
     def _ended(self, slot: Slot, now: float) -> None:
         """Clear away a pipeline that was told to end; its job, when unanswered, goes back."""
-        if not (slot.pipeline and slot.pipeline.is_gone()):
-            self._tell("a pipeline did not end when told to: killed")
         self._clear(slot)
         slot.told = None
         if slot.crashes and not self.ending:
@@ -229,10 +274,19 @@ class Pipelines:
         self._tell(f"a pipeline has ended; it is started again {again}")
 
     def _clear(self, slot: Slot) -> None:
+        """Forget a pipeline that has ended, or cannot be ended: what lives on is named."""
         with self._lease.lock:
-            if slot.pipeline:
-                slot.pipeline.kill()
-                slot.pipeline = slot.deadline = None
+            pipeline, slot.pipeline, slot.deadline = slot.pipeline, None, None
+        if pipeline is None:
+            return
+        if not pipeline.is_gone():
+            pids = ", ".join(map(str, pipeline.tree.left()))
+            self._tell(
+                f"a pipeline's processes could not be ended: {pids}"
+                if pids
+                else "a pipeline has left a process behind that cannot be found"
+            )
+        pipeline.forget()
 
     def _late(self, job: Claimed) -> Verdict:
         limit = self._timeout_s or 0

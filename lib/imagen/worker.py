@@ -18,16 +18,18 @@ from typing import Any, NamedTuple, Protocol
 from . import joblines
 from .db import DatabaseFault
 from .errors import ConfigFault, ImagenError, Refused
+from .guard_program import boottime
 from .joblines import Rules, Verdict
 from .jobs import Claimed, QueueLike
 from .notify import notify, watchdog_s
 from .record import DRAWN_SEEDS
-from .slots import END_S, LOST_S, Lease, Pipelines, Slot, boottime
+from .slots import END_S, LOST_S, Lease, Pipelines, Slot
 
 RENEW_S = 3.0  # a lease lasts 10 s on the database's clock
 RESCUE_S = 2.0  # with the lease less than the 15 s in which a dead worker's job runs again
 SETTLE_S = 5.0  # after a new connection, before others' jobs are taken for dead
 REPEAT_S = 60.0  # between two lines that say the same of a queue that cannot be reached
+GONE_S = 5.0  # after a signal, until we end without a queue that could be told
 DEAF_S = 1.0  # between polls when no notice arrives
 HEAR_S = 30.0  # between proofs that notices arrive
 _SOON_S = 1.0  # --drain waits for what is due so soon
@@ -58,6 +60,19 @@ class EarLike(Protocol):
         """Give the notices that have come; a fault of db.py when the connection is dead."""
 
 
+class LedgerLike(Protocol):
+    """What the worker needs of this machine's ledger; no call waits for long."""
+
+    def delivered(self, render_id: str) -> None:
+        """Journal that the records of a render have reached the queue."""
+
+    def fault(self) -> ImagenError | None:
+        """Give why the ledger cannot be used."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
 class Connected(NamedTuple):
     """The queue and the ear, each with a connection of its own; `close` ends both.
 
@@ -75,12 +90,17 @@ class Worker:
     """One worker process."""
 
     def __init__(
-        self, said: Said, connect: Callable[[], Connected], tell: Callable[[str], None]
+        self,
+        said: Said,
+        connect: Callable[[], Connected],
+        tell: Callable[[str], None],
+        ledger: LedgerLike | None = None,
     ) -> None:
-        """Take what is said, how to connect, and who is told what happens."""
+        """Take what is said, how to connect, who is told what happens, and the ledger."""
         self._said = said
         self._connect = connect
         self._tell = tell
+        self._ledger = ledger
         self._slots = [Slot() for _ in range(said.jobs)]
         self._lease = Lease(self._slots)
         self._pipelines = Pipelines(said.pipeline, said.job_timeout_s, self._lease, tell)
@@ -90,9 +110,12 @@ class Worker:
         self._next_renewal = self._next_rescue = self._next_proof = 0.0
         self._noticed = self._deaf = self._ready = self._idle = self._named = False
         self._stops = 0
+        self._stopped_at = 0.0
+        self._gone_at: float | None = None  # since when the queue cannot be reached
         self._stops_at: float | None = None  # when what runs is ended too
         self._counts = {"done": 0, "failed": 0, "again": 0, "cancelled": 0}
         self._next_due: float | None = None
+        self._reasons: set[str] = set()  # for which jobs went back, as they were said
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -105,12 +128,18 @@ class Worker:
                 if not self._is_over():
                     self._wait(wakes)
                 self._stops = stops()
+                if self._stops and not self._stopped_at:
+                    self._stopped_at = boottime()
+            if left := ", ".join(self._held()):
+                self._tell(f"the queue cannot be told; the lease ends by itself: {left}")
             self._tell("ended")
             return 0
         finally:
-            self._pipelines.close(self._slots)
+            self._pipelines.close(self._slots, hurry=self._gone_at is not None)
             if self._db is not None:
                 self._db.close()
+            if self._ledger is not None:
+                self._ledger.close()
 
     def _turn(self) -> None:
         """Do what is due."""
@@ -142,6 +171,7 @@ class Worker:
             self._rescue(queue)
         if now >= self._next_proof:
             self._prove(queue)
+        self._gone_at = None
 
     def _wait(self, wakes: int) -> None:
         """Wait for a notice, an answer, a signal, or until something is due."""
@@ -167,10 +197,12 @@ class Worker:
         now = boottime()
         due = [now + (DEAF_S if self._deaf else self._said.poll_s)]
         due += [slot.deadline for slot in self._slots if slot.deadline and slot.told is None]
-        due += [slot.patience for slot in self._slots if slot.told]
+        due += [slot.patience for slot in self._slots if slot.told or slot.killed]
         due += [slot.restart for slot in self._slots if slot.restart > now]
         if self._db is None:
             due.append(self._retry_at)
+            if self._stops and self._gone_at is not None:
+                due.append(max(self._stopped_at, self._gone_at) + GONE_S)
         else:
             due += [self._next_rescue, self._next_proof]
             due += [self._next_renewal] if self._held() else []
@@ -269,23 +301,47 @@ class Worker:
 
     def _close_job(self, slot: Slot, queue: QueueLike) -> None:
         """Tell the queue what became of a job; the fence keeps it from what is no longer ours."""
-        job, found = slot.job, slot.verdict
+        job, found = slot.job, self._explained(slot)
         assert job is not None and found is not None
         ours, after, now = True, None, boottime()
         if found.kind == "done" and not slot.lost and self._may_go_on(slot):
             ours, after = queue.done_and_next(job.id, job.fence, found.image_id, *self._who)
         elif not slot.lost:
             ours = _told(queue, job, found)
-        kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
         if not slot.lost:
-            self._counts[kind] += 1
-            why = f": {found.error}" if found.error else ""
-            self._tell(f"{job.id}: {kind if kind != 'again' else 'put back'}{why}")
+            self._say(job, found)
+        if ours and found.render_id and self._ledger is not None and not slot.lost:
+            self._ledger.delivered(found.render_id)
         if not ours:
             self._tell(f"{job.id}: another worker has it now, or it was cancelled")
         slot.forget()
         if after:
             self._begin(slot, after, now)
+
+    def _explained(self, slot: Slot) -> Verdict | None:
+        """Give a slot's verdict; a pipeline that cannot use the ledger ends without an answer."""
+        found, job = slot.verdict, slot.job
+        crashed = slot.crashes and not (slot.lost or self._pipelines.ending)
+        if found is not None and found.kind == "back" and not found.answered and crashed:
+            fault = self._ledger.fault() if self._ledger is not None else None
+            if fault is not None and job is not None:
+                made = {"error": fault.as_record("imagen-listen")}
+                found = joblines.verdict(made, job.attempts, job.max_attempts)
+                slot.verdict = found
+        return found
+
+    def _say(self, job: Claimed, found: Verdict) -> None:
+        """Say what became of a job; why jobs go back is said once, until another thing happens."""
+        kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
+        self._counts[kind] += 1
+        why = f": {found.error}" if found.error else ""
+        if found.kind != "back":
+            self._reasons.clear()
+        elif why and why in self._reasons:
+            return
+        else:
+            self._reasons.add(why)
+        self._tell(f"{job.id}: {kind if kind != 'again' else 'put back'}{why}")
 
     # -- the queue -------------------------------------------------------------------------------
 
@@ -294,8 +350,7 @@ class Worker:
         held, sent = self._held(), boottime()
         ours = queue.renew(self._said.name, held) if held else set()
         gone = queue.cancelled(held) if len(ours) < len(held) else set()
-        with self._lease.lock:
-            self._lease.renewed = sent
+        self._lease.renew(sent, ours)
         self._next_renewal = sent + RENEW_S
         self._let_go(gone, "cancelled")
         self._let_go({*held} - ours - gone, "another worker has it now")
@@ -340,6 +395,7 @@ class Worker:
             _raise_if_lasting(fault)
         wait_s = min(0.25 * 2.0**self._failures, 2.0) * random.uniform(0.5, 1.0)
         self._retry_at = boottime() + wait_s
+        self._gone_at = self._gone_at or boottime()
         self._failures = min(self._failures + 1, 10)
         said = f"the queue is {'lost' if self._ready else 'not there yet'}: {fault.as_line()}"
         if said != self._said_last or boottime() - self._said_at > REPEAT_S:
@@ -406,6 +462,8 @@ class Worker:
     def _is_over(self) -> bool:
         if self._stops_at is not None and boottime() > self._stops_at + END_S + LOST_S:
             return True  # the queue cannot be told: leases end by themselves
+        if self._stops and self._gone_at is not None:
+            return boottime() > max(self._stopped_at, self._gone_at) + GONE_S or not self._held()
         if self._held():
             return False
         if self._stops:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import sqlite3
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 
-from imagen import db
+from imagen import db, pipe
+from imagen.slots import LOST_S
 from servers.comfyui import ComfyUI
-from servers.replicate import SCHNELL, TOKEN, Replicate
+from servers.replicate import SCHNELL, TOKEN, Replicate, throttled
 
+# a record of some render for each job, whose ledger is not looked at
+MAKES_NOTHING = 'while read -r line; do echo "$line" | jq -c \'.file="f" | .render_id=.id\'; done'
 RENDER_ONLY = "imagen-render | imagen-log-usage"
 OWNER = "5c1f0d2e-1111-4222-8333-0123456789ab"
 
@@ -329,6 +335,295 @@ def test_a_job_that_goes_back_at_the_end_of_the_grace_leaves_its_server_free(
     listen()
     until(lambda: queue.status(name) == "done", 20)
     assert len(comfy.submits) == 2
+
+
+def test_a_ledger_that_cannot_be_used_puts_the_job_back(queue, listen, until, tmp_path):
+    ledger = tmp_path / "ledger"
+    ledger.write_text("no database")
+    worker = listen(IMAGEN_LEDGER=str(ledger))
+    name = queue.add()
+    until(lambda: queue.job(name)["error"], 20)
+    job = queue.job(name)
+    assert (job["status"], job["attempts"], job["claims"]) == ("pending", 0, 0)
+    assert job["error_detail"]["code"] == "ledger"
+    assert "file is not a database" in job["error"]
+    assert worker.said.read_bytes().count(b"put back: the ledger") == 1
+    worker.terminate()
+    assert worker.wait(20) == 0
+    ledger.unlink()
+    queue.sql("update imagen.jobs set run_after = now()")
+    assert listen("--drain", IMAGEN_LEDGER=str(ledger)).wait(30) == 0
+    assert (queue.status(name), queue.job(name)["error"]) == ("done", None)
+
+
+def delivered(ledger: Path) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(ledger)) as connection:
+        return connection.execute("select render_id, delivered from renders").fetchall()
+
+
+def test_a_render_is_delivered_when_the_queue_has_been_told(queue, listen, until, tmp_path):
+    ledger = tmp_path / "ledger"
+    name = queue.add()
+    assert listen("--drain", IMAGEN_LEDGER=str(ledger)).wait(30) == 0
+    assert delivered(ledger) == [(name, 1)]
+
+
+@pytest.mark.skipif(not hasattr(pipe, "outer_program"), reason="render does not ask who delivers")
+def test_a_render_whose_job_was_not_closed_is_not_delivered(queue, listen, until, tmp_path):
+    """Its record was on its way through the pipeline."""
+    ledger = tmp_path / "ledger"
+    keeps = f"sh -c 'read -r line; touch {tmp_path}/made; while :; do sleep 0.05; done'"
+    worker = listen(pipeline=f"imagen-render | {keeps}", IMAGEN_LEDGER=str(ledger))
+    name = queue.add()
+    until((tmp_path / "made").exists, 20)
+    time.sleep(0.5)
+    worker.kill()
+    worker.wait()
+    assert delivered(ledger) == [(name, 0)]
+    queue.sql("update imagen.jobs set lease = now() - interval '1 minute'")
+    assert listen("--drain", IMAGEN_LEDGER=str(ledger)).wait(30) == 0
+    assert (queue.status(name), delivered(ledger)) == ("done", [(name, 1)])
+
+
+def test_a_ledger_that_is_held_delays_neither_jobs_nor_leases(queue, listen, until, tmp_path):
+    ledger = tmp_path / "ledger"
+    assert listen("--drain", IMAGEN_LEDGER=str(ledger)).wait(30) == 0
+    worker = listen(pipeline=MAKES_NOTHING, IMAGEN_LEDGER=str(ledger))
+    first = queue.add()
+    until(lambda: queue.status(first) == "done", 20)
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
+        connection.execute("begin immediate")
+        names = [queue.add() for _ in range(3)]
+        began = time.monotonic()
+        until(lambda: {queue.status(one) for one in names} == {"done"}, 20)
+        assert time.monotonic() - began < 5
+        worker.terminate()
+        assert worker.wait(10) == 0
+
+
+# -- a database that is gone -----------------------------------------------------------------------
+
+
+class Relay:
+    """A way to a TCP port that can fall silent or be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._target, self._silent, self._sockets = port, False, list[socket.socket]()
+        self._front = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._front.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._front.accept()
+                self._sockets.append(near)
+                if self._silent:
+                    continue
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets.append(far)
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not self._silent:
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def fall_silent(self) -> None:
+        """Accept everything and answer nothing."""
+        self._silent = True
+
+    def cut(self) -> None:
+        """Close everything; nobody listens any more."""
+        self._front.shutdown(socket.SHUT_RDWR)
+        self._front.close()
+        for one in self._sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@pytest.fixture
+def relay(database) -> Iterator[Relay]:
+    port = psycopg2.extensions.parse_dsn(database.dsn())["port"]
+    found = Relay(int(port))
+    yield found
+    with suppress(OSError):
+        found.cut()
+
+
+GONE = {"silent": Relay.fall_silent, "gone": Relay.cut}
+
+
+@pytest.mark.parametrize(
+    ("how", "after_s", "options"),
+    [("silent", 0, ()), ("silent", 9, ()), ("gone", 0, ("--grace", "300")), ("gone", 3, ())],
+)
+def test_one_term_ends_a_worker_whose_database_is_gone(
+    queue, listen, until, relay, tmp_path, how, after_s, options
+):
+    dsn = psycopg2.extensions.make_dsn(queue.dsn, host="127.0.0.1", port=relay.port)
+    env = {db.VARIABLE: dsn}
+    deaf = f"trap '' TERM; read -r line; touch {tmp_path}/sent; sleep 1000 | cat"
+    worker = listen(*options, pipeline=deaf, **env)
+    name = queue.add()
+    until((tmp_path / "sent").exists, 20)
+    GONE[how](relay)
+    time.sleep(after_s)
+    worker.terminate()
+    began = time.monotonic()
+    assert worker.wait(30) == 0
+    assert time.monotonic() - began < 15
+    assert name.encode() in worker.said.read_bytes()
+    assert queue.status(name) == "running", "its lease ends by itself"
+
+
+def test_one_term_ends_a_worker_whose_database_never_answered(listen, until):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        worker = listen(**{db.VARIABLE: f"postgresql://user@127.0.0.1:{port}/db"})
+        with silent.accept()[0] as connection:
+            connection.recv(1)
+            worker.terminate()
+            began = time.monotonic()
+            assert worker.wait(30) == 0
+            assert time.monotonic() - began < 5
+
+
+# -- a worker that stands still, and pipelines that leave their group ------------------------------
+
+
+@pytest.fixture
+def replicate(configure, monkeypatch) -> Iterator[Replicate]:
+    """A paid backend, to which jobs go."""
+    monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
+    keys = "poll_s: 0.01, settle_s: 0.05, retry_s: 0.01"
+    with Replicate() as server:
+        rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{server.url}', {keys}}}"
+        configure(f"default_backend: rep\nbackends: {{rep: {rep}}}\nworker: {{backends: [rep]}}\n")
+        yield server
+
+
+def machine(folder: Path) -> dict[str, str]:
+    return {"XDG_STATE_HOME": str(folder), "IMAGEN_OUT_DIR": str(folder / "out")}
+
+
+def test_a_worker_that_is_stopped_pays_for_nothing_that_another_took_over(
+    queue, listen, until, replicate, tmp_path
+):
+    """Its pipelines, in groups of their own, would go on: one waits out a 429 meanwhile."""
+    replicate.fail("POST /v1/models", throttled(20))
+    first = listen(pipeline=RENDER_ONLY, **machine(tmp_path / "first"))
+    name = queue.add(width=512, height=512)
+    until(lambda: replicate.asks("POST /v1/models"), 20)
+    throttled_at = time.monotonic()
+    first.send_signal(signal.SIGSTOP)
+    second = listen(pipeline=RENDER_ONLY, **machine(tmp_path / "second"))
+    until(lambda: queue.status(name) == "done", 60)
+    time.sleep(max(throttled_at + 23 - time.monotonic(), 0))  # the first one's wait is over
+    assert replicate.creates == 1
+
+    second.terminate()
+    assert second.wait(20) == 0
+    first.send_signal(signal.SIGCONT)
+    other = queue.add("the next one", width=512, height=512)
+    until(lambda: queue.status(other) == "done", 30)
+    assert f"-{first.pid}-" in queue.job(other)["worker"]
+    assert replicate.creates == 2
+    assert first.poll() is None
+
+
+def test_a_worker_that_is_stopped_while_it_waits_for_jobs_keeps_its_pipeline(queue, listen, until):
+    worker = listen()
+    name = queue.add()
+    until(lambda: queue.status(name) == "done", 20)
+    family = descendants(worker.pid)
+    worker.send_signal(signal.SIGSTOP)
+    time.sleep(LOST_S + 2)
+    assert all(is_alive(pid) for pid in family)
+    worker.send_signal(signal.SIGCONT)
+    other = queue.add("the next one")
+    until(lambda: queue.status(other) == "done", 20)
+    assert {*family} <= {*descendants(worker.pid)}
+
+
+LEAVING = {
+    "the shell": "exec setsid imagen-render",
+    "a tool": "setsid imagen-render | cat",
+    "a tool in the background": "setsid -f imagen-render <&0 | cat",
+}
+
+
+@pytest.fixture(params=LEAVING)
+def leaving(request) -> str:
+    return LEAVING[request.param]
+
+
+def test_a_pipeline_that_leaves_its_group_makes_its_image(queue, listen, until, leaving):
+    worker = listen(pipeline=leaving)
+    name = queue.add()
+    until(lambda: queue.status(name) == "done", 20)
+    family = descendants(worker.pid)
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert not any(is_alive(pid) for pid in family)
+
+
+def test_a_cancelled_job_whose_pipeline_left_its_group_is_interrupted(
+    queue, listen, until, comfy, leaving
+):
+    worker = listen(pipeline=leaving)
+    name = queue.add()
+    prompt_id = until(lambda: comfy.queue()[0], 20)
+    family = descendants(worker.pid)
+    queue.sql(
+        "update imagen.jobs set status = 'cancelled', finished_at = now() where id = %s", name
+    )
+    until(lambda: comfy.ending(prompt_id) == "execution_interrupted", 10)
+    until(lambda: not any(is_alive(pid) for pid in family), 20)
+    comfy.release()
+    other = queue.add("the next one")
+    until(lambda: queue.status(other) == "done", 20)
+    assert worker.poll() is None
+
+
+def test_a_worker_that_is_told_to_end_ends_what_left_its_group(
+    queue, listen, until, comfy, leaving
+):
+    worker = listen("--grace", "0.2", pipeline=leaving)
+    name = queue.add()
+    prompt_id = until(lambda: comfy.queue()[0], 20)
+    family = descendants(worker.pid)
+    worker.terminate()
+    assert worker.wait(20) == 0
+    assert not any(is_alive(pid) for pid in family)
+    assert comfy.ending(prompt_id) == "execution_interrupted"
+    assert (queue.status(name), queue.job(name)["attempts"]) == ("pending", 0)
+    assert b"killed" not in worker.said.read_bytes()
+
+
+def test_a_worker_that_is_killed_takes_what_left_its_group_with_it(
+    queue, listen, until, comfy, leaving
+):
+    worker = listen(pipeline=leaving)
+    queue.add()
+    until(lambda: comfy.queue()[0], 20)
+    family = descendants(worker.pid)
+    worker.kill()
+    worker.wait()
+    until(lambda: not any(is_alive(pid) for pid in family), 3)
+
+
+def test_a_pipeline_that_heeds_no_signal_and_left_its_group_holds_nobody_up(queue, listen, until):
+    deaf = "trap '' INT TERM; exec setsid sh -c 'trap \"\" INT TERM; while :; do sleep 1; done'"
+    worker = listen("--job-timeout", "0.5", pipeline=deaf)
+    name = queue.add()
+    until(lambda: queue.job(name)["attempts"] == 1, 30)
+    assert b"did not end when told to: killing it" in worker.said.read_bytes()
+    assert b"could not be ended" not in worker.said.read_bytes()
 
 
 def test_a_temporary_error_is_tried_again_and_a_lasting_one_is_not(queue, listen, until, configure):

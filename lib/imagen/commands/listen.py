@@ -13,6 +13,8 @@ from ..command import Common, tool
 from ..errors import ImagenError, UsageFault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..config import Config
     from ..joblines import Rules
     from ..worker import Connected
@@ -23,6 +25,9 @@ Examples:
   imagen-listen --jobs 2 -- 'imagen-render | imagen-upload'
   imagen-listen --drain --backend mock
 """
+
+
+_DELIVERED_BY = "IMAGEN_DELIVERED_BY"  # imagen-render leaves it to that run to journal deliveries
 
 
 @tool("listen", epilog=EXAMPLES)
@@ -46,7 +51,7 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
     PIPELINE is run by sh -c and kept running. TERM lets the running image finish; a second one puts
     it back.
     """
-    from .. import config, db, pipe, signals, worker
+    from .. import config, db, machine_ledger, pipe, signals, worker
 
     values = config.load(common.config_file)
     rules = _rules(values)
@@ -66,16 +71,25 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
     where = db.chosen(said["database_url"], config.secret(db.VARIABLE))
     pipe.one_line_at_a_time()
     stops, wakes = signals.counted()
-    return worker.Worker(about, lambda: _connected(where), common.report.say).run(stops, wakes)
+    tell = common.report.say
+    ledger = machine_ledger.MachineLedger(config.ledger_path(), tell)
+    os.environ[_DELIVERED_BY] = ledger.run
+    with ledger.lives():
+        return worker.Worker(about, lambda: _connected(where, stops), tell, ledger).run(
+            stops, wakes
+        )
 
 
-def _connected(where: Any) -> Connected:
+def _connected(where: Any, stops: Callable[[], int]) -> Connected:
     from .. import db, jobs
     from ..worker import Connected
 
-    database = db.Database(where, "imagen-listen")
+    def must_hurry() -> bool:
+        return stops() > 0
+
+    database = db.Database(where, "imagen-listen", must_hurry)
     try:
-        ear = db.Ear(where, "imagen-listen ear")
+        ear = db.Ear(where, "imagen-listen ear", must_hurry)
         ear.listen(jobs.WAKE)
     except BaseException:
         database.close()

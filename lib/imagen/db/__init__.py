@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -54,10 +54,15 @@ def chosen(said: str | None, secret: str | None) -> Address:
 class Database:
     """One connection. Every statement runs in a transaction."""
 
-    def __init__(self, where: Address, application: str) -> None:
-        """Connect; Unreachable when nobody answers, ConfigFault when we are turned away."""
+    def __init__(
+        self, where: Address, application: str, must_hurry: Callable[[], bool] | None = None
+    ) -> None:
+        """Connect; Unreachable when nobody answers, ConfigFault when we are turned away.
+
+        Once `must_hurry` says so, no answer is waited for longer than two seconds.
+        """
         self.where = where
-        self._connection = connected(where, application)
+        self._connection = connected(where, application, must_hurry)
         self._kept = Kept()
 
     @contextmanager

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import select
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..errors import AnswerLost, ConfigFault, ImagenError, Refused, Unreachable
 
 CONNECT_S = 10
+HURRY_S = 2  # for any answer while whoever asks must end soon
+_LOOK_S = 0.2  # how often it is asked whether that is so
 _TCP = {  # a network that was cut is noticed within 15 s
     "keepalives_idle": 5,
     "keepalives_interval": 3,
@@ -65,13 +68,19 @@ def _unreadable() -> ConfigFault:
     )
 
 
-def connected(where: Address, application: str) -> Any:
-    """Connect; whatever is asked of the connection later ends after its `patience_s`."""
+def connected(
+    where: Address, application: str, must_hurry: Callable[[], bool] | None = None
+) -> Any:
+    """Connect; whatever is asked of the connection later ends after its `patience_s`.
+
+    Once `must_hurry` says so, no answer is waited for longer than HURRY_S.
+    """
     import psycopg2
     from psycopg2 import extensions
 
     class Connection(extensions.connection):
         patience_s: float = CONNECT_S
+        hurries = must_hurry and staticmethod(must_hurry)
 
     said = extensions.parse_dsn(where.dsn)
     if "connect_timeout" in said:
@@ -96,12 +105,16 @@ def _wait(connection: Any) -> None:
     from psycopg2.extensions import POLL_OK, POLL_READ
 
     end = time.monotonic() + getattr(connection, "patience_s", float("inf"))
+    hurries, is_hurried = getattr(connection, "hurries", None), False
     while (state := connection.poll()) != POLL_OK:
+        if hurries and not is_hurried and hurries():
+            end, is_hurried = min(end, time.monotonic() + HURRY_S), True
         left = end - time.monotonic()
         if left <= 0:
             raise OperationalError("timed out")
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN if state == POLL_READ else select.POLLOUT)
+        left = min(left, _LOOK_S) if hurries and not is_hurried else left
         poll.poll(None if left == float("inf") else left * 1000)
 
 

@@ -22,12 +22,14 @@ class Notify(NamedTuple):
 class Ear:
     """A connection that only listens. Whoever waits for `fileno` to be readable calls `poll`."""
 
-    def __init__(self, where: Address, application: str) -> None:
+    def __init__(
+        self, where: Address, application: str, must_hurry: Callable[[], bool] | None = None
+    ) -> None:
         """Connect, as Database does, and listen to a channel of our own."""
         self.where = where
         self.own = f"imagen_ear_{secrets.token_hex(8)}"
         self._heard: list[Notify] = []
-        self._connection = connected(where, application)
+        self._connection = connected(where, application, must_hurry)
         self._connection.autocommit = True  # else LISTEN waits for a commit
         self.listen(self.own)
 
