@@ -232,6 +232,7 @@ class BadImage(ImagenError):
 
     code = "bad_image"
     retry = "safe"
+    whole = False  # whether no byte is missing: then asking for it again would bring the same
 
 
 class TooFewImages(ImagenError):

@@ -19,7 +19,7 @@ from . import signals
 from .errors import OutputTaken, Refused
 from .record import parse
 
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "gif": ".gif", "avif": ".avif"}
 _MAX_SLUG = 60  # with a seed of 20 digits and a counter it stays far below the 255 of a file name
 
 Content = bytes | Callable[[IO[bytes]], object]
