@@ -119,10 +119,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "replicate_api": {"errors", "replicate_models"},
     "replicate_models": set(),
+    "replicate_outputs": {"backends", "errors", "image", "replicate_api"},
     "replicate_plan": {"backends", "errors", "replicate_models"},
     "comfy_api": {"errors", "image"},  # image: the text chunks of a returned PNG
     "files": {"errors", "record", "signals"},  # signals are put off while a file is made
-    "image": {"errors"},
+    "image": {"errors", "image"},
+    "image.structure": set(),
     "ledger": {"errors", "record", "ledger"},
     "ledger.locks": set(),
     "ledger.database": {"errors", "ledger", "retry"},
@@ -178,7 +180,7 @@ OF_BACKENDS = {
     *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
     "files",  # the mock keeps the memory of a server
     *("workflow_check", "workflow_classes"),  # what a server would refuse
-    *("prices", "replicate_api", "replicate_models", "replicate_plan"),
+    *("prices", "replicate_api", "replicate_models", "replicate_outputs", "replicate_plan"),
 }
 
 

@@ -235,6 +235,13 @@ class BadImage(ImagenError):
     whole = False  # whether no byte is missing: then asking for it again would bring the same
 
 
+class NotAnImage(ImagenError):
+    """What the backend made holds no picture that can be read"""
+
+    code = "not_an_image"
+    ends = True
+
+
 class TooFewImages(ImagenError):
     """The backend returned fewer images than asked"""
 
