@@ -13,7 +13,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from . import image
 from .backends import Raw
-from .errors import BadImage, ImagenError, NotAnImage, Refused, Rejected, ServerFault
+from .errors import BadImage, ImagenError, NotAnImage, OutOfCredit, Refused, Rejected, ServerFault
 from .replicate_api import Prediction
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def _is_gone(found: Prediction, fault: ImagenError) -> bool:
 
     Whatever else keeps a file back for a day after that is final too.
     """
-    if isinstance(fault, Rejected):
-        if fault.status in _GONE or _is_over(found, RETENTION_S):
+    if isinstance(fault, (Rejected, OutOfCredit)):
+        if getattr(fault, "status", 0) in _GONE or _is_over(found, RETENTION_S):
             return True
         fault.retry = "safe"  # whoever asks again may be let in
     return _is_over(found, _DEAD_S)

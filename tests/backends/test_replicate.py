@@ -860,12 +860,13 @@ def completed(age_s: float, **more: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("status", [400, 401, 403])
+@pytest.mark.parametrize("status", [400, 401, 402, 403])
 def test_a_refused_file_is_gone_once_the_hour_is_over_and_until_then_it_is_asked_again(web, status):
     web.get(IMAGE, status_code=status)
     web.get(ONE, **completed(3500))
     fault = fault_of(lambda: opened().collect("p1", soon(), None))
-    assert (type(fault), fault.billed, fault.retry) == (Rejected, "yes", "safe")
+    kind = OutOfCredit if status == 402 else Rejected
+    assert (type(fault), fault.billed, fault.retry) == (kind, "yes", "safe")
     web.get(ONE, json=prediction())
     assert fault_of(lambda: opened().collect("p1", soon(), None)).retry == "safe", "no clock"
     for over in (completed(3700), completed(10, data_removed=True)):
