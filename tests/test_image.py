@@ -84,7 +84,7 @@ def test_other_files_of_that_family_are_no_avif(brands):
 
 def test_without_a_decoder_an_avif_is_refused_with_what_would_help(monkeypatch):
     monkeypatch.setattr(image, "can_decode", lambda form: form != "avif")
-    data = (16).to_bytes(4) + b"ftypavif" + bytes(4)
+    data = (16).to_bytes(4) + b"ftypavif" + bytes(4) + (8).to_bytes(4) + b"mdat"
     with pytest.raises(BadImage, match="cannot decode AVIF") as caught:
         image.probe(data)
     assert caught.value.whole

@@ -177,13 +177,13 @@ class Renderer:
         """Go on with a render; for the line of a later image of it, without those before."""
         part = outcome.part_of(line, entry.id)
         if part is None:
-            yield from self._gone_on_with(entry, line)
+            yield from self._resume_or_repeat(entry, line)
             return
-        there = {one["id"] for one in [*self._store.left_by(entry), *entry.records]}
+        there = {one["id"] for one in [*self._store.find_written(entry), *entry.records]}
         there = there - {line["id"]} | {entry.id, *(f"{entry.id}.{n}" for n in range(2, part))}
         its_own = {"id": line["id"], "request": entry.id}
         try:
-            for one in self._gone_on_with(entry, line):
+            for one in self._resume_or_repeat(entry, line):
                 if "pending" in one:
                     yield {**one, **its_own}
                 elif one["id"] not in there:
@@ -193,7 +193,7 @@ class Renderer:
                 fault.record |= its_own
             raise
 
-    def _gone_on_with(self, entry: Entry, line: Record) -> Iterator[Record]:
+    def _resume_or_repeat(self, entry: Entry, line: Record) -> Iterator[Record]:
         """Hand out again what is done; go on with what is open; say again what failed and cost."""
         brought = outcome.brought(line)
         made = [{**one, **brought} for one in entry.records]
@@ -208,7 +208,7 @@ class Renderer:
             raise ImagenError.of_record(entry.error, {**entry.failed, **brought})
         job = self._job_of(entry, line)
         if entry.state == "open":
-            job.made = [{**one, **brought} for one in self._store.left_by(entry)]
+            job.made = [{**one, **brought} for one in self._store.find_written(entry)]
         elif entry.state == "done":
             job.made = self._store.those_there(made)
         with _naming(job):
@@ -348,7 +348,7 @@ class Renderer:
         except RenderLost as fault:
             if job.backend.paid:
                 lost = _gone(fault, job.was_made)
-                lost.record = self._store.lacking(job, outcome.missing(job, job.made))
+                lost.record = self._store.missing_record(job, outcome.missing(job, job.made))
                 yield from job.made
                 raise lost from None
             if job.plan is None:

@@ -61,21 +61,21 @@ class Files:
     left: int = 0
 
 
-def fetch_files(found: Prediction, fetch: Fetch, planned: int, wait_s: float) -> Files:
+def fetch_files(prediction: Prediction, fetch: Fetch, planned: int, wait_s: float) -> Files:
     """Fetch the files of a prediction that succeeded, each whatever becomes of the others.
 
     What is no picture is fetched once more after a wait: it may be a proxy's page for the moment.
     A file that is gone, or cannot be had now, keeps its number: the images after it have theirs.
     """
     files, number, most = Files(), 1, planned + MORE
-    for address in found.outputs[:most]:
+    for address in prediction.outputs[:most]:
         try:
-            data = _fetched(address, fetch, wait_s)
+            data = _fetch_twice(address, fetch, wait_s)
         except ImagenError as fault:
             if _is_final(fault):
                 files.unread += 1
                 continue
-            if _is_gone(found, fault):
+            if _is_gone(prediction, fault):
                 files.gone += 1
             else:
                 files.faults.append(fault)
@@ -87,9 +87,9 @@ def fetch_files(found: Prediction, fetch: Fetch, planned: int, wait_s: float) ->
         else:
             files.images[number] = data
             number += 1
-    files.left = max(len(found.outputs) - most, 0)
-    if not found.outputs and found.output:
-        files.raw = _text(found.output)
+    files.left = max(len(prediction.outputs) - most, 0)
+    if not prediction.outputs and prediction.output:
+        files.raw = _text(prediction.output)
     return files
 
 
@@ -98,49 +98,49 @@ def _is_final(fault: ImagenError) -> bool:
     return isinstance(fault, (Refused, Rejected, ServerFault)) and not getattr(fault, "status", 0)
 
 
-def _is_gone(found: Prediction, fault: ImagenError) -> bool:
+def _is_gone(prediction: Prediction, fault: ImagenError) -> bool:
     """Whether a file will not come any more: 404, or refused once the provider keeps it no longer.
 
     Whatever else keeps a file back for a day after that is final too.
     """
     if isinstance(fault, (Rejected, OutOfCredit)):
-        if getattr(fault, "status", 0) in _GONE or _is_over(found, RETENTION_S):
+        if getattr(fault, "status", 0) in _GONE or _is_over(prediction, RETENTION_S):
             return True
         fault.retry = "safe"  # whoever asks again may be let in
-    return _is_over(found, _DEAD_S)
+    return _is_over(prediction, _DEAD_S)
 
 
-def _is_over(found: Prediction, seconds: float) -> bool:
+def _is_over(prediction: Prediction, seconds: float) -> bool:
     """Whether so long has passed since the prediction's end, on the server's own clock."""
-    if found.data_removed:
+    if prediction.data_removed:
         return True
-    return None not in (found.now, found.completed) and (
-        (found.now or 0) - (found.completed or 0) > seconds
+    return None not in (prediction.now, prediction.completed) and (
+        (prediction.now or 0) - (prediction.completed or 0) > seconds
     )
 
 
-def _fetched(address: str, fetch: Fetch, wait_s: float) -> bytes | Raw:
+def _fetch_twice(address: str, fetch: Fetch, wait_s: float) -> bytes | Raw:
     """Return an image's bytes, or what is there instead, which is asked for twice."""
     if _is_data(address):
-        data = decoded(address)
+        data = decode(address)
         if data is None:
             raise Rejected("a data: address that is too long, or no base64")
-        return _judged(data, address, address[5 : address.index(",")])
+        return _content_of(data, address, address[5 : address.index(",")])
     for again in (False, True):
         try:
             answer = fetch(address)
-            found = _judged(answer.body, address, answer.headers.get("Content-Type", ""))
+            content = _content_of(answer.body, address, answer.headers.get("Content-Type", ""))
         except (BadImage, Rejected) as fault:
             if again or (isinstance(fault, Rejected) and fault.status):
                 raise
         else:
-            if again or isinstance(found, bytes):
-                return found
+            if again or isinstance(content, bytes):
+                return content
         time.sleep(wait_s)
     raise AssertionError("the second try ends it")
 
 
-def _judged(body: bytes, address: str, media_type: str) -> bytes | Raw:
+def _content_of(body: bytes, address: str, media_type: str) -> bytes | Raw:
     """Return the bytes of an image as they are; BadImage when a server cut them short."""
     if image.is_cut(body):
         try:
@@ -154,18 +154,18 @@ def _judged(body: bytes, address: str, media_type: str) -> bytes | Raw:
     return Raw(body, suffix_of(address, media_type))
 
 
-def refusal(found: Prediction, files: Files) -> NotAnImage | None:
+def no_picture(prediction: Prediction, files: Files) -> NotAnImage | None:
     """Return the error of a prediction that made something, and no picture."""
-    if files.images or files.faults or files.gone or not found.output:
+    if files.images or files.faults or files.gone or not prediction.output:
         return None
-    if not found.outputs:
+    if not prediction.outputs:
         return NotAnImage("the model returned no file, only text or values")
     hint = "backend_meta.outputs has its addresses"
     says = f"{files.raw.suffix[1:]}, {len(files.raw.data)} bytes" if files.raw else "not fetched"
     return NotAnImage(f"the model returned no picture: {says}", hint=hint)
 
 
-def shown(outputs: Sequence[str], hide: Callable[[str], str]) -> list[str]:
+def shorten(outputs: Sequence[str], hide: Callable[[str], str]) -> list[str]:
     """Return the addresses as a record has them: the first ones, without the bytes of data:."""
     return [_shortened(hide(address)) for address in outputs[:_SHOWN]]
 
@@ -180,7 +180,7 @@ def _shortened(address: str) -> str:
 # -- data: addresses -------------------------------------------------------------------------------
 
 
-def decoded(address: str) -> bytes | None:
+def decode(address: str) -> bytes | None:
     """Return what a data: address holds; None when it is too long, or not the base64 it claims."""
     head, _, text = address.partition(",")
     if len(text) > MOST_DATA:

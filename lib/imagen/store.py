@@ -95,7 +95,7 @@ class Store:
         self.reserve(job)
         return [self._stored(job, 1, first, data), *made[1:]]
 
-    def left_by(self, entry: Entry) -> list[Record]:
+    def find_written(self, entry: Entry) -> list[Record]:
         """Return the images of a submit that are on the disk and perhaps not journaled.
 
         They are told by their sidecars, and verified; in the order of their numbers.
@@ -124,14 +124,14 @@ class Store:
             try:
                 made.append(self._written(job, outcome.made(job, collected, number, total), data))
             except ImagenError as fault:
-                final = _final(fault, job)
+                final = _as_final(fault, job)
                 if final is not fault:
                     raw = raw or Raw(data, _suffix(data))
-                final.record = self.lacking(job, number)
+                final.record = self.missing_record(job, number)
                 faults.append(final)
-        made = _with_those_there(made, job)
+        made = _add_written(made, job)
         if collected.fault:
-            collected.fault.record = self.lacking(job, outcome.missing(job, made))
+            collected.fault.record = self.missing_record(job, outcome.missing(job, made))
             faults.append(collected.fault)
         expected = job.plan.images if job.plan else 1
         if not faults and len(made) < expected:
@@ -151,11 +151,11 @@ class Store:
     def _too_few(self, job: Job, made: list[Record], expected: int) -> TooFewImages:
         return TooFewImages(
             f"the backend returned {len(made)} of {expected} images",
-            record=self.lacking(job, outcome.missing(job, made)),
+            record=self.missing_record(job, outcome.missing(job, made)),
             billed="yes" if job.backend.paid else "no",
         )
 
-    def lacking(self, job: Job, number: int) -> Record:
+    def missing_record(self, job: Job, number: int) -> Record:
         """Return the record of an image of the submit that did not come.
 
         Of a second one it says whose it is, so that the line is not taken for a render of its own.
@@ -177,7 +177,7 @@ class Store:
             fault.record["backend_meta"]["raw_file"] = str(kept)
         fault.hint = f"what came is in {kept}"
 
-    def _is_lost(self, job: Job, path: Path, before: Mapping[str, Any]) -> bool:
+    def _is_taken(self, job: Job, path: Path, before: Mapping[str, Any]) -> bool:
         """Whether the name where the image once was is another's now, and is not to be replaced."""
         was = before and Path(before["folder"]) / (before["stem"] + before["suffix"])
         if path != was or not job.was_made or self._told.force or not path.exists():
@@ -230,7 +230,7 @@ class Store:
         if path is None and before.get("asked_for"):
             path = Path(before["folder"]) / (before["stem"] + before["suffix"])
         try:
-            if path is not None and not self._is_lost(job, path, before):
+            if path is not None and not self._is_taken(job, path, before):
                 ours = job.taken_up and files.may_replace(path.with_suffix(".json"), job.render_id)
                 return files.reserve_exactly(path, job.render_id, told.force or ours, take_over)
             folder, stem = self._dated(job.record)
@@ -243,14 +243,14 @@ class Store:
             raise from_os(fault, "cannot write the image") from None
 
 
-def _with_those_there(made: list[Record], job: Job) -> list[Record]:
+def _add_written(made: list[Record], job: Job) -> list[Record]:
     """Return the records with those that an earlier run has written, in order."""
     names = {one["id"] for one in made}
     there = [one for one in job.made if one["id"] not in names]
     return sorted([*made, *there], key=lambda one: outcome.number_of(one, job.asked["id"]))
 
 
-def _final(fault: ImagenError, job: Job) -> ImagenError:
+def _as_final(fault: ImagenError, job: Job) -> ImagenError:
     """Return the error of bytes that are whole and no image: what was paid is not made again."""
     if not (job.backend.paid and isinstance(fault, BadImage) and fault.whole):
         return fault

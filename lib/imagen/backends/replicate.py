@@ -189,9 +189,9 @@ class Replicate:
         if fault := replicate_api.failure(found):
             raise fault
         with self._billing("yes"), self._server.within(time.monotonic() + _FETCH_S):
-            return self._fetched(found, plan)
+            return self._collect_files(found, plan)
 
-    def _fetched(self, found: Prediction, plan: Plan | None) -> Collected:
+    def _collect_files(self, found: Prediction, plan: Plan | None) -> Collected:
         """Fetch its files; a fault when no image came, else with those that came."""
         planned = plan.images if plan else 1
         files = replicate_outputs.fetch_files(found, self._file, planned, self.retry_s)
@@ -206,7 +206,7 @@ class Replicate:
                 billed="yes",
                 retry="never",
             )
-        refused = replicate_outputs.refusal(found, files)
+        refused = replicate_outputs.no_picture(found, files)
         if refused:
             refused.billed = "yes"
         meta = _meta(found, plan) | replicate_outputs.meta_of(files, found.shown)
@@ -230,7 +230,7 @@ class Replicate:
             found = replicate_api.prediction(answer.json_object())
             if found.id != handle:
                 raise ServerFault(f"asked for prediction {handle}, Replicate gave {found.id}")
-            shown = replicate_outputs.shown(found.outputs, answer.hide)
+            shown = replicate_outputs.shorten(found.outputs, answer.hide)
             now = replicate_api.server_now(answer.headers)
             return found._replace(error=answer.hide(found.error), shown=shown, now=now)
 
