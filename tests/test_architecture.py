@@ -120,10 +120,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "replicate_api": {"errors", "replicate_models"},
     "replicate_models": set(),
+    "replicate_outputs": {"backends", "errors", "image", "replicate_api"},
     "replicate_plan": {"backends", "errors", "replicate_models"},
     "comfy_api": {"errors", "image"},  # image: the text chunks of a returned PNG
     "files": {"errors", "record", "signals"},  # signals are put off while a file is made
-    "image": {"errors"},
+    "image": {"errors", "image"},
+    "image.structure": set(),
     "ledger": {"errors", "record", "ledger"},
     "ledger.locks": set(),
     "ledger.database": {"errors", "ledger", "retry"},
@@ -203,7 +205,7 @@ OF_BACKENDS = {
     "files",  # the mock keeps the memory of a server
     *("workflow_check", "workflow_classes"),  # what a server would refuse
     "workflow_images",  # how many images come
-    *("prices", "replicate_api", "replicate_models", "replicate_plan"),
+    *("prices", "replicate_api", "replicate_models", "replicate_outputs", "replicate_plan"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,13 +21,19 @@ def noisy(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
     return Image.effect_noise(size, 90).convert(mode)
 
 
-def encoded(picture: Image.Image, form: str) -> bytes:
+def encoded(picture: Image.Image, form: str, **more: Any) -> bytes:
     out = io.BytesIO()
-    picture.save(out, form)
+    picture.save(out, form, **more)
     return out.getvalue()
 
 
-FORMATS = ["png", "jpeg", "webp"]
+def animated(form: str) -> bytes:
+    frames = [noisy() for _ in range(3)]
+    return encoded(noisy(), form, save_all=True, append_images=frames)
+
+
+FORMATS = [form.lower() for form in image.readers()]
+MOVING = [form for form in FORMATS if form not in ("png", "jpeg")]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -38,8 +45,50 @@ def test_a_good_image_is_told_by_its_bytes(form):
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.97])
 def test_an_image_that_was_cut_off_is_none(form, share):
     data = encoded(noisy(size=(200, 200)), form)
-    with pytest.raises(BadImage):
+    with pytest.raises(BadImage) as caught:
         image.probe(data[: int(len(data) * share)])
+    assert not caught.value.whole
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_beginning_of_an_image_is_told_to_be_cut(form):
+    data = encoded(noisy(), form)
+    assert not image.is_cut(data)
+    assert [n for n in range(len(data) - 2) if not image.is_cut(data[:n])] == []
+
+
+@pytest.mark.parametrize("form", MOVING)
+def test_an_animation_is_an_image_as_a_whole_and_none_without_its_last_frame(form):
+    data = animated(form)
+    assert image.probe(data) == image.Picture(form, 40, 30, False)
+    with pytest.raises(BadImage, match="cut short"):
+        image.probe(data[:-200])
+
+
+def test_a_gif_with_a_table_of_colours_for_each_frame_is_read_to_its_end():
+    frames = [noisy().quantize(number) for number in (2, 16, 250)]
+    data = encoded(frames[0], "gif", save_all=True, append_images=frames[1:], comment=b";" * 600)
+    assert image.probe(data).format == "gif"
+    assert image.is_cut(data[:-1])
+
+
+@pytest.mark.parametrize("brands", [b"avif\0\0\0\0mif1", b"mif1\0\0\0\0miafavif", b"avis\0\0\0\0"])
+def test_an_avif_is_told_by_any_of_its_brands(brands):
+    assert image.kind((8 + len(brands)).to_bytes(4) + b"ftyp" + brands) == "avif"
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1", b"isom\0\0\0\0mp42", bytes(4)])
+def test_other_files_of_that_family_are_no_avif(brands):
+    assert image.kind((8 + len(brands)).to_bytes(4) + b"ftyp" + brands + b"avif") is None
+
+
+def test_without_a_decoder_an_avif_is_refused_with_what_would_help(monkeypatch):
+    monkeypatch.setattr(image, "can_decode", lambda form: form != "avif")
+    data = (16).to_bytes(4) + b"ftypavif" + bytes(4) + (8).to_bytes(4) + b"mdat"
+    with pytest.raises(BadImage, match="cannot decode AVIF") as caught:
+        image.probe(data)
+    assert caught.value.whole
+    assert "Pillow 11.3" in (caught.value.hint or "")
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -58,7 +107,8 @@ def png(width: int, height: int, pixels: bytes = b"") -> bytes:
     [
         (b"", "no PNG"),
         (b"<html>504 Gateway Time-out</html>", "no PNG"),
-        (b"GIF89a" + b"\0" * 50, "no PNG"),
+        (b"GIF89a" + b"\0" * 50, "broken gif"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "nor a GIF or AVIF"),
         (b"RIFF\0\0\0\0WAVEfmt ", "no PNG"),
         (b"\x89PNG\r\n\x1a\n", "without its end"),
         (b"\xff\xd8\xff\xe0 and no more", "broken jpeg"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from imagen import sheet
+from imagen import image, sheet
 from imagen.errors import BadImage, Refused
 from imagen.image import lettering
 from imagen.image import sheet as drawing
@@ -43,11 +43,35 @@ def saved(folder: Path, picture: Image.Image, name: str, **options) -> Path:
 # -- kinds of images -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp"])
+KINDS = ["x.png", "x.jpg", "x.webp", *(["x.avif"] if image.can_decode("avif") else [])]
+
+
+@pytest.mark.parametrize("name", [*KINDS, "x.gif"])
 @pytest.mark.parametrize("size", [(300, 300), (64, 64), (1000, 640), (7, 9)])
 def test_every_format_keeps_its_colour(tmp_path, name, size):
     cell = drawn(saved(tmp_path, Image.new("RGB", size, RED), name, quality=95))
     assert near(cell.getpixel((32, 32)), RED)
+
+
+@pytest.mark.parametrize("name", ["x.gif", *KINDS[2:]])
+def test_of_an_animation_the_first_frame_is_shown(tmp_path, name):
+    first, second = (Image.new("RGB", (80, 80), colour) for colour in (RED, BLUE))
+    path = saved(tmp_path, first, name, save_all=True, append_images=[second])
+    assert near(drawn(path).getpixel((32, 32)), RED)
+
+
+def test_without_a_decoder_an_avif_says_what_would_help_and_the_others_are_shown(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(image, "can_decode", lambda form: form.lower() != "avif")
+    monkeypatch.setattr(drawing, "can_decode", image.can_decode)
+    path = tmp_path / "x.avif"
+    path.write_bytes((16).to_bytes(4) + b"ftypavif" + bytes(200))
+    with pytest.raises(BadImage, match=r"cannot decode AVIF: Pillow 11\.3"):
+        drawing.fitted(path, 64, 10**6)
+    assert near(
+        drawn(saved(tmp_path, Image.new("RGB", (80, 80), RED), "x.webp")).getpixel((32, 32)), RED
+    )
 
 
 def test_the_content_decides_and_not_the_name(tmp_path):
@@ -114,7 +138,7 @@ def test_other_kinds_of_gray(tmp_path, mode, value, shade):
     assert near(drawn(path).getpixel((32, 32)), (shade,) * 3, by=2)
 
 
-@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp"])
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_obeyed(tmp_path, name, orientation):
     upright = Image.new("RGB", (320, 640), BLUE)
@@ -210,7 +234,7 @@ def test_what_is_no_image_says_so_without_its_path(tmp_path, spoil):
 
 
 def test_other_formats_and_folders_are_no_images(tmp_path):
-    for path in (saved(tmp_path, Image.new("RGB", (9, 9)), "x.gif"), tmp_path):
+    for path in (saved(tmp_path, Image.new("RGB", (9, 9)), "x.bmp"), tmp_path):
         with pytest.raises(BadImage, match="no image that can be read"):
             drawing.fitted(path, 64, LIMIT)
 

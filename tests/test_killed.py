@@ -152,6 +152,31 @@ def test_killed_at_any_step_and_run_again_it_is_one_submit_and_one_image(place):
         assert place.submits() - before == 1, where
 
 
+THREE = {"mock": "images=3", "rep": "num_outputs=3"}
+
+
+@pytest.mark.parametrize("name", ["mock", "replicate"])
+def test_killed_while_it_makes_three_images_the_next_run_has_three_under_their_names(name, request):
+    place: Place = request.getfixturevalue(name)
+    args = ("--id", "k", "--option", THREE[place.name])
+    steps = place.run(*args).steps
+    pictures = ["a-cat-7.png", "a-cat-7-2.png", "a-cat-7-3.png"]
+    files = sorted([*pictures, *(name.replace(".png", ".json") for name in pictures)])
+    assert place.left() == files
+    every = 1 if "IMAGEN_SOAK" in os.environ else 2  # the others on another day
+    for number in range(SEED % every, len(steps), every):
+        place.fresh()
+        before = place.submits()
+        killed = place.run(*args, kill_at=number)
+        where = f"killed at step {number}, {killed.steps[-1]}"
+        ran = place.run(*args)
+        assert ran.status == 0, f"{where}: {ran.err}"
+        assert [one["id"] for one in ran.records] == ["k", "k.2", "k.3"], where
+        assert [Path(one["file"]).name for one in ran.records] == pictures, where
+        assert place.left() == files, where
+        assert (place.open_ones(), place.submits() - before) == ([], 1), where
+
+
 def test_without_an_id_too_as_long_as_it_was_not_handed_out(place):
     steps = steps_of(place)
     handed_out = steps.index("before Journal.delivered")

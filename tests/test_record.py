@@ -259,7 +259,7 @@ PENDING = {"backend": "mock", "handle": "h", "since": "2026-01-02T03:04:05Z"}
         ({"prompt": "a", "seed": 2**64}, False),
         ({"prompt": "a", "sha256": "x"}, False),
         ({"prompt": "a", "cost_usd": None}, False),
-        ({"prompt": "a", "format": "gif"}, False),
+        ({"prompt": "a", "format": "bmp"}, False),
         ({"prompt": "a", "slug": "../x"}, False),
     ],
 )

@@ -219,7 +219,26 @@ def test_the_bucket_is_private_and_has_limits(database):
         )
         (bucket,) = cursor.fetchall()
     assert bucket[:3] == ("imagen-generated", False, 50 * 2**20)
-    assert bucket[3] == ["image/png", "image/jpeg", "image/webp"]
+    assert bucket[3] == [f"image/{kind}" for kind in ("png", "jpeg", "webp", "gif", "avif")]
+
+
+@pytest.mark.parametrize(
+    ("types", "after"),
+    [
+        ("{image/png}", ["image/png"]),
+        (
+            "{image/webp,image/jpeg,image/png,video/mp4,image/gif}",
+            [*("image/webp", "image/jpeg", "image/png", "video/mp4", "image/gif"), "image/avif"],
+        ),
+    ],
+)
+def test_a_list_of_types_that_somebody_narrowed_is_left_alone(bare_database, types, after):
+    row = {"id": "imagen-generated", "name": "x", "allowed_mime_types": types}
+    with bare_database.cursor() as cursor:
+        put(cursor, "storage.buckets", row)
+        postgres.migrate(bare_database.cluster, bare_database.name)
+        cursor.execute("select allowed_mime_types from storage.buckets")
+        assert cursor.fetchall() == [(after,)]
 
 
 def test_a_bucket_that_is_there_becomes_private_and_keeps_its_limits(bare_database):
@@ -233,7 +252,7 @@ def test_a_bucket_that_is_there_becomes_private_and_keeps_its_limits(bare_databa
         cursor.execute(
             "select public, file_size_limit, cardinality(allowed_mime_types) from storage.buckets"
         )
-        assert cursor.fetchall() == [(False, 7, 3)]
+        assert cursor.fetchall() == [(False, 7, 5)]
 
 
 # -- what PostgREST serves -------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def brought(one, target):
         ({"bytes": 0}, "bytes must be"),
         ({"bytes": True}, "bytes must be"),
         ({"sha256": "xyz"}, "sha256"),
-        ({"format": "gif"}, "format must be"),
+        ({"format": "bmp"}, "format must be"),
         ({"format": ["png"]}, "format must be"),
         ({"model": 7}, "model must be"),
         ({"latency_ms": 2**63}, "latency_ms must be"),
@@ -239,6 +239,14 @@ def test_an_upload_is_one_look_one_object_and_one_row(cloud, target, tmp_path):
     assert [method for method, _ in cloud.gateway.asked] == ["GET", "PUT", "POST"]
     assert rows(cloud) == [(path, one["sha256"])]
     assert belongs(cloud)
+
+
+@pytest.mark.parametrize("form", files.SUFFIXES)
+def test_the_bucket_takes_every_format_of_a_record(form, cloud, target, tmp_path):
+    one = made(tmp_path, format=form, data=f"bytes of {form}".encode())
+    path = brought(one, target)["path"]
+    assert path == f"{DAY}/a-cat-7{files.SUFFIXES[form]}" and upload.is_path(path)
+    assert cloud.storage.objects() == {path: f"bytes of {form}".encode()}
 
 
 def test_twice_is_once(cloud, target, tmp_path):

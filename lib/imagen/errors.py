@@ -256,6 +256,14 @@ class BadImage(ImagenError):
 
     code = "bad_image"
     retry = "safe"
+    whole = False  # whether no byte is missing: then asking for it again would bring the same
+
+
+class NotAnImage(ImagenError):
+    """What the backend made holds no picture that can be read"""
+
+    code = "not_an_image"
+    ends = True
 
 
 class TooFewImages(ImagenError):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from . import signals
 from .errors import OutputTaken, Refused
 from .record import parse
 
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "gif": ".gif", "avif": ".avif"}
 _MAX_SLUG = 60  # with a seed of 20 digits and a counter it stays far below the 255 of a file name
 
 Content = bytes | Callable[[IO[bytes]], object]
@@ -114,7 +115,7 @@ def reserve(
         if claim is not None:
             ends = _taken(folder, name)
             before = bool(ends) and (claim == "dead" or owner.again)
-            ours = before and is_ours(folder / f"{name}.json", owner.image)
+            ours = before and may_replace(folder / f"{name}.json", owner.image)
             orphaned = claim == "dead" and ends == [".json"]
             if not ends or orphaned or ours:
                 return Place(folder, name, replace=ours, orphaned=orphaned, reservation=reservation)
@@ -123,19 +124,67 @@ def reserve(
 
 
 def release(folder: Path, stem: str, render_id: str) -> None:
-    """Take away the reservation of a name, if it is this render's."""
-    reservation = folder / f".{stem}.reserved"
-    with contextlib.suppress(OSError):
-        if _owner(reservation) == render_id:
-            reservation.unlink(missing_ok=True)
+    """Remove the reservations of this render, of a name and those that are numbered after it."""
+    for reservation in folder.glob(f".{glob.escape(stem)}*.reserved"):
+        with contextlib.suppress(OSError):
+            if _owner(reservation) == render_id:
+                _remove_temporaries(reservation)
+                reservation.unlink(missing_ok=True)
 
 
-def is_ours(sidecar: Path, render_id: str) -> bool:
-    """Whether the sidecar that stands there is of this very image."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(sidecar.read_bytes())
-        return isinstance(found, dict) and found.get("render_id") == render_id
+def may_replace(sidecar: Path, render_id: str) -> bool:
+    """Whether a sidecar is of this very image, whose file is as it was written, or not there."""
+    record = _sidecar_in(sidecar)
+    if record.get("render_id") != render_id:
+        return False
+    file = sidecar.with_name(Path(str(record.get("file") or sidecar)).name)
+    return not os.path.lexists(file) or is_intact({**record, "file": str(file)})
+
+
+def sidecars(folder: Path, stem: str) -> Iterator[dict[str, Any]]:
+    """Yield the records in the sidecars of a name and of those numbered after it."""
+    for path in sorted(folder.glob(f"{glob.escape(stem)}*.json")):
+        record = _sidecar_in(path)
+        if isinstance(record.get("file"), str):
+            names = {"file": str(path.with_name(Path(record["file"]).name)), "sidecar": str(path)}
+            yield {**record, **names}
+
+
+def is_intact(record: Mapping[str, Any]) -> bool:
+    """Whether a record's file is there, with the very bytes that it had when it was written."""
+    path, length = record.get("file"), record.get("bytes")
+    with contextlib.suppress(OSError, ValueError):
+        if not isinstance(path, str) or not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            return False
+        if length is not None and Path(path).stat().st_size != length:
+            return False
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == record.get("sha256")
     return False
+
+
+def _sidecar_in(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def keep_raw(folder: Path, stem: str, data: bytes, suffix: str) -> Path:
+    """Write a file that is no image beside where one would be; return its path, the old one's if
+    the same bytes stand there already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _names(f"{stem}.raw"):
+        path = folder / f"{name}{suffix}"
+        try:
+            publish(path, data)
+        except FileExistsError:
+            if not path.is_file() or path.read_bytes() != data:
+                continue
+        sync_folder(folder)
+        return path
+    raise AssertionError("names never end")
 
 
 def check_exactly(path: Path, force: bool) -> Place:
@@ -181,10 +230,7 @@ def new_folder(folder: Path, date: str, name: str) -> Path:
 
 
 def _is_sidecar(path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_bytes())
-        return isinstance(found, dict) and found.get("sidecar") == str(path)
-    return False
+    return bool(_sidecar_in(path).get("sidecar") == str(path))
 
 
 def _names(stem: str) -> Iterator[str]:
@@ -215,9 +261,13 @@ def _claimed(reservation: Path, render_id: str, take_over: TakeOver) -> str | No
             if not ours or _owner(reservation) != owner:
                 return None
             publish(reservation, render_id.encode(), replace=True, durable=False)
+    _remove_temporaries(reservation)
+    return "dead"
+
+
+def _remove_temporaries(reservation: Path) -> None:
     for left in reservation.parent.glob(f".{glob.escape(reservation.stem[1:])}.*.tmp"):
         left.unlink(missing_ok=True)
-    return "dead"
 
 
 def _owner(reservation: Path) -> str | None:

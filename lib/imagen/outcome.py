@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from . import files, image, prompt, record
@@ -139,6 +141,26 @@ def name(job: Job, number: int) -> str:
     return str(job.asked["id"]) if number == 1 else f"{job.asked['id']}.{number}"
 
 
+def part_of(line: Mapping[str, Any], known: str) -> int | None:
+    """Return which image of the render `known` a line is about, from 2 on; None for the render."""
+    name = str(line.get("id"))
+    number = name.removeprefix(f"{known}.")
+    if name == number or not re.fullmatch("[1-9][0-9]{0,5}", number, re.ASCII):
+        return None
+    return int(number) if int(number) > 1 else None
+
+
+def number_of(made: Mapping[str, Any], known: str) -> int:
+    """Return which image of the render `known` a record is about, from 1 on."""
+    return part_of(made, known) or 1
+
+
+def missing(job: Job, made: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of the first image of the submit that is not among these records."""
+    names = {one["id"] for one in made}
+    return next(number for number in count(1) if name(job, number) not in names)
+
+
 def made(job: Job, collected: Collected, number: int, total: int) -> Record:
     """Give the record of one image, but for what its bytes say."""
     waited = job.taken_up or job.record.get("pending") is not None
@@ -153,12 +175,18 @@ def made(job: Job, collected: Collected, number: int, total: int) -> Record:
     cost = job.plan.cost_usd if job.plan else None
     cost = cost if collected.cost_usd is None else collected.cost_usd
     if cost is not None:
-        found["cost_usd"] = cost if number == 1 else 0
+        found["cost_usd"] = cost if number == _bearer(collected) else 0
     found["attempts"] = job.attempts or 1
     found["backend_meta"] = {"seed_used": found["seed"], **collected.meta}
     if isinstance(used := collected.meta.get("seed_used"), int):
         found["seed"] = used
     return found
+
+
+def _bearer(collected: Collected) -> int:
+    """Return the number of the image whose record has the cost: the first that can still be had."""
+    comes = collected.fault is not None and not collected.fault.ends
+    return 1 if comes else min(collected.numbers, default=1)
 
 
 def compare(made: Record, picture: image.Picture, plan: Plan | None) -> None:

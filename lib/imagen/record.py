@@ -102,7 +102,11 @@ FIELDS: dict[str, Field] = {
         _RENDER, {"type": "string", "pattern": "^[0-9a-f]{64}$"}, "of the image's bytes"
     ),
     "bytes": Field(_RENDER, _COUNT, "length of the image file"),
-    "format": Field(_RENDER, {"enum": ["png", "jpeg", "webp"]}, "told by the bytes themselves"),
+    "format": Field(
+        _RENDER,
+        {"enum": ["png", "jpeg", "webp", "gif", "avif"]},
+        "told by the bytes themselves, which are kept as they came",
+    ),
     "model": Field(_RENDER, {"type": "string"}, "the model or its file"),
     "workflow": Field(_RENDER, {"type": "string"}, "the name of the ComfyUI workflow"),
     "sent_prompt": Field(

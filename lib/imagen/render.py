@@ -115,6 +115,12 @@ class Renderer:
             self._give_up(request)
             if entry := self._attached(request, stack) or self._known(request, stack):
                 yield from self._continued(entry, request)
+            elif "error" in request and outcome.part_of(request, str(request.get("request"))):
+                raise Refused(
+                    f"{request['id']} is an image of the submit of {request['request']},"
+                    " which this ledger does not know",
+                    hint="run it where that was submitted",
+                )
             else:
                 yield from self._made(self._planned(request))
 
@@ -192,11 +198,31 @@ class Renderer:
         return record.canonical_uuid(said) or self._ledger.render_id(asked["id"])
 
     def _continued(self, entry: Entry, line: Record) -> Iterator[Record]:
+        """Go on with a render; for the line of a later image of it, without those before."""
+        part = outcome.part_of(line, entry.id)
+        if part is None:
+            yield from self._resume_or_repeat(entry, line)
+            return
+        there = {one["id"] for one in [*self._store.find_written(entry), *entry.records]}
+        there = there - {line["id"]} | {entry.id, *(f"{entry.id}.{n}" for n in range(2, part))}
+        its_own = {"id": line["id"], "request": entry.id}
+        try:
+            for one in self._resume_or_repeat(entry, line):
+                if "pending" in one:
+                    yield {**one, **its_own}
+                elif one["id"] not in there:
+                    yield one
+        except ImagenError as fault:
+            if fault.record and fault.record.get("id") == entry.id:
+                fault.record |= its_own
+            raise
+
+    def _resume_or_repeat(self, entry: Entry, line: Record) -> Iterator[Record]:
         """Hand out again what is done; go on with what is open; say again what failed and cost."""
         brought = outcome.brought(line)
         made = [{**one, **brought} for one in entry.records]
         if entry.state == "done" and self._store.is_there(made):
-            self._store.tidy(entry.place, entry.render_id)
+            self._store.tidy(entry.place, entry.render_id, entry.request)
             yield from made
             if not entry.delivered:
                 self._written_down(lambda: self._journal.delivered(entry.render_id))
@@ -206,12 +232,21 @@ class Renderer:
             yield from self._store.those_there(made)
             raise ImagenError.of_record(entry.error, {**entry.failed, **brought})
         job = self._job_of(entry, line)
+        if entry.state == "open":
+            job.made = [{**one, **brought} for one in self._store.find_written(entry)]
+        elif entry.state == "done":
+            job.made = self._store.those_there(made)
         with _naming(job):
             written = self._store.written(job, entry, made)
         if written is not None:
             yield from self._handed_out(job, written, entry.place)
-        else:
-            yield from self._made(job, entry)
+            return
+        changed = {one["id"]: one["file"] for one in self._store.changed(made)}
+        for one in self._made(job, entry):
+            if (old := changed.get(one["id"])) and one.get("file", old) != old:
+                says = f"{old} has other bytes than were rendered and is left alone"
+                self._around.note(f"{one['id']}: {says}; the image is in {one['file']}")
+            yield one
 
     # -- jobs ------------------------------------------------------------------------------------
 
@@ -303,7 +338,7 @@ class Renderer:
                 self._store.reserve(job, entry.place if entry else None)
                 yield from self._waited(job)
             finally:
-                self._store.release(job)
+                self._store.release(job, entry.place if entry else None)
 
     def _waited(self, job: Job) -> Iterator[Record]:
         """Submit and finish; INT cancels what is free, TERM hands out what is pending."""
@@ -383,9 +418,13 @@ class Renderer:
             collected = self._collected(job, limit)
         except RenderLost as fault:
             if job.backend.paid:
-                raise _gone(fault, job.was_made) from None
+                lost = _gone(fault, job.was_made)
+                lost.record = self._store.missing_record(job, outcome.missing(job, job.made))
+                yield from job.made
+                raise lost from None
             if job.plan is None:
                 raise
+            job.made = []
             job.may_have_arrived, job.taken_up = not fault.finished, False
             collected = self._collected(job, limit) if self._submitted(job, limit) else None
         if collected is None:
@@ -408,7 +447,7 @@ class Renderer:
             lambda: self._journal.done(job.render_id, job.attempts, made, job.backend.paid)
         )
         self._store.release(job)
-        self._store.tidy(left or {}, job.render_id)
+        self._store.tidy(left or {}, job.render_id, job.record)
         yield from made
         job.finished = True
         self._written_down(lambda: self._journal.delivered(job.render_id))
@@ -428,6 +467,8 @@ class Renderer:
             fault.billed = "yes"  # it was accepted: the next run collects what is paid
         if fault.ends and job.attempts and not job.finished:
             error = fault.as_record(TOOL)
+            if fault.record and (meta := fault.record.get("backend_meta")):
+                error["backend_meta"] = meta
             self._written_down(
                 lambda: self._journal.failed(job.render_id, job.attempts, error, job.made)
             )

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -41,6 +41,9 @@ class Prediction(NamedTuple):
     data_removed: bool
     model: str | None
     version: str | None
+    output: Any = None
+    shown: Sequence[str] = ()  # the outputs as a record may have them
+    now: float | None = None  # the server's clock when it said so
 
     @property
     def run_ms(self) -> int | None:
@@ -69,7 +72,7 @@ def prediction(said: Any) -> Prediction:
         id=said["id"],
         status=said["status"],
         input=given if isinstance(given, dict) and given else None,
-        outputs=_urls(said.get("output")),
+        outputs=addresses(said.get("output")),
         error=_text(said.get("error")),
         logs=str(said.get("logs") or ""),
         created=stamp(said.get("created_at")),
@@ -79,6 +82,7 @@ def prediction(said: Any) -> Prediction:
         data_removed=said.get("data_removed") is True,
         model=model if isinstance(model, str) else None,
         version=version if isinstance(version, str) else None,
+        output=said.get("output"),
     )
 
 
@@ -86,12 +90,27 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _urls(output: Any) -> list[str]:
-    """Give the addresses in an output: a list, one, or under names, as some models have it."""
-    found = output if isinstance(output, list) else [output]
-    if isinstance(output, dict):
-        return [url for one in output.values() for url in _urls(one)]
-    return [url for url in found if isinstance(url, str) and url]
+_DEEPEST = 12  # lists and objects inside each other
+_MOST_ADDRESSES = 1000
+_ADDRESS = re.compile(r"https?://\S+|data:[^,\s]{0,200},.*", re.IGNORECASE | re.DOTALL)
+
+
+def addresses(output: Any) -> list[str]:
+    """Return the http(s) and data: addresses in an output, in their order; text is passed over.
+
+    Models have one, a list, lists in lists, or objects in which captions and others stand by them.
+    """
+    found: list[str] = []
+    waiting = [(output, 0)]
+    while waiting and len(found) < _MOST_ADDRESSES:
+        value, depth = waiting.pop()
+        if isinstance(value, str):
+            if address := _ADDRESS.match(value.strip()):
+                found.append(address[0])
+        elif isinstance(value, (dict, list)) and depth < _DEEPEST:
+            inner = value.values() if isinstance(value, dict) else value
+            waiting += [(one, depth + 1) for one in reversed([*inner])]
+    return found
 
 
 def _text(error: Any) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from . import files, image, outcome
-from .backends import Collected
-from .errors import ImagenError, TooFewImages, from_os
+from .backends import Collected, Raw
+from .errors import BadImage, ImagenError, NotAnImage, TooFewImages, from_os
 from .ledger import Entry, Ledger, LedgerBusy, LedgerFault
 from .outcome import Job
 from .record import Record
@@ -34,8 +34,11 @@ class Store:
         if self._image_out is None:
             job.places.append(self._place(job, 1, job.render_id, place or {}))
 
-    def release(self, job: Job) -> None:
-        """Give the names back, unless the render may still go on, or nobody can tell."""
+    def release(self, job: Job, before: Mapping[str, Any] | None = None) -> None:
+        """Give the names back, unless the render may still go on, or nobody can tell.
+
+        With the place that was journaled, those too that an earlier run reserved and left.
+        """
         try:
             if self._ledger.path and self._ledger.journal.is_open(job.render_id):
                 return
@@ -43,32 +46,47 @@ class Store:
             return
         for place in job.places:
             place.release()
+        self.tidy(before or {}, job.render_id, job.record)
 
-    def tidy(self, place: Mapping[str, Any], render_id: str) -> None:
-        """Take away the reservation that a process left when it died after its last step."""
-        if place and self._image_out is None:
-            files.release(Path(place["folder"]), place["stem"], render_id)
+    def tidy(self, place: Mapping[str, Any], render_id: str, request: Mapping[str, Any]) -> None:
+        """Remove the reservations that a process left when it died after its last step."""
+        if self._image_out is None:
+            for folder, stem in self._stems(place, request):
+                files.release(folder, stem, render_id)
+
+    def _stems(self, place: Mapping[str, Any], request: Mapping[str, Any]) -> set[tuple[Path, str]]:
+        """Return where the images of a journaled render are: those after a named one are dated."""
+        if not place:
+            return set()
+        dated = {self._dated(request)} if place["asked_for"] and "slug" in request else set()
+        return {(Path(place["folder"]), str(place["stem"])), *dated}
 
     def is_there(self, made: list[Record]) -> bool:
         """Whether these images can be handed out again as they are."""
         wanted, out = self._told.output, self._image_out
         places = [one.get("file") for one in made]
         elsewhere = bool(wanted) and [str(Path(str(wanted)).absolute())] != places[:1]
-        return bool(made) and not out and not elsewhere and all(map(_is_file, places))
+        return bool(made) and not out and not elsewhere and all(map(files.is_intact, made))
 
     def those_there(self, made: list[Record]) -> list[Record]:
-        """Give the records whose images are still there."""
-        return [one for one in made if _is_file(one.get("file"))]
+        """Return the records whose images are still there, byte for byte."""
+        return [one for one in made if files.is_intact(one)]
+
+    def changed(self, made: list[Record]) -> list[Record]:
+        """Return the records whose files are there with other bytes than were written."""
+        return [one for one in made if _is_file(one.get("file")) and not files.is_intact(one)]
 
     def written(self, job: Job, entry: Entry, made: list[Record]) -> list[Record] | None:
-        """Give what an earlier run has written already, brought to where it is wanted now.
+        """Return what an earlier run has written already, brought to where it is wanted now.
 
         None when that is not here: what is done and gone, and what was never written.
         """
-        if entry.state == "open" and job.plan and job.plan.images == 1 and not self._image_out:
-            made = [{**one, **outcome.brought(job.asked)} for one in _left_at(job, entry.place)]
-            if self.is_there(made):
-                return made
+        if entry.state == "open" and job.plan and not self._image_out:
+            numbers = {outcome.number_of(one, entry.id) for one in job.made}
+            known = job.plan.images > 0  # else more may be at the backend than is here
+            whole = known and numbers >= {*range(1, job.plan.images + 1)}
+            if whole and self.is_there(job.made):
+                return job.made
         if entry.state != "done" or not made or len(self.those_there(made)) < len(made):
             return None
         first = made[0]
@@ -79,24 +97,99 @@ class Store:
         self.reserve(job)
         return [self._stored(job, 1, first, data), *made[1:]]
 
+    def find_written(self, entry: Entry) -> list[Record]:
+        """Return the images of a submit that are on the disk and perhaps not journaled.
+
+        They are told by their sidecars, and verified; in the order of their numbers.
+        """
+        found: dict[int, Record] = {}
+        for folder, stem in self._stems(entry.place, entry.request):
+            for one in files.sidecars(folder, stem):
+                number, id_ = outcome.number_of(one, entry.id), str(one.get("id"))
+                ours = entry.render_id if number == 1 else self._ledger.render_id(id_)
+                same = one.get("render_id") == ours and entry.handle in (None, one.get("submit"))
+                if same and files.is_intact(one):
+                    files.sync_folder(folder)  # its names may not have lasted yet
+                    found[number] = one
+        return [found[number] for number in sorted(found)]
+
     def write(self, job: Job, collected: Collected) -> tuple[list[Record], ImagenError | None]:
-        """Verify each image, then write it; gives the records, and what went wrong after them."""
+        """Verify each image, then write it; returns the records, and what went wrong with others.
+
+        What can be had later goes before what never will: then the render is not over.
+        """
         total = round((time.monotonic() - job.began) * 1000)
         made: list[Record] = []
-        try:
-            for number, data in enumerate(collected.images, 1):
+        faults: list[ImagenError] = []
+        raw = collected.raw
+        for number, data in collected.numbered:
+            try:
                 made.append(self._written(job, outcome.made(job, collected, number, total), data))
-        except ImagenError as fault:
-            return made, fault
-        expected = max(job.plan.images, 1) if job.plan else 1  # where it is not known, any is right
-        if len(made) >= expected:
+            except ImagenError as fault:
+                final = _as_final(fault, job)
+                if final is not fault:
+                    raw = raw or Raw(data, _suffix(data))
+                final.record = self.missing_record(job, number)
+                faults.append(final)
+        made = _add_written(made, job)
+        if collected.fault:
+            collected.fault.record = self.missing_record(job, outcome.missing(job, made))
+            faults.append(collected.fault)
+        # where the number is not known, any is right
+        expected = max(job.plan.images, 1) if job.plan else 1
+        if not faults and len(made) < expected:
+            faults.append(self._too_few(job, made, expected))
+        if not faults:
             return made, None
-        rest = {**job.record, "submit": job.handle, "id": outcome.name(job, len(made) + 1)}
-        return made, TooFewImages(
+        first = min(faults, key=lambda one: one.ends)
+        if isinstance(first, NotAnImage) and first.record is not None:
+            first.record["backend_meta"] = {"seed_used": job.record["seed"], **collected.meta}
+            try:
+                self._keep(job, first, raw)
+            except ImagenError as full:  # it is not over: the next run keeps it
+                full.record = first.record
+                return made, full
+        return made, first
+
+    def _too_few(self, job: Job, made: list[Record], expected: int) -> TooFewImages:
+        return TooFewImages(
             f"the backend returned {len(made)} of {expected} images",
-            record=rest,
+            record=self.missing_record(job, outcome.missing(job, made)),
             billed="yes" if job.backend.paid else "no",
         )
+
+    def missing_record(self, job: Job, number: int) -> Record:
+        """Return the record of an image of the submit that did not come.
+
+        Of a second one it says whose it is, so that the line is not taken for a render of its own.
+        """
+        whose = {} if number == 1 else {"request": job.asked["id"]}
+        return {**job.record, "submit": job.handle, "id": outcome.name(job, number), **whose}
+
+    def _keep(self, job: Job, fault: NotAnImage, raw: Raw | None) -> None:
+        """Write what is no picture beside where the image would be; FileFault when that fails."""
+        if raw is None:
+            return
+        place = job.places[0] if job.places else None
+        folder, stem = (place.folder, place.stem) if place else self._dated(job.record)
+        try:
+            kept = files.keep_raw(folder, stem, *raw)
+        except OSError as error:
+            raise from_os(error, "cannot write the file") from None
+        if fault.record is not None:
+            fault.record["backend_meta"]["raw_file"] = str(kept)
+        fault.hint = f"what came is in {kept}"
+
+    def _is_taken(self, job: Job, path: Path, before: Mapping[str, Any]) -> bool:
+        """Whether the name where the image once was is another's now, and is not to be replaced."""
+        was = before and Path(before["folder"]) / (before["stem"] + before["suffix"])
+        if path != was or not job.was_made or self._told.force or not path.exists():
+            return False
+        return not files.may_replace(path.with_suffix(".json"), job.render_id)
+
+    def _dated(self, record: Mapping[str, Any]) -> tuple[Path, str]:
+        """Return the folder and the stem of an image that nobody named."""
+        return self._told.out_dir / record["date"], f"{record['slug']}-{record['seed']}"
 
     def _written(self, job: Job, made: Record, data: bytes) -> Record:
         first = made["id"] == job.asked["id"]
@@ -140,11 +233,12 @@ class Store:
         if path is None and before.get("asked_for"):
             path = Path(before["folder"]) / (before["stem"] + before["suffix"])
         try:
-            if path is not None:
-                ours = job.taken_up and files.is_ours(path.with_suffix(".json"), job.render_id)
+            if path is not None and not self._is_taken(job, path, before):
+                ours = job.taken_up and files.may_replace(path.with_suffix(".json"), job.render_id)
                 return files.reserve_exactly(path, job.render_id, told.force or ours, take_over)
-            folder = Path(before.get("folder") or told.out_dir / job.record["date"])
-            stem = before.get("stem") or f"{job.record['slug']}-{job.record['seed']}"
+            folder, stem = self._dated(job.record)
+            if before:
+                folder, stem = Path(before["folder"]), str(before["stem"])
             owner = files.Owner(job.render_id, image_id, job.taken_up)
             held = {place.stem for place in job.places}
             return files.reserve(folder, stem, owner, take_over, held)
@@ -152,17 +246,22 @@ class Store:
             raise from_os(fault, "cannot write the image") from None
 
 
-def _left_at(job: Job, place: Mapping[str, Any]) -> list[Record]:
-    """Give the sidecar's record of an image that was written and not journaled, if it is whole."""
-    if not place:
-        return []
-    file = Path(place["folder"]) / (place["stem"] + place["suffix"])
-    made = files.record_of(file)
-    if made.get("render_id") != job.render_id or not _is_file(made["file"]):
-        return []
-    files.sync_folder(file.parent)  # its names may not have lasted yet
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    return [made] if found == made.get("sha256") else []
+def _add_written(made: list[Record], job: Job) -> list[Record]:
+    """Return the records with those that an earlier run has written, in order."""
+    names = {one["id"] for one in made}
+    there = [one for one in job.made if one["id"] not in names]
+    return sorted([*made, *there], key=lambda one: outcome.number_of(one, job.asked["id"]))
+
+
+def _as_final(fault: ImagenError, job: Job) -> ImagenError:
+    """Return the error of bytes that are whole and no image: what was paid is not made again."""
+    if not (job.backend.paid and isinstance(fault, BadImage) and fault.whole):
+        return fault
+    return NotAnImage(fault.message, hint=fault.hint, billed="yes")
+
+
+def _suffix(data: bytes) -> str:
+    return files.SUFFIXES.get(image.kind(data) or "", ".bin")
 
 
 def _is_file(path: Any) -> bool:

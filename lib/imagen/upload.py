@@ -25,8 +25,8 @@ from .record import Record, canonical_uuid, check_storable, checked
 from .storage import Bucket
 from .supabase import Tables
 
-KINDS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-_PATH = re.compile(r"(\d{4}-\d\d-\d\d)/[a-z0-9-]{1,200}\.(png|jpg|webp)", re.ASCII)
+KINDS = {form: f"image/{form}" for form in files.SUFFIXES}
+_PATH = re.compile(r"(\d{4}-\d\d-\d\d)/[a-z0-9-]{1,200}\.(png|jpg|webp|gif|avif)", re.ASCII)
 _ALIKE = (
     *("backend", "model", "workflow", "prompt", "negative_prompt", "seed", "steps", "cfg"),
     *("width", "height", "bytes", "sha256", "latency_ms"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import time
@@ -9,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
 import requests_mock as mocked
+from PIL import Image
 
-from imagen import http
+from imagen import http, image, replicate_api, replicate_outputs
 from imagen.backends import Ask, Instance, Lost, Plan, Sought, Wait
 from imagen.backends import replicate as module
 from imagen.backends.replicate import Replicate, Unauthorized
@@ -22,6 +25,7 @@ from imagen.errors import (
     AnswerLost,
     ConfigFault,
     ImagenError,
+    NotAnImage,
     OutOfCredit,
     Refused,
     Rejected,
@@ -38,6 +42,7 @@ VERSION = "c846a69991daf4c0e5d016514849d14ee5b2e6846ce6b9d6f21369e564cfe51e"
 CREATE = f"{API}/v1/models/{SCHNELL}/predictions"
 LIST, ONE = f"{API}/v1/predictions", f"{API}/v1/predictions/p1"
 IMAGE = "https://replicate.delivery/p1/out-0.png"
+PNG = image.encode_png(Image.linear_gradient("L").resize((16, 16)), {})
 TOKEN = "r8_the-token-of-the-tests"
 FAST = {"poll_s": 0.001, "retry_s": 0.001, "settle_s": 0.02, "patience_s": 0.05}
 NOBODY = Lost(0.0, None, 0.0, lambda _: False)
@@ -284,7 +289,7 @@ def test_a_price_for_each_second_is_settled_by_how_long_it_ran(web):
     by_time = opened(prices={SCHNELL: {"amount": 0.001, "unit": "second"}}, timeout_s=30)
     assert by_time.plan(ask()).cost_usd == 0.3, "it may run until it is cancelled"
     web.get(ONE, json=prediction(metrics={"predict_time": 2.5}))
-    web.get(IMAGE, content=b"png")
+    web.get(IMAGE, content=PNG)
     assert by_time.collect("p1", soon(), None).cost_usd == 0.0025
     assert opened().collect("p1", soon(), None).cost_usd is None
     web.get(ONE, json=prediction(metrics={}))
@@ -293,7 +298,7 @@ def test_a_price_for_each_second_is_settled_by_how_long_it_ran(web):
 
 def test_images_that_a_model_makes_beyond_those_asked_for_are_paid_too(web):
     backend = opened(prices={SCHNELL: {"amount": 0.01, "unit": "image"}})
-    web.get(IMAGE, content=b"png")
+    web.get(IMAGE, content=PNG)
     for outputs, usd in ((1, None), (3, 0.03)):
         web.get(ONE, json=prediction(output=[IMAGE] * outputs))
         assert backend.collect("p1", soon(), backend.plan(ask())).cost_usd == usd
@@ -584,12 +589,12 @@ def test_an_acceptance_without_an_id_that_can_be_read_is_a_lost_answer(web, text
 def test_it_polls_until_the_end_and_fetches_the_images(web):
     rest = [prediction(status, output=None) for status in ("starting", "processing", "newfangled")]
     web.get(ONE, [{"json": one} for one in [*rest, prediction()]])
-    web.get(IMAGE, content=b"the bytes")
+    web.get(IMAGE, content=PNG)
     told: list[str] = []
     backend = opened()
     found = backend.collect("p1", Wait(time.monotonic() + 5, told.append), backend.plan(ask()))
     assert found is not None
-    assert (found.images, found.run_ms, found.cost_usd) == ([b"the bytes"], 500, None)
+    assert (found.images, found.run_ms, found.cost_usd) == ([PNG], 500, None)
     assert found.meta == {"prediction_id": "p1", "seed_used": 7, "predict_time_s": 0.5}
     assert told == ["starting", "processing", "newfangled"]
 
@@ -631,7 +636,7 @@ def test_a_bad_ending_is_an_error(web, more, code, billed, retry):
 
 def test_images_that_were_filtered_out_are_missing_and_the_others_come(web):
     web.get(ONE, json=prediction(output=[IMAGE]))
-    web.get(IMAGE, content=b"png")
+    web.get(IMAGE, content=PNG)
     backend = opened()
     plan = backend.plan(ask(options={"num_outputs": 4}))
     found = backend.collect("p1", soon(), plan)
@@ -655,8 +660,9 @@ def test_one_image_that_is_gone_does_not_lose_the_others(web):
     other = IMAGE.replace("0", "1")
     web.get(ONE, json=prediction(output=[IMAGE, other]))
     web.get(IMAGE, status_code=404)
-    web.get(other, content=b"png")
-    assert opened().collect("p1", soon(), None).images == [b"png"]
+    web.get(other, content=PNG)
+    found = opened().collect("p1", soon(), None)
+    assert (found.images, [*found.numbers], found.fault) == ([PNG], [2], None)
 
 
 def test_a_prediction_that_nobody_knows_may_have_been_billed(web):
@@ -668,8 +674,8 @@ def test_a_prediction_that_nobody_knows_may_have_been_billed(web):
 
 def test_a_5xx_on_a_read_is_retried_once(web):
     web.get(ONE, [{"status_code": 503}, {"json": prediction()}])
-    web.get(IMAGE, content=b"png")
-    assert opened().collect("p1", soon(), None).images == [b"png"]
+    web.get(IMAGE, content=PNG)
+    assert opened().collect("p1", soon(), None).images == [PNG]
     web.get(ONE, status_code=503)
     before = web.call_count
     fault = fault_of(lambda: opened().collect("p1", soon(), None))
@@ -681,8 +687,8 @@ def test_a_5xx_on_a_read_is_retried_once(web):
 def test_a_network_that_is_down_is_waited_out_for_a_while(web):
     down = [{"exc": Unreachable}, {"exc": requests.ReadTimeout}] * 3
     web.get(ONE, [*down, {"status_code": 429}, {"json": prediction()}])
-    web.get(IMAGE, content=b"png")
-    assert opened(patience_s=5).collect("p1", soon(), None).images == [b"png"]
+    web.get(IMAGE, content=PNG)
+    assert opened(patience_s=5).collect("p1", soon(), None).images == [PNG]
     web.get(ONE, exc=Unreachable)
     fault = fault_of(lambda: opened().collect("p1", soon(), None))
     assert (type(fault), fault.billed, fault.retry) == (Unreachable, "unknown", "safe")
@@ -707,8 +713,8 @@ def test_an_answer_that_is_no_prediction_is_a_fault_of_the_server(web, text):
 def test_an_image_is_fetched_once_more_after_a_transient_fault(web):
     web.get(ONE, json=prediction())
     for first in ({"status_code": 503}, {"exc": requests.ReadTimeout}):
-        web.get(IMAGE, [first, {"content": b"png"}])
-        assert opened().collect("p1", soon(), None).images == [b"png"]
+        web.get(IMAGE, [first, {"content": PNG}])
+        assert opened().collect("p1", soon(), None).images == [PNG]
     web.get(IMAGE, status_code=503)
     before = web.call_count
     fault = fault_of(lambda: opened().collect("p1", soon(), None))
@@ -728,8 +734,8 @@ def test_an_image_is_fetched_once_more_after_a_transient_fault(web):
 )
 def test_the_token_goes_to_the_api_and_to_replicates_files_only(web, url, with_token):
     web.get(ONE, json=prediction(output=url))
-    web.get(url, content=b"png")
-    assert opened().collect("p1", soon(), None).images == [b"png"]
+    web.get(url, content=PNG)
+    assert opened().collect("p1", soon(), None).images == [PNG]
     assert ("Authorization" in web.last_request.headers) == with_token
 
 
@@ -738,7 +744,6 @@ def test_the_token_goes_to_the_api_and_to_replicates_files_only(web, url, with_t
     [
         "file:///etc/passwd",
         "ftp://h/x",
-        "data:image/png;base64,AA",
         "x.png",
         "http://h\\@x/",
         "http://",
@@ -748,11 +753,190 @@ def test_the_token_goes_to_the_api_and_to_replicates_files_only(web, url, with_t
         "https://replicate.delivery@evil/x",
     ],
 )
-def test_an_address_that_is_not_plain_http_is_not_fetched(web, url):
+def test_an_address_that_is_not_plain_http_is_not_fetched_and_ends_it(web, url):
     web.get(ONE, json=prediction(output=url))
-    fault = fault_of(lambda: opened().collect("p1", soon(), None))
-    assert (type(fault), fault.billed) == (Rejected, "yes")
+    ended_for_good(opened().collect("p1", soon(), None))
     assert web.call_count == 1
+
+
+# -- what models return ----------------------------------------------------------------------------
+
+
+def ended_for_good(found: Any) -> Any:
+    """The fault of a prediction that is paid and made no picture."""
+    fault = found.fault
+    assert (type(fault), fault.code, found.images) == (NotAnImage, "not_an_image", [])
+    assert (fault.billed, fault.retry, fault.ends) == ("yes", "never", True)
+    return found
+
+
+def in_base64(data: bytes, head: str = "data:image/png;base64,") -> str:
+    return head + base64.b64encode(data).decode()
+
+
+OTHER = IMAGE.replace("out-0", "out-1")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        IMAGE,
+        {"image": IMAGE, "caption": "a cat"},
+        [{"image": IMAGE, "score": 0.5}],
+        [[[IMAGE]]],
+        {"images": [{"url": IMAGE, "nsfw": False, "seed": 7}], "text": "ftp and http are schemes"},
+        ["here is your picture", IMAGE, "enjoy"],
+        f"{IMAGE} a picture of a cat",
+        f"  {IMAGE}\n",
+        in_base64(PNG),
+        in_base64(PNG, "DATA:IMAGE/PNG;BASE64,"),
+        in_base64(PNG, "data:;charset=x;base64,"),
+        base64.encodebytes(PNG).decode().join(["data:image/png;base64,", ""]),
+        "data:image/png;base64," + base64.urlsafe_b64encode(PNG).decode().rstrip("="),
+        "data:image/png;base64," + quote(base64.b64encode(PNG)),
+        "data:image/png," + quote(PNG),
+        {"image": in_base64(PNG), "mask": None},
+    ],
+)
+def test_a_picture_is_found_in_whatever_a_model_returns(web, output):
+    web.get(ONE, json=prediction(output=output))
+    web.get(IMAGE, content=PNG)
+    found = opened().collect("p1", soon(), None)
+    assert (found.images, found.fault, [*found.numbers]) == ([PNG], None, [1])
+    assert "outputs" not in found.meta
+
+
+def test_pictures_come_in_the_order_of_the_output(web):
+    second = image.encode_png(Image.new("RGB", (16, 16)), {})
+    web.get(ONE, json=prediction(output={"b": [{"x": in_base64(second)}], "a": IMAGE}))
+    web.get(IMAGE, content=PNG)
+    assert opened().collect("p1", soon(), None).images == [second, PNG]
+
+
+@pytest.mark.parametrize(
+    ("output", "raw"),
+    [
+        ("a poem about a cat", (b"a poem about a cat", ".txt")),
+        (["a ", "po", "em"], (b"a poem", ".txt")),
+        ({"score": 0.5}, (b'{"score": 0.5}', ".json")),
+        (7, (b"7", ".json")),
+        ("data:image/svg+xml;utf8,<svg viewBox='0 0 1 1'/>", (b"<svg viewBox='0 0 1 1'/>", ".svg")),
+        (in_base64(b"PK\x03\x04", "data:application/zip;base64,"), (b"PK\x03\x04", ".zip")),
+        (in_base64(b"#!/bin/sh", "data:application/x-sh;base64,"), (b"#!/bin/sh", ".bin")),
+        (in_base64(PNG[:-20]), (PNG[:-20], ".bin")),
+    ],
+)
+def test_what_holds_no_picture_ends_it_and_is_kept(web, output, raw):
+    web.get(ONE, json=prediction(output=output))
+    assert ended_for_good(opened().collect("p1", soon(), None)).raw == raw
+
+
+@pytest.mark.parametrize("output", ["data:image/png;base64,%%%", "data:image/png;base64,A"])
+def test_a_data_address_that_holds_nothing_ends_it(web, output):
+    web.get(ONE, json=prediction(output=output))
+    found = ended_for_good(opened().collect("p1", soon(), None))
+    assert (found.raw, found.meta["outputs"]) == (
+        None,
+        [f"data:image/png;base64,… ({len(output) - 22} characters)"],
+    )
+
+
+def test_a_data_address_that_is_too_long_is_not_decoded(web, monkeypatch):
+    monkeypatch.setattr(replicate_outputs, "MOST_DATA", 100)
+    web.get(ONE, json=prediction(output=in_base64(PNG)))
+    assert ended_for_good(opened().collect("p1", soon(), None)).raw is None
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "suffix"),
+    [
+        ("https://replicate.delivery/p1/clip.mp4", "video/mp4", ".mp4"),
+        ("https://replicate.delivery/p1/clip.mp4", "binary/octet-stream", ".mp4"),
+        ("https://replicate.delivery/p1/evil.desktop", "application/x-desktop", ".bin"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_fetched_twice_and_kept(web, url, kind, suffix):
+    web.get(ONE, json=prediction(output=url))
+    web.get(url, content=b"\0\0\0\x20ftypisom0000", headers={"Content-Type": kind})
+    found = ended_for_good(opened().collect("p1", soon(), None))
+    assert (found.raw.suffix, found.meta["outputs"], web.call_count) == (suffix, [url], 3)
+
+
+def test_a_picture_among_other_files_is_the_first_image_and_the_others_are_named(web):
+    web.get(ONE, json=prediction(output={"json": OTHER, "image": IMAGE}))
+    web.get(IMAGE, content=PNG)
+    web.get(OTHER, content=b"{}")
+    found = opened().collect("p1", soon(), None)
+    assert (found.images, [*found.numbers], found.fault) == ([PNG], [1], None)
+    assert found.meta["outputs"] == [OTHER, IMAGE]
+
+
+def test_no_more_files_are_fetched_than_were_planned_and_a_few(web):
+    urls = [f"https://replicate.delivery/p1/{number}.png" for number in range(400)]
+    web.get(ONE, json=prediction(output=urls))
+    web.get(mocked.ANY, content=PNG)
+    web.get(ONE, json=prediction(output=urls))
+    backend = opened(prices={SCHNELL: {"amount": 0.01, "unit": "image"}})
+    found = backend.collect("p1", soon(), backend.plan(ask(options={"num_outputs": 2})))
+    assert (len(found.images), web.call_count) == (2 + replicate_outputs.MORE, 11)
+    assert (found.meta["outputs_left"], found.cost_usd) == (390, 4)
+    assert len(found.meta["outputs"]) == 20
+
+
+def test_an_output_without_end_is_read_only_so_far():
+    deep: Any = IMAGE
+    for _ in range(1000):
+        deep = [deep]
+    assert replicate_api.addresses(deep) == []
+    assert len(replicate_api.addresses([IMAGE] * 10_000)) == 1000
+
+
+# -- one file of several ---------------------------------------------------------------------------
+
+
+def completed(age_s: float, **more: Any) -> dict[str, Any]:
+    """A prediction that ended so long ago, by the server's clock, which is a day fast."""
+    return {
+        "json": prediction(completed_at=stamp(age_s - 86400), **more),
+        "headers": dated(-86400),
+    }
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403])
+def test_a_refused_file_is_gone_once_the_hour_is_over_and_until_then_it_is_asked_again(web, status):
+    web.get(IMAGE, status_code=status)
+    web.get(ONE, **completed(3500))
+    fault = fault_of(lambda: opened().collect("p1", soon(), None))
+    kind = OutOfCredit if status == 402 else Rejected
+    assert (type(fault), fault.billed, fault.retry) == (kind, "yes", "safe")
+    web.get(ONE, json=prediction())
+    assert fault_of(lambda: opened().collect("p1", soon(), None)).retry == "safe", "no clock"
+    for over in (completed(3700), completed(10, data_removed=True)):
+        web.get(ONE, **over)
+        fault = fault_of(lambda: opened().collect("p1", soon(), None))
+        assert (type(fault), fault.finished, fault.billed) == (RenderLost, True, "yes")
+
+
+def test_a_file_whose_host_is_nowhere_is_gone_after_a_day(web):
+    web.get(IMAGE, exc=Unreachable)
+    web.get(ONE, **completed(80_000))
+    assert isinstance(fault_of(lambda: opened().collect("p1", soon(), None)), Unreachable)
+    web.get(ONE, **completed(90_000))
+    assert isinstance(fault_of(lambda: opened().collect("p1", soon(), None)), RenderLost)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"status_code": 503}, {"status_code": 403}, {"content": PNG[:-9]}]
+)
+def test_a_file_that_cannot_be_had_now_costs_no_other(web, fault):
+    third = IMAGE.replace("out-0", "out-2")
+    web.get(ONE, json=prediction(output=[IMAGE, OTHER, third]))
+    web.get(IMAGE, content=PNG)
+    web.get(OTHER, **fault)
+    web.get(third, content=PNG)
+    found = opened().collect("p1", soon(), None)
+    assert (found.images, [*found.numbers]) == ([PNG, PNG], [1, 3])
+    assert (found.fault.billed, found.fault.retry, found.fault.ends) == ("yes", "safe", False)
 
 
 @pytest.mark.parametrize("handle", ["", "../models", "a/b", "p1?x=1", "p 1", "p" * 200])
@@ -775,7 +959,7 @@ def test_a_handle_that_is_no_id_of_a_prediction_is_refused(web, handle):
 )
 def test_the_used_seed_is_the_one_that_was_sent_or_that_of_the_logs(web, asked, logs, listed, used):
     web.get(ONE, json=prediction(logs=logs, input=listed))
-    web.get(IMAGE, content=b"png")
+    web.get(IMAGE, content=PNG)
     backend = opened()
     plan = None if asked is None else backend.plan(ask(seed=asked))
     assert backend.collect("p1", soon(), plan).meta["seed_used"] == used

@@ -20,14 +20,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagen import http
+from imagen import http, image
 from imagen.backends import Ask, Instance, Lost, Sought, Wait
 from imagen.backends.replicate import Replicate as Backend
 from imagen.errors import (
     AnswerLost,
+    BadImage,
     ImagenError,
+    NotAnImage,
     OutOfCredit,
-    Rejected,
     RenderFailed,
     RenderLost,
     ServerFault,
@@ -47,7 +48,7 @@ from servers.replicate import (
 )
 
 FAST = {"poll_s": 0.005, "retry_s": 0.005, "settle_s": 0.02, "patience_s": 0.2, "read_s": 0.3}
-PNG = b"\x89PNG"
+PNG = image.encode_png(Image.linear_gradient("L").resize((16, 16)), {})
 FOUND = Answer(200, PNG, "image/png")
 Open = Callable[..., Backend]
 
@@ -361,18 +362,20 @@ def test_who_trusts_is_asked_anew_at_each_hop(server, elsewhere, backend):
 def test_redirects_in_a_circle_end(server, backend):
     server.fail("GET /files", Answer(302, headers={"Location": "/files/round"}), times=99)
     one = backend()
-    fault = fault_of(lambda: fetch(one, submit(one)))
-    assert (type(fault), fault.billed) == (Rejected, "yes")
-    assert server.asks("GET /files") == 6
+    assert type(fetch(one, submit(one)).fault) is NotAnImage
+    assert server.asks("GET /files") == 12, "followed six times, and once more"
 
 
 @pytest.mark.parametrize(
     "location", ["file:///etc/passwd", "ftp://h/", "http://a@b/", "http://h:0/", "http://[::1"]
 )
 def test_a_redirect_to_what_is_no_web_address_is_refused(server, backend, location):
-    server.fail("GET /files", Answer(302, headers={"Location": location}))
+    server.fail("GET /files", Answer(302, headers={"Location": location}), times=2)
     one = backend()
-    assert type(fault_of(lambda: fetch(one, submit(one)))) is Rejected
+    found = fetch(one, submit(one))
+    assert (type(found.fault), found.images) == (NotAnImage, [])
+    assert (found.fault.billed, found.fault.retry) == ("yes", "never")
+    assert found.meta["outputs"] == [f"{server.url}/files/{found.meta['prediction_id']}/out-0.png"]
 
 
 def test_the_api_itself_is_not_followed_elsewhere(server, elsewhere, backend):
@@ -447,13 +450,26 @@ def test_an_image_that_is_too_large_is_not_read_to_its_end(server, backend, monk
     monkeypatch.setattr(http.Server.fetch, "__defaults__", (1000,))
     server.fail("GET /files", Answer(200, b"x" * 100_000), times=2)
     one = backend()
-    assert isinstance(fault_of(lambda: fetch(one, submit(one))), ServerFault)
+    found = fetch(one, submit(one))
+    assert (type(found.fault), found.raw) == (NotAnImage, None)
 
 
-def test_an_image_that_is_an_error_page_is_not_taken(server, backend):
-    server.fail("GET /files", Answer(200, b"<html>sorry</html>", "text/html"))
+def test_an_error_page_is_fetched_once_more_and_only_then_believed(server, backend):
+    page = Answer(200, b"<html>sorry</html>", "text/html; charset=utf-8")
+    server.fail("GET /files", page)
     one = backend()
-    assert fetch(one, submit(one)).images == [b"<html>sorry</html>"], "render verifies the bytes"
+    assert image.kind(fetch(one, submit(one)).images[0]) == "png"
+    server.fail("GET /files", page, times=2)
+    found = fetch(one, submit(one))
+    assert (type(found.fault), found.fault.billed, found.images) == (NotAnImage, "yes", [])
+    assert found.raw == (b"<html>sorry</html>", ".html")
+
+
+def test_an_image_that_is_cut_though_its_length_is_right_is_safe_to_ask_for_again(server, backend):
+    server.fail("GET /files", Answer(200, PNG[:-20], "image/png"), times=2)
+    one = backend()
+    fault = fault_of(lambda: fetch(one, submit(one)))
+    assert (type(fault), fault.billed, fault.retry) == (BadImage, "yes", "safe")
 
 
 @pytest.fixture

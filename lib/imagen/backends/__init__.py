@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 from ..config import Config
-from ..errors import ConfigFault, Refused, suggest
+from ..errors import ConfigFault, ImagenError, Refused, suggest
 from ..settings import Fault, Key, check_keys
 
 TYPES = ("mock", "comfyui", "replicate")
@@ -113,16 +113,33 @@ class Wait(NamedTuple):
     look_until: float = -math.inf
 
 
+class Raw(NamedTuple):
+    """A file that came and is no picture: its bytes, and how its name should end."""
+
+    data: bytes
+    suffix: str
+
+
 class Collected(NamedTuple):
     """The images' bytes as they came, and what the backend says of them; times in ms.
 
-    `cost_usd` is what they did cost, where that is not what was planned.
+    `cost_usd` is what they did cost, where that is not what was planned. `numbers` say which of the
+    submit's images they are, from 1 on, where some are missing; `fault` is what kept those back.
     """
 
     images: list[bytes]
     meta: dict[str, Any]
     run_ms: int | None = None
     cost_usd: float | None = None
+    numbers: Sequence[int] = ()
+    fault: ImagenError | None = None
+    raw: Raw | None = None
+
+    @property
+    def numbered(self) -> list[tuple[int, bytes]]:
+        """The images with their numbers."""
+        numbers = self.numbers or range(1, len(self.images) + 1)
+        return [*zip(numbers, self.images, strict=True)]
 
 
 class Ran(NamedTuple):

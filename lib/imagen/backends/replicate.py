@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from .. import http, prices, replicate_api, replicate_plan, retry
+from .. import http, prices, replicate_api, replicate_outputs, replicate_plan, retry
 from ..config import secret, variable
 from ..errors import (
     AnswerLost,
@@ -242,8 +242,37 @@ class Replicate:
         if fault := replicate_api.failure(found):
             raise fault
         with self._billing("yes"), self._server.within(time.monotonic() + _FETCH_S):
-            images = self._images(found)
-        return Collected(images, _meta(found, plan), found.run_ms, self._cost(found, plan))
+            return self._collect_files(found, plan)
+
+    def _collect_files(self, found: Prediction, plan: Plan | None) -> Collected:
+        """Fetch its files; a fault when no image came, else with those that came."""
+        planned = plan.images if plan else 1
+        files = replicate_outputs.fetch_files(found, self._file, planned, self.retry_s)
+        for fault in files.faults:
+            fault.billed = "yes"
+        if not files.images and files.faults:
+            raise files.faults[0]
+        if not files.images and (files.gone or found.data_removed):
+            raise RenderLost(
+                f"the images of prediction {found.id} are gone: Replicate keeps them for an hour",
+                finished=True,
+                billed="yes",
+                retry="never",
+            )
+        refused = replicate_outputs.no_picture(found, files)
+        if refused:
+            refused.billed = "yes"
+        meta = _meta(found, plan) | replicate_outputs.meta_of(files, found.shown)
+        made = len(files.images) + len(files.faults) + files.gone + files.left
+        return Collected(
+            [*files.images.values()],
+            meta,
+            found.run_ms,
+            self._cost(found, plan, made),
+            [*files.images],
+            refused or next(iter(files.faults), None),
+            files.raw if refused else None,
+        )
 
     def _prediction(self, handle: str, wait: Wait) -> Prediction:
         """Read it: once more after a 5xx, for a while when the network is down or it is told to."""
@@ -254,7 +283,9 @@ class Replicate:
             found = replicate_api.prediction(answer.json_object())
             if found.id != handle:
                 raise ServerFault(f"asked for prediction {handle}, Replicate gave {found.id}")
-            return found._replace(error=answer.hide(found.error))
+            shown = replicate_outputs.shorten(found.outputs, answer.hide)
+            now = replicate_api.server_now(answer.headers)
+            return found._replace(error=answer.hide(found.error), shown=shown, now=now)
 
         patience_s = min(self._get("patience_s"), max(wait.until - time.monotonic(), 0))
         try:
@@ -271,33 +302,15 @@ class Replicate:
                 raise RenderLost(says, billed="unknown", retry="reconcile") from None
             raise
 
-    def _images(self, found: Prediction) -> list[bytes]:
-        """Fetch what is still there; RenderLost when there was something and all of it is gone."""
-        fetched = [self._image(url) for url in found.outputs]
-        images = [body for body in fetched if body is not None]
-        if not images and (fetched or found.data_removed):
-            raise RenderLost(
-                f"the images of prediction {found.id} are gone: Replicate keeps them for an hour",
-                finished=True,
-                billed="yes",
-                retry="never",
-            )
-        return images
-
-    def _image(self, url: str) -> bytes | None:
-        """Fetch one image; None when it is gone."""
+    def _file(self, url: str) -> http.Answer:
+        """Fetch one file."""
 
         def trusted(address: str) -> bool:
             return replicate_api.is_trusted(address, self._server.url)
 
-        try:
-            return retry.once_more(lambda: self._server.fetch(url, trusted).body, self.retry_s)
-        except Rejected as fault:
-            if fault.status in _GONE:
-                return None
-            raise
+        return retry.once_more(lambda: self._server.fetch(url, trusted), self.retry_s)
 
-    def _cost(self, found: Prediction, plan: Plan | None) -> float | None:
+    def _cost(self, found: Prediction, plan: Plan | None, made: int) -> float | None:
         """Give what it did cost where that is not what was planned: by its time, by its images."""
         price = prices.price_of(str(self.model), self._settings.prices)
         if price is None:
@@ -305,7 +318,6 @@ class Replicate:
         if price.unit == "second":
             ran_s = found.predict_s
             return None if ran_s is None else price.estimate(1, None, ran_s)
-        made = len(found.outputs)
         if plan is None or plan.cost_usd is None or made <= plan.images:
             return None
         return round(plan.cost_usd / plan.images * made, 9)

@@ -6,14 +6,16 @@ import io
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadImage
+from .structure import is_cut, kind
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+__all__ = ["FORMATS", "Picture", "can_decode", "encode_png", "is_cut", "kind", "probe", "readers"]
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF")
 MAX_PIXELS = 16384 * 16384
 MAX_TEXT = 16 * 2**20  # bytes of one text chunk
-_MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
+NO_AVIF = "this Pillow cannot decode AVIF", "Pillow 11.3 or newer can"
 
 
 class Picture(NamedTuple):
@@ -25,33 +27,52 @@ class Picture(NamedTuple):
     flat: bool
 
 
-def kind(data: bytes) -> str | None:
-    """Tell the format by the magic bytes; None when it is no PNG, JPEG or WebP."""
-    for name, magic in _MAGIC.items():
-        if data.startswith(magic) and (name != "webp" or data[8:12] == b"WEBP"):
-            return name
-    return None
+def can_decode(form: str) -> bool:
+    """Whether Pillow can decode the format: AVIF only from 11.3 on, and not in every build."""
+    if form.lower() != "avif":
+        return True
+    try:
+        from PIL import AvifImagePlugin
+    except ImportError:
+        return False
+    return bool(AvifImagePlugin.SUPPORTED)
+
+
+def readers() -> list[str]:
+    """Return the formats that can be decoded here, as Pillow names them."""
+    return [form for form in FORMATS if can_decode(form)]
 
 
 def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode an image fully; BadImage when it is none, cut off, or has more than max_pixels."""
-    form = kind(data)
+    """Decode an image, an animation's first frame; BadImage when that is not possible.
+
+    It may be no image, cut short, broken, or of more than max_pixels; or Pillow lacks its format.
+    """
+    form, cut = kind(data), is_cut(data)
     if form is None:
         start = data[:12].decode("latin-1")
-        raise BadImage(f"the backend returned no PNG, JPEG or WebP: {len(data)} bytes, {start!r}…")
-    if form == "png" and b"IEND\xaeB`\x82" not in data[-1024:]:
+        says = f"no PNG, JPEG or WebP, nor a GIF or AVIF: {len(data)} bytes, {start!r}…"
+        raise BadImage(f"the backend returned {says}", whole=not cut)
+    if cut and form == "png":
         raise BadImage(f"the backend returned a PNG without its end ({len(data)} bytes)")
+    if cut and form != "jpeg":  # one that lacks only its last two bytes is as good
+        raise BadImage(f"the backend returned a broken {form}: cut short at {len(data)} bytes")
+    if not can_decode(form):
+        raise BadImage(f"the backend returned an AVIF: {NO_AVIF[0]}", hint=NO_AVIF[1], whole=True)
     try:
         opened = _open(data, form)
         width, height = opened.size
         if width * height > max_pixels:
-            raise BadImage(f"the backend returned {width}×{height} pixels: too many to check")
+            raise BadImage(
+                f"the backend returned {width}×{height} pixels: too many to check", whole=True
+            )
         opened.load()
         return Picture(form, width, height, _is_flat(opened))
     except BadImage:
         raise
     except Exception as fault:  # noqa: BLE001 - hostile bytes make decoders raise anything at all
-        raise BadImage(f"the backend returned a broken {form}: {fault}") from None
+        says = f"the backend returned a broken {form}: {fault}"
+        raise BadImage(says, whole=not cut) from None
 
 
 def text_of_png(data: bytes) -> dict[str, str]:
@@ -75,6 +96,11 @@ def _open(data: bytes, form: str) -> Image.Image:
         PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT  # a graph with a long prompt passes Pillow's 1 MiB
         opened: Image.Image = PngImagePlugin.PngImageFile(io.BytesIO(data))
         return opened
+    if form == "avif":
+        from PIL import AvifImagePlugin
+
+        moving: Image.Image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
+        return moving
     return Image.open(io.BytesIO(data), formats=[form])
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BadImage
 from ..sheet import KEY, Grid, line_height, text_size
-from . import FORMATS, lettering
+from . import NO_AVIF, can_decode, kind, lettering, readers
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -102,12 +103,15 @@ def _thumbnail(member: Member, cell: int, max_pixels: int) -> Image.Image | str:
 
 
 def fitted(path: Path, cell: int, max_pixels: int) -> Image.Image:
-    """Open an image as RGB or RGBA that fits into `cell` pixels; BadImage says why it cannot be."""
+    """Open an image as RGB or RGBA that fits into `cell` pixels; BadImage says why it cannot be.
+
+    Of an animation it is the first frame.
+    """
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before anything is decoded
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(path, formats=readers()) as opened:
             width, height = opened.size
             if width * height > max_pixels:
                 raise BadImage(f"{width}×{height} pixels; --max-pixels allows {max_pixels}")
@@ -122,7 +126,15 @@ def fitted(path: Path, cell: int, max_pixels: int) -> Image.Image:
         raise BadImage("the file is gone") from None
     except Exception as fault:  # noqa: BLE001 - hostile bytes make decoders raise anything at all
         why = str(fault).split(str(path))[0].rstrip(" '")
+        if not can_decode("avif") and _is_avif(path):
+            why = ": ".join(NO_AVIF)
         raise BadImage(f"no image that can be read: {why}") from None
+
+
+def _is_avif(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as stream:
+        return kind(stream.read(256)) == "avif"
+    return False
 
 
 def _plain(opened: Image.Image) -> Image.Image:

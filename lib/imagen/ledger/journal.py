@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import clock
@@ -80,11 +81,15 @@ class Entry:
 
     @property
     def failed(self) -> dict[str, Any]:
-        """The record of the image that never came: the first, or the one after those that did."""
-        number = len(self.records) + 1
-        name = self.id if number == 1 else f"{self.id}.{number}"
+        """The record of the image that never came: the first that is not among those that did."""
+        names = {one["id"] for one in self.records}
+        numbered = (f"{self.id}.{number}" for number in count(2))
+        name = next(one for one in chain([self.id], numbered) if one not in names)
         submit = {"submit": self.handle} if self.handle else {}
-        return {**self.request, **submit, "id": name}
+        whose = {} if name == self.id else {"request": self.id}
+        meta = (self.error or {}).get("backend_meta")
+        also = {"backend_meta": meta} if meta else {}
+        return {**self.request, **submit, **also, **whose, "id": name}
 
     def about(self) -> dict[str, Any]:
         """Give what `--resume` says of it."""
