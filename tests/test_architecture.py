@@ -167,7 +167,8 @@ ALLOWED: dict[str, set[str]] = {
     "reconcile": {"backends", "ledger", "record"},
     "table": set(),
     "notify": set(),
-    "pipeline": set(),
+    "guard": set(),
+    "pipeline": {"guard"},
     "joblines": {"errors", "files", "record"},
     "slots": {"joblines", "jobs", "pipeline", "record"},  # jobs: the type of what was claimed
     "worker": {"db", "errors", "joblines", "jobs", "notify", "record", "slots"},

@@ -1,9 +1,4 @@
-"""A pipeline that keeps running: one shell command in a process group of its own, and its guard.
-
-The guard is the group's leader. It holds one end of a pipe from us: when we die, however that is,
-it reads the end of it and kills the group. It is waited for only when all is over, so that its
-number, which is the group's, is nobody else's before.
-"""
+"""A pipeline that keeps running: one shell command in a process group of its own, and its guard."""
 
 from __future__ import annotations
 
@@ -13,8 +8,8 @@ import signal
 import subprocess
 from contextlib import suppress
 
-# it outlives what is sent to its group to end the others well
-_GUARD = "trap '' INT TERM HUP QUIT PIPE; read -r _; kill -KILL 0"
+from . import guard
+
 _PART = 2**16
 _AT_ONCE = 2**20  # bytes that are read before something else gets its turn
 MOST = 16 * 2**20  # bytes of a line that has not ended
@@ -42,19 +37,13 @@ class Pipeline:
         given, self._in = self._pipe()
         self._out, taken = self._pipe()
         self._guard_end, self._end = guard_out, lives_out
-        guard = subprocess.Popen(
-            ["sh", "-c", _GUARD],
-            stdin=held[0],
-            stdout=guard_in,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        )
-        self._children.append(guard)
+        leader = guard.start(held[0], guard_in)
+        self._children.append(leader)
         child = subprocess.Popen(
             ["sh", "-c", command],
             stdin=given,
             stdout=taken,
-            process_group=guard.pid,
+            process_group=leader.pid,
             pass_fds=(lives_in,),
         )
         self._children.append(child)
