@@ -144,7 +144,7 @@ ALLOWED: dict[str, set[str]] = {
     "sheet": {"errors", "record"},
     "contact": {"errors", "record", "files", "image", "ledger", "sheet"},
     "compare": {"errors", "record", "sheet"},
-    "chain": {"errors"},
+    "chain": {"errors", "guard", "signals"},
     "pipe": {"errors", "record", "signals"},
     # config and db: the database's address, for all tools that take --database-url
     "options": {"config", "db", "errors", "record", "request", "settings"},
