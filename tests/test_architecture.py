@@ -130,6 +130,8 @@ ALLOWED: dict[str, set[str]] = {
     "ledger.spend": {"ledger"},
     "ledger.usage": {"ledger"},
     "ledger.uploads": {"ledger"},
+    "ledger.deliveries": {"ledger"},
+    "ledger.comparisons": {"ledger"},
     "budget": {"errors", "ledger"},  # ledger: the type of what was spent
     "caller": set(),
     "http": {"errors", "http"},
@@ -145,14 +147,17 @@ ALLOWED: dict[str, set[str]] = {
     "contact": {"errors", "record", "files", "image", "ledger", "sheet"},
     "compare": {"errors", "record", "sheet"},
     "chain": {"errors", "guard", "signals"},
-    "pipe": {"errors", "record", "signals"},
+    "reader": set(),
+    "delivery": {"errors", "ledger", "reader"},
+    "pipe": {"errors", "reader", "record", "signals"},
     # config and db: the database's address, for all tools that take --database-url
     "options": {"config", "db", "errors", "record", "request", "settings"},
     "outcome": {"backends", "errors", "files", "image", "ledger", "prompt", "record"},
     "submit": {"backends", "budget", "errors", "ledger", "outcome", "retry"},
     "store": {"backends", "errors", "files", "image", "ledger", "outcome", "record", "request"},
+    "attach": {"ledger", "request"},
     "render": {
-        *("ledger", "prompt", "backends", "budget", "submit", "store"),
+        *("attach", "ledger", "prompt", "backends", "budget", "submit", "store"),
         *("errors", "record", "request", "signals", "config", "outcome"),
     },
     "supabase": {"http", "retry", "errors"},
@@ -172,7 +177,7 @@ ALLOWED: dict[str, set[str]] = {
     "joblines": {"errors", "files", "record"},
     "slots": {"joblines", "jobs", "pipeline", "record"},  # jobs: the type of what was claimed
     "worker": {"db", "errors", "joblines", "jobs", "notify", "record", "slots"},
-    "command": {"errors", "signals", "pipe", "commands"},  # commands: the table of tools
+    "command": {"errors", "reader", "signals", "pipe", "commands"},  # commands: the table of tools
 }
 OF_BACKENDS = {
     *("http", "retry", "image", "workflow", "errors"),

@@ -112,6 +112,23 @@ _ADDITIONS = [
     -- since when its run has had no reader or no parent
     alter table renders add column abandoned_at real;
     """,
+    """
+    -- the run of imagen-generate or imagen-compare that writes its records to the caller
+    alter table renders add column delivered_by text;
+    create table comparisons (
+        run          text primary key, -- its lock is held while it runs
+        id           text not null,    -- the ids of its members begin with it
+        given        integer not null, -- whether somebody gave the id
+        asked        text not null,    -- sha256 of the request, the backends and the seeds
+        caller       text not null,
+        seeds        text not null,    -- JSON
+        folder       text not null,
+        created_at   real not null,    -- unix time
+        abandoned_at real,
+        finished     integer not null default 0
+    );
+    create index comparisons_asked on comparisons (asked, created_at);
+    """,
 ]
 
 

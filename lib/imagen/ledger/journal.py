@@ -15,7 +15,7 @@ from .spend import Spent, spent
 if TYPE_CHECKING:
     import sqlite3
 
-_FRESH_S = 3600  # how long a request without an id finds the render that an earlier run began
+FRESH_S = 3600  # how long a request without an id finds the render that an earlier run began
 _OPEN = "(state = 'open' or (state = 'done' and delivered = 0))"
 
 
@@ -46,6 +46,8 @@ class Entry:
     handle: str | None
     intended_at: float
     delivered: bool
+    abandoned_at: float | None
+    delivered_by: str | None
 
     @property
     def is_over(self) -> bool:
@@ -59,6 +61,18 @@ class Entry:
         name = self.id if number == 1 else f"{self.id}.{number}"
         submit = {"submit": self.handle} if self.handle else {}
         return {**self.request, **submit, "id": name}
+
+    @property
+    def pending(self) -> dict[str, Any] | None:
+        """The record of a render that may go on at its backend; None without a handle."""
+        if self.state != "open" or not self.handle:
+            return None
+        where = {
+            "backend": self.backend,
+            "handle": self.handle,
+            "since": self.request["started_at"],
+        }
+        return {**self.request, "attempts": self.number, "pending": where}
 
     def about(self) -> dict[str, Any]:
         """Give what `--resume` says of it."""
@@ -119,7 +133,7 @@ class Journal:
         rows = self._db.rows(
             "select render_id from renders where asked = ? and caller = ? and created_at > ?"
             " and delivered = 0 and given = 0 and state <> 'failed' order by created_at, rowid",
-            *(asker.asked, asker.caller, time.time() - _FRESH_S),
+            *(asker.asked, asker.caller, time.time() - FRESH_S),
         )
         return [row["render_id"] for row in rows]
 
