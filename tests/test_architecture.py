@@ -146,6 +146,7 @@ ALLOWED: dict[str, set[str]] = {
     "sheet": {"errors", "record"},
     "contact": {"errors", "record", "files", "image", "ledger", "sheet"},
     "compare": {"errors", "record", "sheet"},
+    "comparison": {"attach", "errors", "ledger", "record", "request"},
     "chain": {"errors", "guard", "signals"},
     "reader": set(),
     "delivery": {"errors", "ledger", "reader"},

@@ -10,8 +10,8 @@ from .ledger import Entry, Ledger
 from .ledger.journal import Asker
 from .request import Request
 
-_NOTICE_S = 1.0  # how long a run may take to notice that it was abandoned, once for each of ours
-_LOOK_S = 0.05
+NOTICE_S = 1.0  # how long a run may take to notice that it was abandoned, once for each of ours
+LOOK_S = 0.05
 
 
 class StillRunning(Exception):
@@ -41,7 +41,7 @@ class EarlierRuns:
         self._wait_s = wait_s
         self._note = note
         self._tell = tell
-        self._patience_s = _NOTICE_S
+        self._patience_s = NOTICE_S
         self._has_warned = False
 
     def take_up(self, request: Request, asker: Asker, stack: ExitStack) -> Entry | None:
@@ -65,7 +65,7 @@ class EarlierRuns:
                     living.append(entry)
             if not living or not self._may_wait(living, time.monotonic() - began):
                 return None
-            time.sleep(_LOOK_S)
+            time.sleep(LOOK_S)
 
     def is_in_hands(self, entry: Entry) -> bool:
         """Whether an outer program that lives is about to write its records to the caller."""
@@ -99,7 +99,7 @@ class EarlierRuns:
             if self._wait_s is not None and waited_s >= self._wait_s and abandoned.pending:
                 raise StillRunning(abandoned.pending)
             return True
-        self._patience_s -= _LOOK_S
+        self._patience_s -= LOOK_S
         if self._patience_s > 0:
             return True
         if not self._has_warned:

@@ -57,9 +57,15 @@ class RenderWatch:
 class Delivery:
     """What an outer program does about the records that imagen-render hands to it."""
 
-    def __init__(self, path: Path, reader: Reader, note: Callable[[str], None]) -> None:
-        """Take the ledger's path, who reads our records, and who is told of faults."""
-        self.run = str(uuid.uuid4())
+    def __init__(
+        self, path: Path, reader: Reader, note: Callable[[str], None], run: str | None = None
+    ) -> None:
+        """Take the ledger's path, who reads our records, and who is told of faults.
+
+        `run` is the name of a run whose lock is held already.
+        """
+        self.run = run or str(uuid.uuid4())
+        self._is_locked = run is not None
         self._path = path
         self._reader = reader
         self._note = note
@@ -71,9 +77,10 @@ class Delivery:
     def begun(self) -> Iterator[int]:
         """Hold the lock of the run; gives the descriptor that hangs up when nobody waits for us."""
         with ExitStack() as stack:
-            with suppress(OSError, locks.NoLocks):  # imagen-render says what is wrong there
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                stack.enter_context(locks.lock(self._path.parent / "locks", self.run))
+            if not self._is_locked:
+                with suppress(OSError, locks.NoLocks):  # imagen-render says what is wrong there
+                    self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    stack.enter_context(locks.lock(self._path.parent / "locks", self.run))
             descriptor, self._hangs_up = os.pipe()
             stack.callback(os.close, descriptor)
             stack.callback(self._hang_up)

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 BUSY_S = 10
 
 
+# Files that this process has connections to. To open and close one of them by ourselves would drop
+# the locks of those connections (POSIX), and another process would take the journal away from them.
+_open_here: set[Path] = set()
+
+
 class LedgerFault(Refused):
     """The ledger cannot be used"""
 
@@ -142,7 +147,9 @@ class Database:
         self.path = path
         if path:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if path not in _open_here or not path.exists():
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _open_here.add(path)
         with self._guarded():
             self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_S, isolation_level=None)
             try:
