@@ -322,6 +322,20 @@ def test_killed_while_the_upload_is_slow_and_run_again_nothing_is_paid_again(
     assert paid.sql("select delivered from renders") == [(1,)]
 
 
+def test_three_runs_that_are_each_killed_while_they_upload_are_one_payment(
+    paid, until, slow_upload
+):
+    runs = "select distinct delivered_by from renders where delivered_by is not null"
+    before: list[tuple[str]] = []
+    for kill in (kill_alone, kill_tree, kill_alone):
+        child = generate(paid)
+        until(lambda: is_handed_over(paid), 60)
+        until(lambda before=before: paid.sql(runs) not in ([], before), 60)
+        before = paid.sql(runs)
+        kill(child)
+    assert paid.creates == 1
+
+
 @pytest.mark.parametrize("kill", [kill_alone, kill_tree])
 def test_killed_while_it_renders_and_run_again_nothing_is_paid_again(paid, until, kill):
     paid.server.held = True
