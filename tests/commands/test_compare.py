@@ -538,9 +538,9 @@ def test_killed_after_some_creates_and_run_again_each_member_is_paid_once(
 ):
     server = both.paid.server
     child = compare_with(both, "--seeds", "1,2")
-    until(lambda: server.creates == 2, 30)
+    until(lambda: server.creates == 2, 60)
     server.held = True
-    until(lambda: server.creates == 3, 30)
+    until(lambda: server.creates == 3, 60)
     for number in reversed(tree_of(child) if whole_tree else [child.pid]):
         os.kill(number, signal.SIGKILL)
     child.wait()
@@ -608,8 +608,7 @@ def test_after_term_a_submitted_member_comes_out_pending(both, out_dir, until):
     server = both.paid.server
     server.held = True
     child = compare_with(both)
-    until(lambda: both.paid.ledger.exists() and both.paid.sql("select handle from submits"), 30)
-    until(lambda: server.asks("GET /v1/predictions/"), 30)
+    until(lambda: server.asks("GET /v1/predictions/"), 60)
     child.send_signal(signal.SIGTERM)
     ran = both.paid.tool.ended(child)
     assert (ran.status, "pending" in ran.record) == (143, True)
