@@ -20,7 +20,9 @@ def start(alive: int, stdout: int = DEVNULL, group: int = 0) -> Popen[bytes]:
     `alive` is the pipe whose other end only we hold. Whoever reads the other end of `stdout` sees
     when the guard itself has died.
     """
-    return Popen(["sh", "-c", _SCRIPT], stdin=alive, stdout=stdout, stderr=DEVNULL, process_group=0)
+    return Popen(
+        ["sh", "-c", _SCRIPT], stdin=alive, stdout=stdout, stderr=DEVNULL, process_group=group
+    )
 
 
 class Guard:
