@@ -135,6 +135,8 @@ ALLOWED: dict[str, set[str]] = {
     "ledger.spend": {"ledger"},
     "ledger.usage": {"ledger"},
     "ledger.uploads": {"ledger"},
+    "ledger.deliveries": {"ledger"},
+    "ledger.comparisons": {"clock", "ledger"},
     "budget": {"errors", "ledger"},  # ledger: the type of what was spent
     "caller": set(),
     "http": {"errors", "http"},
@@ -153,8 +155,11 @@ ALLOWED: dict[str, set[str]] = {
     "sheet": {"errors", "record"},
     "contact": {"errors", "record", "files", "image", "ledger", "sheet"},
     "compare": {"errors", "record", "sheet"},
-    "chain": {"errors"},
-    "pipe": {"errors", "record", "signals"},
+    "comparison": {"attach", "errors", "ledger", "record", "request"},
+    "chain": {"errors", "guard", "signals"},
+    "reader": set(),
+    "delivery": {"errors", "ledger", "reader"},
+    "pipe": {"errors", "reader", "record", "signals"},
     # config and db: the database's address, for all tools that take --database-url
     "options": {"config", "db", "errors", "record", "request", "settings"},
     "outcome": {
@@ -166,8 +171,9 @@ ALLOWED: dict[str, set[str]] = {
         "http",  # http.answers: which answers prove a refusal
     },
     "store": {"backends", "errors", "files", "image", "ledger", "outcome", "record", "request"},
+    "attach": {"ledger", "request"},
     "render": {
-        *("ledger", "prompt", "backends", "budget", "submit", "store"),
+        *("attach", "ledger", "prompt", "backends", "budget", "submit", "store"),
         *("errors", "record", "request", "settling", "signals", "config", "outcome"),
         "silence",
     },
@@ -185,6 +191,7 @@ ALLOWED: dict[str, set[str]] = {
     "settle": {"errors", "ledger"},
     "table": set(),
     "notify": set(),
+    "guard": set(),
     "guard_program": set(),
     "process_tree": {"guard_program"},
     "pipeline": {"process_tree"},
@@ -197,7 +204,7 @@ ALLOWED: dict[str, set[str]] = {
         *("db", "errors", "guard_program", "joblines", "jobs", "notify", "record", "slots"),
     },
     "machine_ledger": {"errors", "ledger"},
-    "command": {"errors", "signals", "pipe", "commands"},  # commands: the table of tools
+    "command": {"errors", "reader", "signals", "pipe", "commands"},  # commands: the table of tools
 }
 OF_BACKENDS = {
     *("http", "retry", "image", "workflow", "errors"),

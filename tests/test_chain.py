@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,3 +121,118 @@ def test_a_tool_of_ours_is_run_by_our_own_python_and_named_without_its_prefix():
         *(sys.executable, "-P", "-m", "imagen", "render", "--", "-x")
     ]
     assert chain.run([chain.argv("imagen-render", "--version")], lambda _: None, False) == [0]
+
+
+# -- however we die, they die with us --------------------------------------------------------------
+
+OWNER = """
+import sys
+from imagen import chain
+sleeper = "import os, sys, time; print(os.getpid(), os.getpgrp(), flush=True); time.sleep(100)"
+grandchild = (
+    "import os, subprocess, sys, time; child = subprocess.Popen(['sleep', '100']);"
+    "print(child.pid, os.getpgrp(), flush=True); time.sleep(100)"
+)
+stages = [[sys.executable, "-c", one] for one in SCRIPTS]
+chain.run(stages, lambda line: (sys.stdout.buffer.write(line), sys.stdout.flush()), False)
+"""
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a group."""
+    living = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            living.append(int(path.parent.name))
+    return living
+
+
+def owner_of(scripts: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a process that runs a pipeline; give it and the pipeline's process group."""
+    code = OWNER.replace("SCRIPTS", scripts)
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert child.stdout
+    return child, int(child.stdout.readline().split()[1])
+
+
+@pytest.mark.parametrize("scripts", ["[sleeper]", "[grandchild]"])
+def test_when_we_are_killed_the_stages_and_their_children_are_killed(until, scripts):
+    child, group = owner_of(scripts)
+    try:
+        assert len(members(group)) >= 2
+        child.kill()
+        child.wait()
+        until(lambda: members(group) == [], 5)
+    finally:
+        child.stdout.close()
+        for one in members(group):
+            os.kill(one, signal.SIGKILL)
+
+
+def test_a_stage_that_ignores_signals_dies_with_us_too(until):
+    stubborn = (
+        "['import os, signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)];"
+        "print(os.getpid(), os.getpgrp(), flush=True); time.sleep(100)']"
+    )
+    child, group = owner_of(stubborn)
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    until(lambda: members(group) == [], 5)
+
+
+def test_a_pipeline_that_has_ended_leaves_no_guard_and_no_descriptor():
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(3):
+        run(COUNT, UPPER)
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert children == []
+
+
+def test_a_tool_that_is_fed_dies_with_us(until):
+    fed = (
+        "import sys; from imagen import chain\n"
+        "code = 'import os, sys, time; print(os.getpgrp(), file=sys.stderr, flush=True);"
+        " time.sleep(100)'\n"
+        "chain.feed([sys.executable, '-c', code], b'', lambda line: None)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", fed], stderr=subprocess.PIPE)
+    assert child.stderr
+    group = int(child.stderr.readline())
+    child.kill()
+    child.wait()
+    child.stderr.close()
+    until(lambda: members(group) == [], 5)
+
+
+def test_a_line_that_comes_in_pieces_with_a_signal_between_them_comes_whole():
+    before = signal.getsignal(signal.SIGINT)
+    signals.install()
+    pieces = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "os.write(1, b'first half, ')\n"
+        "time.sleep(0.5)\n"
+        "os.kill(os.getppid(), signal.SIGINT)\n"
+        "time.sleep(0.5)\n"
+        "os.write(1, b'second half\\nno end')\n"
+    )
+    try:
+        lines, statuses = run(pieces)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (lines, statuses) == ([b"first half, second half\n", b"no end"], [0])
+
+
+def test_only_the_first_stage_gets_what_is_meant_for_it():
+    shows = "import os; print(os.environ.get('FOR_ONE'), flush=True)"
+    relay = f"import sys; [print(line.strip()) for line in sys.stdin]\n{shows}"
+    lines: list[bytes] = []
+    extra = chain.Extra({"FOR_ONE": "yes"})
+    chain.run([stage(shows), stage(relay)], lines.append, reads_stdin=False, extra=extra)
+    assert lines == [b"yes\n", b"None\n"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import imagen
 from imagen import ledger
 from imagen.ledger import Journal, Ledger, LedgerFault
 from imagen.ledger.database import Database
@@ -521,3 +523,19 @@ def test_rows_of_a_time_have_its_begin_and_not_its_end(path):
     found = usage.rows("2026-11-22", "2026-11-23T00:00:00Z")
     assert [row["created_at"] for row in found] == [days[1]]
     assert len(usage.rows()) == 3
+
+
+def test_a_second_connection_of_a_process_leaves_the_first_its_journal(tmp_path):
+    """A file that is opened and closed beside a connection would lose its locks."""
+    path = tmp_path / "ledger.sqlite3"
+    first = Ledger(path)
+    second = Ledger(path)
+    code = (
+        "import sys; from pathlib import Path; from imagen.ledger import Ledger;"
+        "ledger = Ledger(Path(sys.argv[1])); ledger.comparisons.take_up('x'); ledger.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(imagen.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code, path], check=True, env=environment)
+    assert path.with_name(path.name + "-wal").exists(), "it is not the last one to close it"
+    first.close()
+    second.close()

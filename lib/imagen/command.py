@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from . import __version__, signals
+from . import __version__, reader, signals
 from .commands import TOOLS
 from .errors import FAILED, Fault, ImagenError, ReaderGone, Stopped, from_os
 
@@ -36,6 +36,7 @@ class Tool(click.Command):
     def _status(self, args: Any) -> int:
         tool = self.name or "imagen"
         try:
+            reader.remember_parent()
             signals.install()
             status = super().main(args, tool, standalone_mode=False)
             return status if isinstance(status, int) else 0

@@ -42,8 +42,12 @@ def words(text: str, option: str) -> list[str]:
 def unanswered(turn: Turn, request: Record, status: int) -> Record:
     """Give the record of a turn whose render ended without one: killed, or refused to start."""
     fault = RenderFailed(f"imagen-render ended with {status} and gave no record", billed="unknown")
-    asked = {**request, "id": turn.id, "backend": turn.backend, "seed": turn.seed}
-    return {**asked, "error": fault.as_record("imagen-compare")}
+    return {**member(turn, request), "error": fault.as_record("imagen-compare")}
+
+
+def member(turn: Turn, request: Record) -> Record:
+    """Return the request that a turn sends."""
+    return {**request, "id": turn.id, "backend": turn.backend, "seed": turn.seed}
 
 
 def summary(

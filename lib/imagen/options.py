@@ -118,6 +118,16 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
     return found
 
 
+def check_resume(options: Mapping[str, Any], prompts: Collection[str]) -> None:
+    """Raise UsageFault when --resume stands beside what it does not go with."""
+    if not options["resume"]:
+        return
+    if prompts or options["lines"]:
+        raise UsageFault("--resume takes no prompts: it finishes what the ledger has open")
+    if options["output"] or options["no_ledger"]:
+        raise UsageFault("--resume goes with neither --output nor --no-ledger")
+
+
 def _defaults(said: Mapping[str, Any]) -> Record:
     found: Record = {
         "backend": said["backend"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import select
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -27,11 +26,14 @@ from .errors import (
     from_os,
     worse,
 )
+from .reader import Reader
 from .record import Record
 
 Step = Callable[[Record], Iterable[Record] | None]
 Idle = Callable[[], float | None]
 _ONE_LINE = "IMAGEN_ONE_LINE"
+DELIVERED_BY = "IMAGENDELIVERED_BY"
+_READER = "IMAGEN_READER"
 
 
 class Line(NamedTuple):
@@ -308,14 +310,34 @@ def _whole(raw: bytes) -> bytes:
     return raw if raw.endswith(b"\n") else raw + b"\n"
 
 
-def check_reader() -> None:
-    """Raise ReaderGone when the reader of our stdout has gone; asked before each submit."""
-    if sys.stdout is None:
+def check_reader(whose: Reader | None = None) -> None:
+    """Raise ReaderGone when nobody waits for our records any more; asked before each submit."""
+    if sys.stdout is None or (whose or reader()).is_gone():
         raise ReaderGone
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    if any(events & (select.POLLERR | select.POLLHUP) for _fd, events in poll.poll(0)):
-        raise ReaderGone
+
+
+def reader() -> Reader:
+    """Return who reads our stdout."""
+    return Reader(*([] if sys.stdout is None else [sys.stdout.fileno()]))
+
+
+def told_to_render(run: str, descriptor: int) -> dict[str, str]:
+    """Return the variables that let imagen-render know of an outer program's run."""
+    return {DELIVERED_BY: run, _READER: str(descriptor)}
+
+
+def outer_program() -> tuple[str | None, Reader]:
+    """Return the run of the program that delivers our records, if any, and who reads them.
+
+    imagen-generate and imagen-compare name their run in the environment, and a descriptor that
+    hangs up when nobody waits for their own output any more. Both are meant for us alone.
+    """
+    run = os.environ.pop(DELIVERED_BY, None)
+    descriptor = os.environ.pop(_READER, "")
+    descriptors = [int(descriptor)] if descriptor.isdecimal() else []
+    if sys.stdout is not None:
+        descriptors.append(sys.stdout.fileno())
+    return run, Reader(*descriptors)
 
 
 def one_line_at_a_time() -> None:

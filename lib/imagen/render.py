@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import backends, budget, outcome, prompt, record, settling, signals
+from .attach import EarlierRuns, StillRunning
 from .backends import Backend, Collected, Plan, Wait
 from .config import Config
 from .errors import (
@@ -48,7 +49,9 @@ class Around(NamedTuple):
     `state` is the folder of backends that remember; `caller` tells who asks; `before_submit` may
     raise to stop before money is spent; `tell` gets seconds and a text for people, `shows` says
     whether anybody sees that; `note` gets a text that stays; `image_out` takes the bytes instead of
-    a file (`--output -`).
+    a file (`--output -`). `delivered_by` is the run of the program that writes our records to the
+    caller; `watch` journals that a render under way was abandoned, `is_abandoned` tells whether our
+    run is.
     """
 
     state: Path
@@ -58,6 +61,9 @@ class Around(NamedTuple):
     shows: bool = False
     note: Callable[[str], None] = lambda text: None
     image_out: Callable[[bytes], None] | None = None
+    delivered_by: str | None = None
+    watch: Callable[[str], AbstractContextManager[None]] = lambda render_id: nullcontext()
+    is_abandoned: Callable[[], bool] = lambda: False
 
 
 class Limit(NamedTuple):
@@ -92,6 +98,7 @@ class Renderer:
         self._store = Store(ledger, told, around.image_out)
         self._backends: dict[str, Backend] = {}
         self._seen: set[str] = set()
+        self._earlier = EarlierRuns(ledger, self._seen, told.wait_s, around.note, around.tell)
 
     def dry(self, asked: Record) -> Record:
         """Give what would be sent for one request; nothing is."""
@@ -113,7 +120,12 @@ class Renderer:
         request = asked if isinstance(asked, Request) else Request(asked)
         with ExitStack() as stack:
             self._give_up(request)
-            if entry := self._attached(request, stack) or self._known(request, stack):
+            try:
+                entry = self._attached(request, stack) or self._known(request, stack)
+            except StillRunning as other:
+                yield other.record
+                return
+            if entry:
                 yield from self._continued(entry, request)
             elif "error" in request and outcome.part_of(request, str(request.get("request"))):
                 raise Refused(
@@ -138,7 +150,8 @@ class Renderer:
     def resume(self, render_id: str) -> Iterator[Record]:
         """Go on with a render that the journal has open; nothing when another process is at it."""
         with ExitStack() as stack:
-            if entry := self._claimed(render_id, stack, wait=False):
+            entry = self._claimed(render_id, stack, wait=False)
+            if entry and not self._earlier.is_in_hands(entry):
                 yield from self._continued(entry, entry.request)
 
     # -- what the journal knows ------------------------------------------------------------------
@@ -148,7 +161,10 @@ class Renderer:
         if not stack.enter_context(self._ledger.lock(render_id, wait)):
             return None
         self._seen.add(render_id)
-        return self._journal.entry(render_id)
+        entry = self._journal.entry(render_id)
+        if entry and entry.abandoned_at is not None:
+            self._ledger.deliveries.take_up(render_id)
+        return entry
 
     def _known(self, asked: Request, stack: ExitStack) -> Entry | None:
         entry = self._claimed(self._render_id(asked), stack)
@@ -160,19 +176,7 @@ class Renderer:
         """Find this very request where an earlier run began it and could not hand it out."""
         if "id" not in asked.drawn or self._told.new:
             return None
-        for render_id in self._journal.undelivered(self._asker(asked)):
-            if render_id in self._seen:
-                continue
-            with ExitStack() as attempt:
-                entry = self._claimed(render_id, attempt, wait=False)
-                over = entry and entry.is_over and not entry.is_in_doubt
-                if entry and entry.id != asked.get("request") and not over:
-                    stack.push(attempt.pop_all())
-                    self._around.note(
-                        f"{entry.id}: taken up where an earlier run left it (--new declines)"
-                    )
-                    return entry
-        return None
+        return self._earlier.take_up(asked, self._asker(asked), stack)
 
     def _give_up(self, asked: Request) -> None:
         """With --again a render that could not be told is over: it no longer counts on each day."""
@@ -223,9 +227,7 @@ class Renderer:
         made = [{**one, **brought} for one in entry.records]
         if entry.state == "done" and self._store.is_there(made):
             self._store.tidy(entry.place, entry.render_id, entry.request)
-            yield from made
-            if not entry.delivered:
-                self._written_down(lambda: self._journal.delivered(entry.render_id))
+            yield from self._delivered(entry.render_id, made, entry.delivered)
             return
         kept = entry.error and entry.state == "failed" and entry.error["billed"] != "no"
         if entry.error and kept and not entry.may_be_found:
@@ -336,7 +338,8 @@ class Renderer:
             try:
                 name_files(job.record)
                 self._store.reserve(job, entry.place if entry else None)
-                yield from self._waited(job)
+                with self._around.watch(job.render_id):
+                    yield from self._waited(job)
             finally:
                 self._store.release(job, entry.place if entry else None)
 
@@ -448,9 +451,20 @@ class Renderer:
         )
         self._store.release(job)
         self._store.tidy(left or {}, job.render_id, job.record)
-        yield from made
+        yield from self._delivered(job.render_id, made)
         job.finished = True
-        self._written_down(lambda: self._journal.delivered(job.render_id))
+
+    def _delivered(
+        self, render_id: str, records: list[Record], already: bool = False
+    ) -> Iterator[Record]:
+        """Yield the records of a render; journal that they left us, or who is to deliver them."""
+        run = self._around.delivered_by
+        is_abandoned = not already and self._around.is_abandoned()
+        if run and not already and not is_abandoned:
+            self._written_down(lambda: self._ledger.deliveries.hand_over(render_id, run))
+        yield from records
+        if not (run or already or self._around.is_abandoned()):
+            self._written_down(lambda: self._journal.delivered(render_id))
 
     def _written_down(self, write: Callable[[], None]) -> None:
         """Journal a result; a disk that is full does not keep back what was paid for."""

@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 from imagen import record
+from paid import QUICK, SCHNELL
 from servers.comfyui import ComfyUI
 
 FAST = "poll_min_s: 0.001, poll_max_s: 0.02, retry_s: 0.01, patience_s: 0.2"
@@ -200,7 +201,7 @@ def test_a_prompt_reaches_every_backend_as_it_is(tool, prompt):
 
 def test_one_that_is_down_does_not_stop_the_others(tool, out_dir):
     ran = tool("compare", "a cat", "--backends", "down,mock", *SMALL)
-    assert ran.status == 1
+    assert ran.status == 75
     down, mock, sheet = ran.records
     assert (down["backend"], down["error"]["code"]) == ("down", "unreachable")
     assert "file" in mock
@@ -325,7 +326,6 @@ def test_a_dry_run_shows_every_plan_and_sends_nothing(tool, out_dir, server):
         (("--backends", "comfy", "--again"), "No such option '--again'"),
         (("--backends", "comfy", "--output", "x.png"), "No such option '--output'"),
         (("--backends", "comfy", "--force"), "No such option '--force'"),
-        (("--backends", "comfy", "--wait", "3"), "No such option '--wait'"),
         (("--backends", "comfy", "--backend", "mock"), "No such option '--backend'"),
         (("--backends", "comfy", "--set", "seed=3"), "No such option '--set'"),
     ],
@@ -445,7 +445,7 @@ def browse(needs, tmp_path) -> Callable[..., dict]:
 
 def test_a_hostile_prompt_is_text_and_every_image_loads(tool, out_dir, browse):
     ran = tool("compare", HOSTILE, "--backends", "mock,other,down", "--size", "80x64")
-    assert ran.status == 1
+    assert ran.status == 75
     found = browse(only_folder(out_dir) / "compare.html")
     (first,) = found["seen"]
     assert first["prompt"] == HOSTILE
@@ -502,3 +502,127 @@ def test_the_page_refers_to_no_network(tool, out_dir):
     page = (only_folder(out_dir) / "compare.html").read_text()
     assert not re.search(r"(?:https?|wss?|ftp):|\bsrc=|\bhref=|@import|url\(|fetch\(", page)
     assert "default-src 'none'" in page
+
+
+# -- an unfinished comparison is gone on with ------------------------------------------------------
+
+TWO = "  second: {type: replicate, model: '%s', base_url: '%s', %s}"
+
+
+@pytest.fixture
+def both(paid):
+    """A machine with two paid backends, `rep` and `second`, that run imagen-compare."""
+    paid.configure(more=TWO % (SCHNELL, paid.server.url, QUICK))
+
+    def run(*args, **more):
+        return paid.tool("compare", "a cat", "--backends", "rep,second", *args, **more)
+
+    run.paid = paid
+    return run
+
+
+def compare_with(both, *args, **more):
+    """Start imagen-compare and leave it running."""
+    return both.paid.tool.start("compare", "a cat", "--backends", "rep,second", *args, **more)
+
+
+def tree_of(child):
+    """The process and its children, by their numbers."""
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    return [child.pid, *map(int, children)]
+
+
+@pytest.mark.parametrize("whole_tree", [False, True])
+def test_killed_after_some_creates_and_run_again_each_member_is_paid_once(
+    both, out_dir, until, whole_tree
+):
+    server = both.paid.server
+    child = compare_with(both, "--seeds", "1,2")
+    until(lambda: server.creates == 2, 60)
+    server.held = True
+    until(lambda: server.creates == 3, 60)
+    for number in reversed(tree_of(child) if whole_tree else [child.pid]):
+        os.kill(number, signal.SIGKILL)
+    child.wait()
+    server.held = False
+    ran = both("--seeds", "1,2", timeout=60)
+    assert ran.status == 0, ran.err
+    assert "taken up where an earlier run left it (--new declines)" in ran.err
+    assert server.creates == 4
+    *members, sheet = ran.records
+    assert [one["id"] for one in members] == sheet["members"]
+    folder = only_folder(out_dir)
+    assert {Path(one["file"]).parent for one in members} == {folder}
+    assert report(folder)["totals"]["done"] == 4
+    assert both.paid("--resume", "--dry-run").out == b""
+
+
+def test_a_comparison_that_was_handed_out_is_a_new_one_the_next_time(both, out_dir):
+    assert both().status == 0
+    assert both().status == 0
+    assert both.paid.server.creates == 4
+    assert len([*out_dir.glob("*/*-compare*")]) == 2
+
+
+def test_what_is_unfinished_comes_out_pending_and_the_same_command_finishes_it(both, out_dir):
+    server = both.paid.server
+    server.held = True
+    left = both("--wait", 0)
+    assert left.status == 75
+    *members, _sheet = left.records
+    assert ["pending" in one for one in members] == [True, True]
+    assert report(only_folder(out_dir))["members"] == members
+    server.held = False
+    done = both()
+    assert (done.status, server.creates) == (0, 2), done.err
+    assert [one["id"] for one in done.records[:-1]] == [one["id"] for one in members]
+    assert all(Path(one["file"]).is_file() for one in done.records)
+    assert report(only_folder(out_dir))["totals"]["done"] == 2
+
+
+@pytest.mark.parametrize("other", [["--new"], ["--seed", 5], ["--size", "512x512"]])
+def test_new_and_another_request_take_up_nothing(both, other):
+    both.paid.server.held = True
+    left = both("--wait", 0)
+    both.paid.server.held = False
+    anew = both(*other)
+    assert (anew.status, both.paid.server.creates) == (0, 4), anew.err
+    assert anew.records[0]["id"] != left.records[0]["id"]
+
+
+def test_the_same_id_again_is_the_same_comparison_with_its_seed_and_its_folder(both, out_dir):
+    both.paid.server.held = True
+    left = both("--id", "x", "--wait", 0)
+    both.paid.server.held = False
+    done = both("--id", "x")
+    assert [one["id"] for one in done.records[:-1]] == [one["id"] for one in left.records[:-1]]
+    assert done.records[0]["file"].startswith(str(only_folder(out_dir)))
+    again = both("--id", "x")
+    assert [one["sha256"] for one in again.records[:-1]] == [
+        one["sha256"] for one in done.records[:-1]
+    ]
+    assert both.paid.server.creates == 2
+
+
+def test_after_term_a_submitted_member_comes_out_pending(both, out_dir, until):
+    server = both.paid.server
+    server.held = True
+    child = compare_with(both)
+    until(lambda: server.asks("GET /v1/predictions/"), 60)
+    child.send_signal(signal.SIGTERM)
+    ran = both.paid.tool.ended(child)
+    assert (ran.status, "pending" in ran.record) == (143, True)
+    assert report(only_folder(out_dir))["members"] == [ran.record]
+    server.held = False
+    done = both()
+    assert (done.status, server.creates) == (0, 2), done.err
+    assert done.records[0]["id"] == ran.record["id"]
+
+
+def test_a_member_that_failed_for_now_is_tried_again_by_the_same_command(tool, out_dir):
+    args = ("a cat", "--backends", "mock,down", *SMALL)
+    first = tool("compare", *args)
+    again = tool("compare", *args)
+    assert (first.status, again.status) == (75, 75)
+    assert first.records[0] == again.records[0], "what was made is handed out again"
+    assert len([*out_dir.glob("*/*-compare")]) == 1

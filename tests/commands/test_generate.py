@@ -6,6 +6,8 @@ import json
 import os
 import pty
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -259,3 +261,128 @@ def test_on_without_a_project_is_a_warning_for_each_image(tool):
 def test_a_render_that_failed_is_not_uploaded(tool, owned):
     assert tool("generate", "a cat", *SMALL, *fault("out_of_credit")).status == 1
     assert owned.gateway.asks() == 0
+
+
+# -- killed, and run again -------------------------------------------------------------------------
+
+
+def generate(paid, *args, **more):
+    """Start imagen-generate where it is paid for."""
+    return paid.tool.start(
+        "generate", "a cat", "--size=512x512", *args, stdin=subprocess.DEVNULL, **more
+    )
+
+
+def end(paid, *args):
+    return paid.tool.ended(generate(paid, *args))
+
+
+def is_handed_over(paid):
+    """Whether the record has left imagen-render and is on its way to the caller."""
+    fetched = paid.server.asks("GET /files")
+    return fetched and paid.sql("select 1 from renders where delivered_by is not null")
+
+
+@pytest.fixture
+def slow_upload(paid, monkeypatch):
+    """A Supabase project that accepts connections and stays silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("SUPABASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", "k" * 40)
+        monkeypatch.setenv("IMAGEN_OWNER_USER_ID", "0b3c1d5e-0000-4000-8000-0123456789ab")
+        yield
+
+
+def kill_tree(child):
+    """Kill a process and what it started, all at once."""
+    below = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    for number in [child.pid, *map(int, below)]:
+        os.kill(number, signal.SIGKILL)
+    child.wait()
+
+
+def kill_alone(child):
+    child.kill()
+    child.wait()
+
+
+@pytest.mark.parametrize("kill", [kill_alone, kill_tree])
+def test_killed_while_the_upload_is_slow_and_run_again_nothing_is_paid_again(
+    paid, until, slow_upload, kill
+):
+    child = generate(paid)
+    until(lambda: is_handed_over(paid), 60)
+    kill(child)
+    assert paid.sql("select state, delivered from renders") == [("done", 0)]
+    ran = end(paid, "--no-cloud")
+    assert ran.status == 0, ran.err
+    assert Path(ran.record["file"]).is_file()
+    assert "taken up where an earlier run left it" in ran.err
+    assert paid.creates == 1
+    assert paid.sql("select delivered from renders") == [(1,)]
+
+
+def test_three_runs_that_are_each_killed_while_they_upload_are_one_payment(
+    paid, until, slow_upload
+):
+    runs = "select distinct delivered_by from renders where delivered_by is not null"
+    before: list[tuple[str]] = []
+    for kill in (kill_alone, kill_tree, kill_alone):
+        child = generate(paid)
+        until(lambda: is_handed_over(paid), 60)
+        until(lambda before=before: paid.sql(runs) not in ([], before), 60)
+        before = paid.sql(runs)
+        kill(child)
+    assert paid.creates == 1
+
+
+@pytest.mark.parametrize("kill", [kill_alone, kill_tree])
+def test_killed_while_it_renders_and_run_again_nothing_is_paid_again(paid, until, kill):
+    paid.server.held = True
+    child = generate(paid)
+    until(lambda: paid.server.asks("GET /v1/predictions/"), 30)
+    kill(child)
+    paid.server.held = False
+    ran = end(paid)
+    assert (ran.status, paid.creates) == (0, 1), ran.err
+    assert Path(ran.record["file"]).is_file()
+
+
+def test_an_image_of_a_living_run_is_not_taken_from_it(paid, until, slow_upload):
+    first = generate(paid)
+    until(lambda: is_handed_over(paid), 60)
+    second = end(paid, "--no-cloud")
+    assert "this is a second one (--id makes them one)" in second.err
+    assert paid("--resume").out == b"", "nor by --resume"
+    assert paid.creates == 2
+    kill_alone(first)
+
+
+def test_what_was_written_to_the_caller_is_delivered_with_the_last_image_of_a_submit(paid):
+    ran = end(paid, "--option", "num_outputs=3", "--id", "k")
+    assert [one["id"] for one in ran.records] == ["k", "k.2", "k.3"]
+    assert paid.sql("select id, delivered from renders") == [("k", 1)]
+
+
+def test_a_terminal_that_names_the_file_has_it_delivered(paid):
+    paid.tool.on_terminal("generate", "a cat", "--size=512x512")
+    assert paid.sql("select state, delivered from renders") == [("done", 1)]
+
+
+def test_resume_finishes_what_was_left_open_through_the_whole_chain(paid):
+    paid.server.held = True
+    left = end(paid, "--wait", 0)
+    paid.server.held = False
+    listed = paid.tool("generate", "--resume", "--dry-run", "-q")
+    assert [one["state"] for one in listed.records] == ["submitted"]
+    ran = paid.tool("generate", "--resume", "--no-cloud")
+    assert ran.status == 0
+    assert (ran.record["id"], "usage_id" in ran.record) == (left.record["id"], True)
+    assert (paid.creates, paid.sql("select delivered from renders")) == (1, [(1,)])
+    assert paid.tool("generate", "--resume", "--no-cloud").out == b""
+
+
+@pytest.mark.parametrize("args", [("a cat",), ("--lines",), ("--no-ledger",), ("--output", "x")])
+def test_resume_takes_neither_prompts_nor_what_does_not_go_with_it(tool, args):
+    ran = tool("generate", "--resume", *args)
+    assert (ran.status, ran.err[:26]) == (2, "imagen-generate: --resume ")

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from imagen import db, pipe
+from imagen import db
 from imagen.slots import LOST_S
 from servers.comfyui import ComfyUI
 from servers.replicate import SCHNELL, TOKEN, Replicate, throttled
@@ -368,7 +368,6 @@ def test_a_render_is_delivered_when_the_queue_has_been_told(queue, listen, until
     assert delivered(ledger) == [(name, 1)]
 
 
-@pytest.mark.skipif(not hasattr(pipe, "outer_program"), reason="render does not ask who delivers")
 def test_a_render_whose_job_was_not_closed_is_not_delivered(queue, listen, until, tmp_path):
     """Its record was on its way through the pipeline."""
     ledger = tmp_path / "ledger"

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from .. import options
+from ..chain import NOTHING, Extra
 from ..command import Common, tool
-from ..errors import FAILED, INTERRUPTED, UsageFault, from_os, worse
+from ..errors import (
+    FAILED,
+    INTERRUPTED,
+    REFUSED,
+    TEMPORARY,
+    ImagenError,
+    ReaderGone,
+    UsageFault,
+    from_os,
+    worse,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..compare import Turn
+    from ..comparison import Comparisons
+    from ..config import Config
+    from ..delivery import Delivery
     from ..record import Record
+    from ..request import Request
 
 EXAMPLES = """
 Examples:
   imagen-compare 'a cat in a fishbowl' --backends mock,flux-schnell-local
   imagen-compare 'a lighthouse' --backends mock,flux2-klein-local --seeds 1,2,3 --size 768x768
 """
-_OURS = {"backend", "seed", "id", "output", "out_dir", "dry_run"}
-_NOT = {"count", "again", "output", "force", "wait", "backend", "sets"}
+_OURS = {"backend", "seed", "id", "output", "out_dir", "dry_run", "wait"}
+_NOT = {"count", "again", "output", "force", "backend", "sets"}
+_STATUS = {0: 0, REFUSED: REFUSED, TEMPORARY: TEMPORARY}  # all else is a failure of that one
+
+
+class Asked(NamedTuple):
+    """What is compared: the request as every backend gets it, the backends, and the seeds."""
+
+    request: Request
+    backends: list[str]
+    seeds: list[int]
+    out_dir: Path
+    digest: str
+    id: str | None
+    wait_s: float | None
+    new: bool
 
 
 @tool("compare", epilog=EXAMPLES)
@@ -45,21 +75,22 @@ def main(context: click.Context, /, common: Common, prompt: str, **said: Any) ->
     chosen = compare.words(said["backends"], "--backends")
     for name in chosen:
         backends.open_backend(name, values, config.ledger_path().parent)
-    request, seeds, out_dir = _request(prompt, said, values)
-    turns = list(compare.turns(request["id"], chosen, seeds))
+    asked = _asked(prompt, said, values, chosen)
     passed = list(options.as_arguments(context, but=_OURS))
     passed += ["--config", str(values.path)] if values.path else []
     if said["dry_run"]:
+        turns = list(compare.turns(asked.request["id"], chosen, asked.seeds))
         return _dry(common, turns, passed, prompt)
-    folder = _folder(out_dir, prompt, seeds[0])
-    return _run(common, turns, passed, request, folder)
+    with ExitStack() as stack:
+        run = _begun(common, asked, bool(said["no_ledger"]), stack)
+        return _run(run, values, passed, asked.wait_s)
 
 
-def _request(prompt: str, said: dict[str, Any], values: Any) -> tuple[Record, list[int], Path]:
-    """Give the request as every backend gets it, and the seeds; drawn once when none is given."""
+def _asked(prompt: str, said: dict[str, Any], values: Any, chosen: list[str]) -> Asked:
+    """Return what is asked; the seed is drawn once when none is given."""
     import uuid
 
-    from .. import compare, request
+    from .. import compare, comparison, request
     from ..prompt import styled
 
     told = options.told(said, values)
@@ -67,10 +98,47 @@ def _request(prompt: str, said: dict[str, Any], values: Any) -> tuple[Record, li
     told.default_backend = None
     numbers = compare.words(said["seeds"], "--seeds") if said["seeds"] else []
     lines: list[Record] = [{"prompt": prompt, "seed": options.typed(one)} for one in numbers]
-    found = [request.requests_of(one, told)[0] for one in lines or [{"prompt": prompt}]]
-    asked = found[0] | {"id": said["id"] or str(uuid.uuid4())}
-    styled(asked, values.styles)  # a style that is none is refused before anything is sent
-    return asked, [one["seed"] for one in found], told.out_dir
+    requests = [request.requests_of(one, told)[0] for one in lines or [{"prompt": prompt}]]
+    first, seeds = requests[0], [one["seed"] for one in requests]
+    digest = comparison.digest(first, chosen, None if "seed" in first.drawn else seeds)
+    first["id"] = said["id"] or str(uuid.uuid4())
+    styled(first, values.styles)  # a style that is none is refused before anything is sent
+    return Asked(
+        first, chosen, seeds, told.out_dir, digest, said["id"], told.wait_s, bool(said["new"])
+    )
+
+
+def _begun(common: Common, asked: Asked, no_ledger: bool, stack: ExitStack) -> Run:
+    """Begin the comparison, or take up what an earlier run left of it."""
+    from .. import caller, compare, config, pipe
+    from ..comparison import Comparisons, Question
+    from ..delivery import Delivery
+    from ..ledger import Comparison, required
+    from ..ledger.journal import Asker
+
+    def new_folder(seed: int) -> Path:
+        return _folder(asked.out_dir, asked.request["prompt"], seed)
+
+    comparisons, delivery, is_taken_up = None, None, False
+    if no_ledger:
+        folder = new_folder(asked.seeds[0]).absolute()
+        begun = Comparison("", asked.request["id"], asked.seeds, str(folder))
+    else:
+        comparisons = Comparisons(required(config.ledger_path()), common.report.note)
+        asker = Asker(asked.id is not None, asked.digest, caller.caller())
+        question = Question(asked.id, asker, asked.seeds, new_folder)
+        begun, is_taken_up = comparisons.claim(question, asked.new, stack)
+        path = config.ledger_path()
+        delivery = Delivery(path, pipe.reader(), common.report.note, begun.run)
+    request = {**asked.request, "id": begun.id, "seed": begun.seeds[0]}
+    turns = list(compare.turns(begun.id, asked.backends, begun.seeds))
+    folder = Path(begun.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    extra = NOTHING
+    if delivery is not None:
+        descriptor = stack.enter_context(delivery.begun())
+        extra = Extra(pipe.told_to_render(delivery.run, descriptor), (descriptor,))
+    return Run(common, request, turns, folder, is_taken_up, comparisons, delivery, extra)
 
 
 def _folder(out_dir: Path, prompt: str, seed: int) -> Path:
@@ -86,7 +154,7 @@ def _folder(out_dir: Path, prompt: str, seed: int) -> Path:
 
 
 def _dry(common: Common, turns: list[Turn], passed: list[str], prompt: str) -> int:
-    from .. import compare, record
+    from .. import chain, compare, record
 
     plans: list[Record] = []
     status = 0
@@ -96,52 +164,133 @@ def _dry(common: Common, turns: list[Turn], passed: list[str], prompt: str) -> i
         common.pipe.write(plans[-1])
 
     for turn in turns:
-        status = worse(status, _render(turn, [*passed, "--dry-run"], prompt, on_line))
+        stage = _stage(turn, [*passed, "--dry-run"], prompt)
+        status = worse(status, chain.run([stage], on_line, reads_stdin=False)[0])
     common.pipe.write({"plans": len(plans), **compare.prices(plans)})
     return status
 
 
-def _run(
-    common: Common, turns: list[Turn], passed: list[str], request: Record, folder: Path
-) -> int:
-    import json
-
-    from .. import chain, compare, files, record
-
-    made: list[Record] = []
-    status = 0
-
-    def on_line(line: bytes) -> None:
-        made.append(record.parse(line))
-        common.pipe.write(made[-1])
-
-    for turn in turns:
-        ended = _render(
-            turn, [*passed, "--output", str(folder / turn.file)], request["prompt"], on_line
-        )
-        if turn.id not in [one.get("id") for one in made]:
-            made.append(compare.unanswered(turn, request, ended))
-            common.pipe.write(made[-1])
-        found = compare.summary(request["id"], request, turns, made)
-        text = json.dumps(found, ensure_ascii=False, indent=1) + "\n"
-        files.publish(folder / "compare.json", text.encode(), replace=True)
-        files.publish(folder / "compare.html", compare.page(found), replace=True)
+def _run(run: Run, values: Config, passed: list[str], wait_s: float | None) -> int:
+    """Ask one backend after the other, and put what came of it side by side."""
+    status, is_finished = 0, True
+    end = None if wait_s is None else time.monotonic() + wait_s
+    busy: set[str] = set()  # servers of our own that are still at a member
+    for turn in run.turns:
+        is_own = values.backends[turn.backend]["type"] == "comfyui"
+        if is_own and busy - {turn.backend}:  # two models on one graphics card run out of memory
+            run.common.report.note(f"{turn.id}: not begun; run the same command again")
+            status, is_finished = worse(status, TEMPORARY), False
+            continue
+        wait = [] if end is None else [f"--wait={max(end - time.monotonic(), 0):.3f}"]
+        ended = run.member(turn, [*passed, *wait])
+        run.report()
         if ended in INTERRUPTED:
             return ended
-        status = worse(status, ended and (FAILED if ended != 2 else ended))
-    columns = str(len({turn.seed for turn in turns}))
-    sheet = chain.argv("imagen-sheet", "--output", str(folder / "sheet.png"), "--columns", columns)
-    sheet += ["--label", compare.LABEL, "--title", request["prompt"]]
-    lines = b"".join(map(record.line, made))
-    return worse(status, chain.feed(sheet, lines, common.pipe.write))
+        if is_own and "pending" in run.records[-1]:
+            busy.add(turn.backend)
+        status = worse(status, _STATUS.get(ended, FAILED))
+        is_finished = is_finished and run.is_over(turn, ended)
+    status = worse(status, run.sheet())
+    if is_finished:
+        run.finish()
+    return status
 
 
-def _render(turn: Turn, passed: list[str], prompt: str, on_line: Any) -> int:
+class Run:
+    """One comparison under way: its members' records so far, its folder, and the ledger's part."""
+
+    def __init__(
+        self,
+        common: Common,
+        request: Record,
+        turns: list[Turn],
+        folder: Path,
+        is_taken_up: bool,
+        comparisons: Comparisons | None,
+        delivery: Delivery | None,
+        extra: Extra,
+    ) -> None:
+        """Take what is compared, and where its records and images go."""
+        self.common = common
+        self.turns = turns
+        self.records: list[Record] = []
+        self._request = request
+        self._folder = folder
+        self._is_taken_up = is_taken_up
+        self._comparisons = comparisons
+        self._delivery = delivery
+        self._extra = extra
+
+    def member(self, turn: Turn, passed: list[str]) -> int:
+        """Render one member and write its record; gives imagen-render's status."""
+        from .. import chain, record
+
+        output = ["--output", str(self._folder / turn.file)]
+        stage = _stage(turn, [*passed, *output], self._request["prompt"])
+        ended = chain.run([stage], lambda line: self._write(record.parse(line)), False, self._extra)
+        if turn.id not in [one.get("id") for one in self.records]:
+            if self._delivery and self._delivery.is_abandoned():
+                raise ReaderGone
+            self._write(self._missing(turn, ended[0]))
+        return ended[0]
+
+    def _missing(self, turn: Turn, status: int) -> Record:
+        """Return the record of a member whose render ended without one."""
+        from .. import compare
+
+        if self._comparisons is None or status not in INTERRUPTED:
+            return compare.unanswered(turn, self._request, status)
+        return self._comparisons.left_by(compare.member(turn, self._request))
+
+    def _write(self, member: Record) -> None:
+        self.records.append(member)
+        self.common.pipe.write(member)
+        if self._delivery:
+            self._delivery.written(member)
+
+    def is_over(self, turn: Turn, status: int) -> bool:
+        """Whether a member needs no other run: it was made, or it failed for good."""
+        if status not in (0, FAILED, REFUSED):
+            return False
+        return self._comparisons is None or not self._comparisons.is_open(turn.id)
+
+    def report(self) -> None:
+        """Write compare.json and compare.html anew."""
+        import json
+
+        from .. import compare, files
+
+        summary = compare.summary(self._request["id"], self._request, self.turns, self.records)
+        text = json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
+        files.publish(self._folder / "compare.json", text.encode(), replace=True)
+        files.publish(self._folder / "compare.html", compare.page(summary), replace=True)
+
+    def sheet(self) -> int:
+        """Draw the sheet; over the one that an earlier run of this comparison drew."""
+        from .. import chain, compare, record
+
+        columns = str(len({turn.seed for turn in self.turns}))
+        output = ["--output", str(self._folder / "sheet.png"), "--columns", columns]
+        force = ["--force"] if self._is_taken_up else []
+        title = ["--label", compare.LABEL, "--title", self._request["prompt"]]
+        stage = chain.argv("imagen-sheet", *output, *force, *title)
+        lines = b"".join(map(record.line, self.records))
+        return chain.feed(stage, lines, self.common.pipe.write)
+
+    def finish(self) -> None:
+        """Journal that all of it was written to the caller."""
+        if self._comparisons and self._delivery and not self._delivery.is_abandoned():
+            try:
+                self._comparisons.finish(self._delivery.run)
+            except ImagenError as fault:
+                self.common.report.note(fault.message)
+
+
+def _stage(turn: Turn, passed: list[str], prompt: str) -> list[str]:
     from .. import chain
 
     own = [f"--backend={turn.backend}", f"--seed={turn.seed}", f"--id={turn.id}"]
-    stage = chain.argv("imagen-render", *passed, *own, "--", prompt)
-    return chain.run([stage], on_line, reads_stdin=False)[0]
+    return chain.argv("imagen-render", *passed, *own, "--", prompt)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import options
 from ..command import Common, tool
 from ..errors import BadLine, UsageFault
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..record import Record
 
 EXAMPLES = """
 Examples:
@@ -22,6 +26,7 @@ Examples:
 @tool("generate", epilog=EXAMPLES)
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
+@click.option("--resume", is_flag=True, help="Finish what earlier runs left open.")
 @options.render_options()
 @click.option("--no-cloud", is_flag=True, help="Do not upload, whatever the configuration says.")
 @click.option("--preview/--no-preview", default=None, help="Show always, or never.")
@@ -30,62 +35,96 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     """Renders like imagen-render, then does what is set up behind it, and says on stderr where each
     image is. The exit status is render's: what fails later is a warning, the image is safe.
     """
-    from .. import chain, config, pipe, preview, upload
+    from .. import chain, config, pipe
 
     values = config.load(common.config_file)
     options.told(said, values)
-    reads_stdin = not prompts or prompts == ("-",)
+    options.check_resume(said, prompts)
+    reads_stdin = not said["resume"] and (not prompts or prompts == ("-",))
     if reads_stdin and not pipe.stdin_waits():
         raise UsageFault("no prompt", hint="imagen-generate 'a cat in a fishbowl'")
-    on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    shows = preview.wanted(
-        preview.mode(said["preview"], values["output.preview"]), on_terminal, os.environ
-    )
-    binary = said["output"] == "-"
     shared = ["--config", str(values.path)] if values.path else []
-    passed = [*options.as_arguments(context), *shared, *_flags(common, said["lines"])]
-    stages = {"imagen-render": [*passed, "--", *prompts]}
-    makes_files = not said["dry_run"] and not binary
-    mode, url = values["output.cloud_sync"], values["supabase.url"]
-    if makes_files and upload.syncs(said["no_cloud"], mode, url):
-        stages["imagen-upload"] = ["--best-effort", *shared]
-    if makes_files and not said["no_ledger"]:
-        stages["imagen-log-usage"] = ["--best-effort", *shared]
-    if shows and makes_files:
-        stages["imagen-preview"] = ["--preview", "--best-effort", *shared]
-
-    def on_line(line: bytes) -> None:
-        if makes_files:
-            _tell(line, common)
-        if not on_terminal or said["dry_run"] or binary:
-            pipe.write_out(line)
-
-    commands = [chain.argv(name, *arguments) for name, arguments in stages.items()]
-    first, *others = chain.run(commands, on_line, reads_stdin)
+    passed = [*options.as_arguments(context), *shared, *_flags(common, said)]
+    render = chain.argv("imagen-render", *passed, "--", *prompts)
+    if said["dry_run"] or said["output"] == "-":
+        chain.replace_process(render)  # nothing comes behind it
+    stages = {"imagen-render": render, **_behind(said, values, shared)}
+    first, *others = _run(common, list(stages.values()), reads_stdin, not said["no_ledger"])
     for name, status in zip(list(stages)[1:], others, strict=True):
         if status:
             common.report.say(f"{name} failed with status {status}; the image is safe")
     return first
 
 
-def _flags(common: Common, lines: bool) -> list[str]:
-    flags = {"--quiet": common.report.quiet, "--verbose": common.report.verbose, "--lines": lines}
+def _behind(said: dict[str, Any], values: Config, shared: list[str]) -> dict[str, list[str]]:
+    """Return the stages behind imagen-render, as the configuration and the options want them."""
+    from .. import chain, preview, upload
+
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    names = {}
+    if upload.syncs(said["no_cloud"], values["output.cloud_sync"], values["supabase.url"]):
+        names["imagen-upload"] = ["--best-effort"]
+    if not said["no_ledger"]:
+        names["imagen-log-usage"] = ["--best-effort"]
+    mode = preview.mode(said["preview"], values["output.preview"])
+    if preview.wanted(mode, on_terminal, os.environ):
+        names["imagen-preview"] = ["--preview", "--best-effort"]
+    return {name: chain.argv(name, *options_, *shared) for name, options_ in names.items()}
+
+
+def _run(
+    common: Common, commands: list[list[str]], reads_stdin: bool, has_ledger: bool
+) -> list[int]:
+    """Run the pipeline; each record that reaches the caller is journaled as delivered."""
+    from .. import chain, config, pipe
+    from ..delivery import Delivery
+
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    delivery = Delivery(config.ledger_path(), pipe.reader(), common.report.note)
+
+    def on_line(line: bytes) -> None:
+        record = _parsed(line)
+        _tell(record, common)
+        if not on_terminal:
+            pipe.write_out(line)
+        if has_ledger:
+            delivery.written(record)
+
+    if not has_ledger:
+        return chain.run(commands, on_line, reads_stdin)
+    with delivery.begun() as descriptor:
+        extra = chain.Extra(pipe.told_to_render(delivery.run, descriptor), (descriptor,))
+        return chain.run(commands, on_line, reads_stdin, extra)
+
+
+def _flags(common: Common, said: dict[str, Any]) -> list[str]:
+    flags = {
+        "--quiet": common.report.quiet,
+        "--verbose": common.report.verbose,
+        "--lines": said["lines"],
+        "--resume": said["resume"],
+    }
     return [name for name, given in flags.items() if given]
 
 
-def _tell(line: bytes, common: Common) -> None:
-    """One line for people about each image: the file, and where it is in the cloud."""
-    from .. import pipe, record
+def _parsed(line: bytes) -> Record:
+    from .. import record
 
     try:
-        made = record.parse(line)
+        return record.parse(line)
     except BadLine:
-        return
-    if "pending" in made:
-        name = pipe.name_of(made, "")
+        return {}
+
+
+def _tell(record: Record, common: Common) -> None:
+    """One line for people about each image: the file, and where it is in the cloud."""
+    from .. import pipe
+
+    if "pending" in record:
+        name = pipe.name_of(record, "")
         common.report.note(f"{name}: not done yet; pipe its record back to collect it")
-    elif "file" in made:
-        common.report.note(f"{made['file']}{_where(made.get('cloud'))}")
+    elif "file" in record:
+        common.report.note(f"{record['file']}{_where(record.get('cloud'))}")
 
 
 def _where(cloud: Any) -> str:

@@ -27,9 +27,6 @@ Examples:
 """
 
 
-_DELIVERED_BY = "IMAGEN_DELIVERED_BY"  # imagen-render leaves it to that run to journal deliveries
-
-
 @tool("listen", epilog=EXAMPLES)
 @click.argument("pipeline", nargs=-1, metavar="[-- PIPELINE]")
 @click.option("--database-url", metavar="URL", help="The queue's database, over the environment.")
@@ -73,7 +70,7 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
     stops, wakes = signals.counted()
     tell = common.report.say
     ledger = machine_ledger.MachineLedger(config.ledger_path(), tell)
-    os.environ[_DELIVERED_BY] = ledger.run
+    os.environ[pipe.DELIVERED_BY] = ledger.run
     with ledger.lives():
         return worker.Worker(about, lambda: _connected(where, stops), tell, ledger).run(
             stops, wakes

@@ -45,10 +45,7 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
     from ..render import Renderer
     from ..request import Request, Told, fate
 
-    if resume and (prompts or lines):
-        raise UsageFault("--resume takes no prompts: it finishes what the ledger has open")
-    if resume and (said["output"] or said["no_ledger"]):
-        raise UsageFault("--resume goes with neither --output nor --no-ledger")
+    options.check_resume({**said, "resume": resume, "lines": lines}, prompts)
     dry_run = said["dry_run"]
     values = config.load(common.config_file)
     told = options.told(said, values)
@@ -56,7 +53,7 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
     if told.output == "-":
         common.pipe.to_stderr = True
     ledger = Ledger(None) if said["no_ledger"] else required(config.ledger_path())
-    renderer = Renderer(values, ledger, told, _around(common, told))
+    renderer = Renderer(values, ledger, told, _around(common, told, ledger))
     teller = Teller(common, _collecting(told, resume, said["no_ledger"]))
     common.pipe.hint = teller.hint
     if source is None:
@@ -74,18 +71,24 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
         return common.pipe.each(_requests(source, told, said["id"]), step)
 
 
-def _around(common: Common, told: Told) -> Around:
+def _around(common: Common, told: Told, ledger: Ledger) -> Around:
     from .. import caller, config, pipe
+    from ..delivery import RenderWatch
     from ..render import Around
 
+    run, reader = pipe.outer_program()
+    watch = RenderWatch(ledger.path, reader)
     return Around(
         state=config.ledger_path().parent,
         caller=caller.caller,
-        before_submit=pipe.check_reader,
+        before_submit=lambda: pipe.check_reader(reader),
         tell=common.report.progress,
         shows=common.report.shows,
         note=common.report.note,
         image_out=pipe.write_out if told.output == "-" else None,
+        delivered_by=run,
+        watch=watch.over,
+        is_abandoned=watch.is_abandoned,
     )
 
 

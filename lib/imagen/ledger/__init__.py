@@ -12,12 +12,26 @@ from pathlib import Path
 
 from ..record import canonical_uuid
 from . import locks
+from .comparisons import Comparison, Comparisons
 from .database import Database, LedgerBusy, LedgerFault
+from .deliveries import Deliveries
 from .journal import Entry, Journal
 from .uploads import Uploads
 from .usage import Usage
 
-__all__ = ["Entry", "Journal", "Ledger", "LedgerBusy", "LedgerFault", "Uploads", "Usage", "opened"]
+__all__ = [
+    "Comparison",
+    "Comparisons",
+    "Deliveries",
+    "Entry",
+    "Journal",
+    "Ledger",
+    "LedgerBusy",
+    "LedgerFault",
+    "Uploads",
+    "Usage",
+    "opened",
+]
 
 
 def opened(path: Path, note: Callable[[str], None]) -> Ledger:
@@ -50,6 +64,8 @@ class Ledger:
         row = database.row("select id from ledger")
         self.id = str(row["id"]) if row else str(uuid.uuid4())
         self.journal = Journal(database)
+        self.deliveries = Deliveries(database)
+        self.comparisons = Comparisons(database)
         self.usage = Usage(database)
         self.uploads = Uploads(database)
 
@@ -74,6 +90,11 @@ class Ledger:
                 says = f"the ledger {self.path} cannot be used: no lock beside it: {fault}"
                 raise LedgerFault(says) from None
             yield held
+
+    def is_locked(self, name: str) -> bool:
+        """Whether another process holds the lock of that name."""
+        with self.lock(name, wait=False) as ours:
+            return not ours
 
     @contextmanager
     def take_over(self, render_id: str) -> Iterator[bool]:

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 BUSY_S = 10
 
 
+# Files that this process has connections to. To open and close one of them by ourselves would drop
+# the locks of those connections (POSIX), and another process would take the journal away from them.
+_open_here: set[Path] = set()
+
+
 class LedgerFault(Refused):
     """The ledger cannot be used"""
 
@@ -114,6 +119,25 @@ _ADDITIONS = [
     create index renders_in_doubt on renders (asked, caller, created_at)
         where given = 0 and state = 'failed';
     """,
+    """
+    -- the run of imagen-generate or imagen-compare that writes its records to the caller
+    alter table renders add column delivered_by text;
+    create table comparisons (
+        run          text primary key, -- its lock is held while it runs
+        id           text not null,    -- the ids of its members begin with it
+        given        integer not null, -- whether somebody gave the id
+        asked        text not null,    -- sha256 of the request, the backends and the seeds
+        caller       text not null,
+        seeds        text not null,    -- JSON
+        folder       text not null,
+        created_at   real not null,    -- unix time
+        boot         text,             -- the same moment as seconds since the boot of that id
+        uptime       real not null,
+        abandoned_at real,
+        finished     integer not null default 0
+    );
+    create index comparisons_asked on comparisons (asked, created_at);
+    """,
 ]
 
 
@@ -127,7 +151,9 @@ class Database:
         self.path = path
         if path:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if path not in _open_here or not path.exists():
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _open_here.add(path)
         with self._guarded():
             self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_S, isolation_level=None)
             try:

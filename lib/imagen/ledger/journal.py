@@ -18,7 +18,7 @@ from .spend import Spent, spent
 if TYPE_CHECKING:
     import sqlite3
 
-_FRESH_S = 3600  # how long a request without an id finds the render that an earlier run began
+FRESH_S = 3600  # how long a request without an id finds the render that an earlier run began
 _OPEN = "(state = 'open' or (state = 'done' and delivered = 0))"
 
 
@@ -54,6 +54,8 @@ class Entry:
     attempt_clock: float | None
     attempt_limit_s: float | None
     server_date: float | None
+    abandoned_at: float | None
+    delivered_by: str | None
 
     @property
     def attempt(self) -> Attempt | None:
@@ -90,6 +92,18 @@ class Entry:
         meta = (self.error or {}).get("backend_meta")
         also = {"backend_meta": meta} if meta else {}
         return {**self.request, **submit, **also, **whose, "id": name}
+
+    @property
+    def pending(self) -> dict[str, Any] | None:
+        """The record of a render that may go on at its backend; None without a handle."""
+        if self.state != "open" or not self.handle:
+            return None
+        where = {
+            "backend": self.backend,
+            "handle": self.handle,
+            "since": self.request["started_at"],
+        }
+        return {**self.request, "attempts": self.number, "pending": where}
 
     def about(self) -> dict[str, Any]:
         """Give what `--resume` says of it."""
@@ -214,7 +228,7 @@ class Journal:
             f" select render_id, created_at, rowid from renders r where {where}"
             " and state = 'failed' and json_extract(error, '$.retry') = 'reconcile')"
             " order by created_at, n",
-            *(asker.asked, asker.caller, at.wall - _FRESH_S, at.boot, at.uptime - _FRESH_S) * 2,
+            *(asker.asked, asker.caller, at.wall - FRESH_S, at.boot, at.uptime - FRESH_S) * 2,
         )
         return [row["render_id"] for row in rows]
 

@@ -1,0 +1,117 @@
+"""A comparison in the ledger: begun, taken up where an earlier run left it, finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from .attach import LOOK_S, NOTICE_S
+from .errors import Interrupted
+from .ledger import Comparison, Ledger
+from .ledger.journal import Asker
+from .record import Record
+from .request import Request
+
+_CHOSEN = ("seed", "backend", "id")  # by --seeds, --backends and --id
+
+
+class Question(NamedTuple):
+    """What is to be compared: the id, if somebody gave one, the digest, and what was drawn."""
+
+    id: str | None
+    asker: Asker
+    seeds: list[int]
+    new_folder: Callable[[int], Path]  # for the first seed
+
+
+def digest(request: Request, backends: Sequence[str], seeds: Sequence[int] | None) -> str:
+    """Return the sha256 of what was asked, before anything was drawn."""
+    fields = {name: value for name, value in request.asked.items() if name not in _CHOSEN}
+    text = json.dumps([fields, list(backends), seeds and list(seeds)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Comparisons:
+    """Begins comparisons, or goes on with those that earlier runs left unfinished."""
+
+    def __init__(self, ledger: Ledger, note: Callable[[str], None]) -> None:
+        """Take the ledger, and who is told what is taken up."""
+        self._ledger = ledger
+        self._rows = ledger.comparisons
+        self._note = note
+
+    def claim(self, question: Question, new: bool, stack: ExitStack) -> tuple[Comparison, bool]:
+        """Hold a comparison until the stack ends; gives it, and whether it was taken up."""
+        seeds = question.seeds
+        if question.id is not None:
+            known = self._rows.with_id(question.id, question.asker.asked)
+            if known and (unfinished := self._locked(known, stack, wait=True)):
+                return unfinished, True
+            seeds = known.seeds if known else seeds
+        elif not new and (unfinished := self._left(question.asker, stack)):
+            return unfinished, True
+        return self._begun(question, seeds, stack), False
+
+    def _begun(self, question: Question, seeds: list[int], stack: ExitStack) -> Comparison:
+        run, name = str(uuid.uuid4()), question.id or str(uuid.uuid4())
+        stack.enter_context(self._ledger.lock(run))
+        begun = Comparison(run, name, seeds, str(question.new_folder(seeds[0]).absolute()))
+        self._rows.begin(begun, question.asker)
+        return begun
+
+    def _left(self, asker: Asker, stack: ExitStack) -> Comparison | None:
+        """Claim what an earlier run left; as `EarlierRuns` does it for one render."""
+        patience_s = NOTICE_S
+        while True:
+            living = self._rows.unfinished(asker)
+            for one in living:
+                if unfinished := self._locked(one, stack, wait=False):
+                    self._note(f"{one.id}: taken up where an earlier run left it (--new declines)")
+                    return unfinished
+            if not living:
+                return None
+            if all(one.abandoned_at is None for one in living):
+                patience_s -= LOOK_S
+                if patience_s <= 0:
+                    break
+            time.sleep(LOOK_S)
+        self._note(
+            f"another run of this comparison is under way ({living[0].id});"
+            " this is a second one (--id makes them one)"
+        )
+        return None
+
+    def _locked(self, known: Comparison, stack: ExitStack, wait: bool) -> Comparison | None:
+        with ExitStack() as attempt:
+            if attempt.enter_context(self._ledger.lock(known.run, wait)):
+                unfinished = self._rows.entry(known.run)
+                if unfinished and not unfinished.finished:
+                    self._rows.take_up(known.run)
+                    stack.push(attempt.pop_all())
+                    return unfinished
+        return None
+
+    def is_open(self, member: str) -> bool:
+        """Whether a member's render may still be going on."""
+        return self._ledger.journal.is_open(self._ledger.render_id(member))
+
+    def left_by(self, member: Record) -> Record:
+        """Return the record of a member whose render was interrupted and gave none."""
+        entry = self._ledger.journal.entry(self._ledger.render_id(member["id"]))
+        if entry and entry.state == "done" and entry.records:
+            return entry.records[0]
+        if entry and entry.pending:
+            return entry.pending
+        billed = "unknown" if entry else "no"
+        fault = Interrupted("interrupted; run it again to finish it", billed=billed)
+        return {**member, "error": fault.as_record("imagen-compare")}
+
+    def finish(self, run: str) -> None:
+        """Journal that all members were written to the caller."""
+        self._rows.finish(run)
