@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from itertools import product
-from pathlib import Path
 from pprint import pformat
 from typing import Any
 
@@ -58,6 +57,26 @@ def _accepted(stage: str, fault: str) -> tuple[bool, ...]:
     if stage in ("poll", "fetch") or fault == "cut_after" or fault in LISTS:
         return (True,)
     return (False,) if fault == "cut_before" else (True, False)
+
+
+def free_cells() -> list[Cell]:
+    """Return the cells of ComfyUI and of the mock, which take an id of ours."""
+    faults = ("cut_before", "cut_after", "silence", "bad_gateway", "kill")
+    with_id, *others = (PROGRAMS[0], PROGRAMS[1], PROGRAMS[2])
+    cells = [
+        Cell(stage, fault, accepted, with_id, "comfyui")
+        for stage, fault in product(("create", "poll", "fetch"), faults)
+        for accepted in _accepted(stage, fault)
+    ]
+    cells += [Cell("create", "kill", True, program, "comfyui") for program in others]
+    return [
+        *cells,
+        Cell("create", "cut_before", False, with_id, "mock"),
+        Cell("create", "cut_after", True, with_id, "mock"),
+        Cell("create", "bad_gateway", False, with_id, "mock"),
+        Cell("poll", "kill", True, with_id, "mock"),
+        Cell("fetch", "cut_after", True, with_id, "mock"),
+    ]
 
 
 def all_cells() -> list[Cell]:
@@ -132,6 +151,14 @@ class Run:
         return [one["error"] for one in self.records if isinstance(one.get("error"), dict)]
 
     @property
+    def is_over(self) -> bool:
+        """Whether to run it again makes no sense: it is done, it hangs, or it says never."""
+        if self.killed:
+            return any("file" in one for one in self.records)
+        never = [error.get("retry") == "never" for error in self.errors]
+        return self.status in (0, None) or (bool(never) and all(never))
+
+    @property
     def is_doubt(self) -> bool:
         """Whether it says that it may have been paid, and how that is settled."""
         return any(
@@ -177,7 +204,8 @@ class Observation:
     def has_picture(self) -> bool:
         """Whether the last run gave the picture that was paid for."""
         whole = [one for one in self.pictures if one["size"] > 0]
-        return self.last.status == 0 and any(one["submit"] in self.handles for one in whole)
+        ended = self.last.status == 0 or self.last.killed
+        return ended and any(one["submit"] in self.handles for one in whole)
 
 
 def judge(seen: Observation) -> list[str]:
@@ -225,7 +253,7 @@ def _counted(seen: Observation) -> list[str]:
 
 
 def _never_stuck(seen: Observation) -> list[str]:
-    if seen.cell.accepted or seen.has_picture:
+    if seen.creates or seen.has_picture:
         return []
     return ["NEVER STUCK: nothing was accepted, and the same command again brings no picture"]
 

@@ -121,7 +121,9 @@ def comfyui() -> Iterator[Place]:
         keys = "poll_min_s: 0.01, poll_max_s: 0.05, retry_s: 0.05, patience_s: 1"
 
         def arrived(stage: str) -> int:
-            return sum(f"{way} {path}".startswith(requests[stage]) for way, path, _ in server.requests)
+            return sum(
+                f"{way} {path}".startswith(requests[stage]) for way, path, _ in server.requests
+            )
 
         yield Place(
             name="comfy",
@@ -139,9 +141,10 @@ def comfyui() -> Iterator[Place]:
 
 
 @contextmanager
-def mock(state: Path) -> Iterator[Place]:
+def mock(folder: Path) -> Iterator[Place]:
     """Give the mock, which fails by data: a stage's fault is a word in its configuration."""
-    memory, faults = state / "imagen" / "mock", list[str]()
+    memory, faults = folder / "cell" / "machine" / "imagen" / "mock", list[str]()
+    remember = "{fault: hang, times: 0}"  # never strikes, but the mock keeps what it accepted
     words = {wire.CUT: "lost_answer", wire.HALF_A_BODY: "truncated"}
 
     def strike(stage: str, broken: Broken, accepted: bool, late_s: float) -> None:
@@ -157,8 +160,7 @@ def mock(state: Path) -> Iterator[Place]:
     yield Place(
         name="mock",
         paid=False,
-        # one that never strikes lets the mock remember what it accepted
-        instance=lambda limits: "{type: mock, faults: [{fault: hang, times: 0}, %s]}" % ", ".join(faults),
+        instance=lambda limits: f"{{type: mock, faults: [{', '.join([remember, *faults])}]}}",
         creates=lambda: len(accepted()),
         handles=accepted,
         arrived=lambda stage: len(accepted()),

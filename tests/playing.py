@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conftest import missing
+from conftest import LIB, missing
 from imagen import db, jobs
 from matrix import CLOCKS, KILLS, LISTS, PROXIES, WIRE, Cell, Observation, Run
 from places import BREAKS, NAME, Limits, Place
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from conftest import Tools
     from servers.postgres import Place as DatabasePlace
 
-LIMIT_S = 20.0  # of one run
+LIMIT_S = 15.0  # of one run
 MOST_RUNS = 6
-LAG_S, LATE_S = 0.5, 0.4
+LAG_S = 0.5
+LATE_S = {"render_with_id": 0.5, "render_without_id": 0.5}  # the others take longer to come back
+LATER_S = 1.2
 PROMPT = "a lighthouse at dusk"
 LONG = f"{PROMPT}, " + "waves against the rocks, " * 50  # longer than a list may show
 SHORT_SILENCE = Limits(read_s=0.8)
+KILLED = Limits(read_s=1.2)
 CREATES = ("create", "throttled")
 
 
@@ -41,19 +44,29 @@ def limits_of(cell: Cell) -> Limits:
     """Return the limits under which a cell takes seconds: short where something stays silent."""
     if cell.fault == "list_lags":
         return Limits(settle_s=LAG_S + 0.3)
-    silent = cell.fault in ("silence", "trickle", *KILLS)
-    return SHORT_SILENCE if silent else Limits()
+    if cell.fault in KILLS:
+        return KILLED
+    return SHORT_SILENCE if cell.fault in ("silence", "trickle") else Limits()
 
 
-def clock_environment(offset: str) -> dict[str, str]:
-    """Return what sets the wall clock of a program, and leaves its other clocks alone."""
+def clock_environment(offset: str, folder: Path) -> dict[str, str]:
+    """Return what sets the wall clock of a program, and leaves its other clocks alone.
+
+    libfaketime 0.9.10 then refuses a sleep until a time of CLOCK_MONOTONIC, as Python's time.sleep
+    is; so that sleeps by select, in the child processes too.
+    """
     program = shutil.which("faketime")
     if program is None:
         missing("no faketime here (Debian: apt install faketime)")
     asks = [program, "-f", "+0", "printenv", "LD_PRELOAD"]
     library = subprocess.run(asks, capture_output=True, text=True, check=True).stdout.strip()
-    monotonic = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
-    return {"LD_PRELOAD": library, "FAKETIME": offset, **monotonic}
+    (folder / "sitecustomize.py").write_text(
+        "import select, time\n"
+        "time.sleep = lambda seconds: select.select([], [], [], seconds) and None\n"
+    )
+    real = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+    path = f"{folder}{os.pathsep}{LIB}"
+    return {"LD_PRELOAD": library, "FAKETIME": offset, "PYTHONPATH": path, **real}
 
 
 class Player:
@@ -66,11 +79,18 @@ class Player:
         tool: Tools,
         configure: Callable[[str], Path],
         database: DatabasePlace | None = None,
+        kills: Sequence[float] = (),
     ) -> None:
+        """Take the cell, and after how many seconds of further runs those are killed."""
         self.cell, self.place, self.tool, self.configure = cell, place, tool, configure
+        self.kills = [*kills]
+        self.folder = tool.folder / "cell"
+        while self.folder.exists():
+            self.folder = self.folder.with_name(f"{self.folder.name}-")
+        self.folder.mkdir()
         self.prompt = LONG if cell.fault == "list_normalises" else PROMPT
         self.id = str(uuid.uuid4())
-        self.machines = [tool.folder / "machine"]
+        self.machines = [self.folder / "machine"]
         self.extra: dict[str, str] = {}
         self.runs: list[Run] = []
         self.proxy: Proxy | None = None
@@ -116,7 +136,7 @@ class Player:
             self._strike(wire.HALF_A_BODY if half else BREAKS[cell.fault])
         elif cell.fault in KILLS:
             late = cell.fault == "kill" and cell.accepted and cell.stage in CREATES
-            self._strike(wire.SILENCE, LATE_S * late)
+            self._strike(wire.SILENCE, LATE_S.get(cell.program, LATER_S) * late)
         elif cell.fault in LISTS:
             self._strike(wire.CUT)
             place.list_lags(LAG_S * (cell.fault == "list_lags"))
@@ -132,12 +152,10 @@ class Player:
         """Cut in the proxy where it can tell the request, else behind it."""
         cell = self.cell
         assert cell.fault in PROXIES
-        self.extra |= self.place.behind(cell.fault, self.tool.folder)
+        self.extra |= self.place.behind(cell.fault, self.folder)
         cut = f"cut {'after' if cell.accepted else 'before'}" if cell.stage == "create" else None
         only = "POST" if cell.fault == "proxy_http" else None
-        self.proxy = stack.enter_context(
-            Proxy({NAME: self.place.address}, cut, times=1, only=only)
-        )
+        self.proxy = stack.enter_context(Proxy({NAME: self.place.address}, cut, times=1, only=only))
         scheme = "http" if cell.fault == "proxy_http" else "https"
         self.extra |= {f"{scheme}_proxy": self.proxy.url, "no_proxy": ""}
         if cut is None:
@@ -146,44 +164,42 @@ class Player:
     def _change_world(self) -> None:
         """After the kill: another clock, another machine."""
         if self.cell.fault in CLOCKS:
-            self.extra |= clock_environment(CLOCKS[self.cell.fault])
+            self.extra |= clock_environment(CLOCKS[self.cell.fault], self.folder)
         if self.cell.fault == "takeover":
-            self.machines.append(self.tool.folder / "other-machine")
+            self.machines.append(self.folder / "other-machine")
 
     # -- runs ------------------------------------------------------------------------------------
 
     def _run_until_settled(self) -> None:
         doubts = 0
         while len(self.runs) < MOST_RUNS:
-            self.runs.append(self._run())
-            if self.has_ended(self.runs[-1]):
+            if self.kills:
+                run = self._run(self.kills.pop(0))
+            else:
+                run = self._run(LIMIT_S)
+                doubts += any(one.get("retry") == "reconcile" for one in run.errors)
+            self.runs.append(run)
+            if run.is_over or doubts > 1:
                 return
-            reconciles = any(one.get("retry") == "reconcile" for one in self.runs[-1].errors)
-            doubts += reconciles
-            if doubts > 1:
-                return
-            time.sleep(min(self.runs[-1].retry_after_s, 10) + 0.1)
+            time.sleep(min(run.retry_after_s, 10) + 0.1 * (not run.killed))
 
-    def has_ended(self, run: Run) -> bool:
-        """Whether the program would be a fool to run again."""
-        never = [error.get("retry") == "never" for error in run.errors]
-        return run.status == 0 or run.status is None or (bool(never) and all(never))
-
-    def _run(self) -> Run:
+    def _run(self, limit_s: float) -> Run:
+        """Run it to its end, or kill it after so many seconds."""
         began, child = time.monotonic(), self._start()
+        status: int | None
         try:
-            out, _ = child.communicate(timeout=LIMIT_S)
-            status: int | None = child.returncode
+            out, _ = child.communicate(timeout=limit_s)
+            status, killed = child.returncode, False
         except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            out, status = child.communicate()[0], None
-        seconds = time.monotonic() - began
-        if self.queue and status is not None:
+            status, killed = (None, False) if limit_s == LIMIT_S else (-9, True)
+            out = self._kill(child, everything=not killed)
+        seconds = round(time.monotonic() - began, 2)
+        if self.queue and not killed and status is not None:
             status, records = self.queue.outcome(self.place.name, self.machines[-1])
         else:
-            records = [json.loads(line) for line in out.splitlines(keepends=True) if line[-1:] == b"\n"]
-        return Run(status, records, self._stderr(), self.place.creates(), round(seconds, 2))
+            whole = [line for line in out.splitlines(keepends=True) if line.endswith(b"\n")]
+            records = [json.loads(line) for line in whole]
+        return Run(status, records, self._stderr(), self.place.creates(), seconds, killed)
 
     def _killed(self) -> Run:
         """Start the program, and kill it alone once its request is under way."""
@@ -193,23 +209,29 @@ class Player:
         late = cell.fault == "kill" and cell.stage in CREATES
         ends = time.monotonic() + LIMIT_S
         while place.arrived(cell.stage) < needed or (
-            cell.accepted and not late and not place.creates()
+            cell.stage in CREATES and cell.accepted and not late and not place.creates()
         ):
             assert child.poll() is None and time.monotonic() < ends, self._stderr()
             time.sleep(0.005)
         if throttled and not cell.accepted:
             time.sleep(0.2)  # it waits as it was told
-        self._kill(child)
+        out = self._kill(child)
+        assert not out, out
         self.released = time.time()
         return Run(-9, [], self._stderr(), place.creates(), killed=True)
 
-    def _kill(self, child: subprocess.Popen[bytes]) -> None:
+    def _kill(self, child: subprocess.Popen[bytes], everything: bool = False) -> bytes:
+        """Kill the program alone, or with its children; give what it had written by then."""
         child.kill()
-        child.wait()
-        if child.stdout:
-            child.stdout.close()
+        if everything:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        out = b""
+        with suppress(subprocess.TimeoutExpired):
+            out = child.communicate(timeout=3)[0]
         if self.queue:
             time.sleep(0.3)  # its guard ends the pipeline; a lease is longer than that
+        return out
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self.queue:
@@ -221,7 +243,7 @@ class Player:
         env |= {**self.place.environment, **self.extra}
         if self.queue:
             env[db.VARIABLE] = self.queue.dsn
-        with (self.tool.folder / "stderr").open("wb") as err, self._stdin() as stdin:
+        with (self.folder / "stderr").open("wb") as err, self._stdin() as stdin:
             return self.tool.start(
                 name, *arguments, env=env, stdin=stdin, stderr=err, start_new_session=True
             )
@@ -245,7 +267,7 @@ class Player:
 
     def _stdin(self) -> Any:
         """Open the job's line where another ledger takes it over, else nothing."""
-        path = self.tool.folder / "stdin"
+        path = self.folder / "stdin"
         path.write_text("")
         if self.cell.fault == "takeover" and not self.queue:
             job: dict[str, Any] = {"id": self.id, "attempt": len(self.machines)}
@@ -257,7 +279,7 @@ class Player:
         return path.open("rb")
 
     def _stderr(self) -> str:
-        return (self.tool.folder / "stderr").read_text(errors="replace")
+        return (self.folder / "stderr").read_text(errors="replace")
 
     # -- what was seen ---------------------------------------------------------------------------
 
@@ -309,7 +331,7 @@ class Queue:
     def __init__(self, database: DatabasePlace, job: str, prompt: str) -> None:
         self.dsn = database.dsn("migrator")
         self.job = job
-        self._database = db.Database(db.chosen(self.dsn, None), "the matrix")
+        self._database = db.Database(db.chosen(None, self.dsn), "the matrix")
         self._queue = jobs.Queue(self._database)
         size = {"width": 512, "height": 512}
         self._sql(
@@ -331,16 +353,19 @@ class Queue:
             error = detail or {"code": "none", "retry": "safe", "billed": "unknown"}
             return (1 if status == "failed" else 75), [{"error": error}]
         sidecars = [json.loads(one.read_text()) for one in machine.rglob("out/**/*.json")]
-        files = [one for one in machine.rglob("out/**/*.png")]
+        files = list(machine.rglob("out/**/*.png"))
         return 0, [{"backend": backend, **one, "file": str(files[0])} for one in sidecars if files]
 
     def _sql(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         import psycopg2
 
-        with closing(psycopg2.connect(self.dsn)) as connection, connection:
-            with connection.cursor() as cursor:
-                cursor.execute(query, values or None)
-                return cursor.fetchall() if cursor.description else []
+        with (
+            closing(psycopg2.connect(self.dsn)) as connection,
+            connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(query, values or None)
+            return cursor.fetchall() if cursor.description else []
 
     def close(self) -> None:
         """Close the connection."""

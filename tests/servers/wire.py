@@ -19,7 +19,6 @@ class Broken(NamedTuple):
     The bytes {target} stand for what the request was for.
     """
 
-
     raw: bytes = b""
     pace_s: float = 0.0  # between two bytes
     hold_s: float = 0.0  # ends early when the client goes
