@@ -59,13 +59,14 @@ def _accepted(stage: str, fault: str) -> tuple[bool, ...]:
     return (False,) if fault == "cut_before" else (True, False)
 
 
-def free_cells() -> list[Cell]:
-    """Return the cells of ComfyUI and of the mock, which take an id of ours."""
+def free_cells(every: bool = True) -> list[Cell]:
+    """Return the cells of ComfyUI and of the mock, which take an id of ours; all or the chosen."""
     faults = ("cut_before", "cut_after", "silence", "bad_gateway", "kill")
     with_id, *others = (PROGRAMS[0], PROGRAMS[1], PROGRAMS[2])
     cells = [
         Cell(stage, fault, accepted, with_id, "comfyui")
         for stage, fault in product(("create", "poll", "fetch"), faults)
+        if every or stage == "create" or (stage == "poll") == (fault == "kill")
         for accepted in _accepted(stage, fault)
     ]
     cells += [Cell("create", "kill", True, program, "comfyui") for program in others]

@@ -36,7 +36,7 @@ ROUNDS = int(os.environ.get("IMAGEN_SOAK", "0"))
 SEED = int(os.environ.get("IMAGEN_MATRIX_SEED", time.time()))
 PARTS = 40
 CELLS = all_cells() if ROUNDS else chosen_cells()
-FREE = free_cells()
+FREE = free_cells(every=bool(ROUNDS))
 
 
 def hold(seen, *more):
