@@ -171,7 +171,7 @@ class Player:
     # -- runs ------------------------------------------------------------------------------------
 
     def _run_until_settled(self) -> None:
-        doubts = 0  # that only a person can end: who has an id may ask again, others would pay
+        doubts = 0  # that only a person can end: told again, but a comparison is over by one
         while len(self.runs) < MOST_RUNS:
             if self.kills:
                 run = self._run(self.kills.pop(0))
@@ -179,7 +179,7 @@ class Player:
                 run = self._run(LIMIT_S)
                 doubts += any(one.get("retry") == "reconcile" for one in run.errors)
             self.runs.append(run)
-            if run.is_over or doubts > (self.cell.program == "render_with_id"):
+            if run.is_over or doubts > (self.cell.program != "compare"):
                 return
             time.sleep(min(run.retry_after_s, 10) + 0.1 * (not run.killed))
 
