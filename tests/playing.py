@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 LIMIT_S = 15.0  # of one run
 MOST_RUNS = 6
 LAG_S = 0.5
-LATE_S = {"render_with_id": 0.5, "render_without_id": 0.5}  # the others take longer to come back
-LATER_S = 1.2
+LATE_S = 1.2  # after a create came until it is accepted, or as soon as the list has been read
 PROMPT = "a lighthouse at dusk"
 LONG = f"{PROMPT}, " + "waves against the rocks, " * 50  # longer than a list may show
 SHORT_SILENCE = Limits(read_s=0.8)
@@ -136,7 +135,7 @@ class Player:
             self._strike(wire.HALF_A_BODY if half else BREAKS[cell.fault])
         elif cell.fault in KILLS:
             late = cell.fault == "kill" and cell.accepted and cell.stage in CREATES
-            self._strike(wire.SILENCE, LATE_S.get(cell.program, LATER_S) * late)
+            self._strike(wire.SILENCE, LATE_S * late)
         elif cell.fault in LISTS:
             self._strike(wire.CUT)
             place.list_lags(LAG_S * (cell.fault == "list_lags"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -49,6 +51,17 @@ def test_a_create_is_accepted_late_though_its_client_is_gone(server, until):
         until(lambda: server.asks("POST"))
     assert server.creates == 0
     until(lambda: server.creates == 1)
+
+
+def test_a_create_may_be_accepted_just_after_the_list_was_read(server, until):
+    server.fail("POST", after=True, late_s=60, until_listed=True)
+    with ThreadPoolExecutor(1) as pool:
+        create = pool.submit(created, server)
+        until(lambda: server.asks("POST"))
+        assert listed(server) == []
+        with pytest.raises(urllib.error.HTTPError):
+            create.result(timeout=20)
+    assert len(listed(server)) == 1
 
 
 def test_the_list_lags_and_the_prediction_itself_does_not(server, until):
