@@ -59,8 +59,9 @@ def test_a_create_may_be_accepted_just_after_the_list_was_read(server, until):
         create = pool.submit(created, server)
         until(lambda: server.asks("POST"))
         assert listed(server) == []
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(urllib.error.HTTPError) as lost:
             create.result(timeout=20)
+        lost.value.close()
     assert len(listed(server)) == 1
 
 
