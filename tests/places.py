@@ -87,9 +87,9 @@ def replicate() -> Iterator[Place]:
             base[0] = server.files_url = f"http{'s' * secure}://{NAME}:{port}"
             if not secure:
                 return {}
-            made = certificate(folder, [NAME])
-            made.wrap(server._http)
-            return {"REQUESTS_CA_BUNDLE": str(made.ca)}
+            signed = certificate(folder, [NAME])
+            signed.wrap(server._http)
+            return {"REQUESTS_CA_BUNDLE": str(signed.ca)}
 
         yield Place(
             name="rep",

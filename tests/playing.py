@@ -320,8 +320,8 @@ def _size(path: str) -> int:
     return 0
 
 
-def _iso(moment_s: float) -> str:
-    return datetime.fromtimestamp(moment_s, UTC).isoformat()
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat()
 
 
 class Queue:

@@ -43,9 +43,9 @@ def old(tmp_path, needs) -> dict[str, str]:
 
 def test_the_archive_is_what_runs(old, tool):
     script = "import imagen, sys; sys.stdout.write(imagen.__file__)"
-    found = tool("", argv=[sys.executable, "-P", "-c", script], env=old, check_records=False)
-    assert Path(found.out.decode()).is_relative_to(old["PYTHONPATH"])
-    assert not Path(found.out.decode()).is_relative_to(LIB)
+    imported = tool("", argv=[sys.executable, "-P", "-c", script], env=old, check_records=False)
+    assert Path(imported.out.decode()).is_relative_to(old["PYTHONPATH"])
+    assert not Path(imported.out.decode()).is_relative_to(LIB)
 
 
 def test_either_release_hands_out_what_the_other_paid(old, paid):
@@ -69,8 +69,8 @@ def test_what_one_release_left_unfinished_the_other_collects(old, paid):
         begun = paid("a slow cat", "--id", f"k{number}", "--wait", 0, env=one)
         assert begun.status == 75, begun.err
         paid.server.held = False
-        made = paid("a slow cat", "--id", f"k{number}", env=other)
-        assert made.status == 0, made.err
+        second_run = paid("a slow cat", "--id", f"k{number}", env=other)
+        assert second_run.status == 0, second_run.err
         assert paid.creates == number
         paid.server.held = True
 
@@ -82,11 +82,13 @@ def test_a_create_whose_answer_one_release_lost_the_other_finds(old, paid):
         lost = paid("a cat", "--id", f"k{number}", env=one)
         assert lost.record["error"]["billed"] == "unknown", lost.err
         paid.server.forgive()
-        made = paid("a cat", "--id", f"k{number}", env=other)
-        while made.status == 75 and number == 1:  # nothing tells today's when the old one sent it
-            time.sleep(made.record["error"]["retry_after_s"] + 0.1)
-            made = paid("a cat", "--id", f"k{number}", env=other)
-        assert made.status == 0, made.err
+        second_run = paid("a cat", "--id", f"k{number}", env=other)
+        while (
+            second_run.status == 75 and number == 1
+        ):  # nothing tells today's when the old one sent it
+            time.sleep(second_run.record["error"]["retry_after_s"] + 0.1)
+            second_run = paid("a cat", "--id", f"k{number}", env=other)
+        assert second_run.status == 0, second_run.err
         assert paid.creates == number
 
 
