@@ -22,7 +22,7 @@ help:
 	@echo 'make dev-cloud    a throw-away Supabase project on this machine, until Ctrl-C (PORT=54321)'
 	@echo 'make lint         ruff, mypy, and shellcheck where it is installed'
 	@echo 'make docs         write the help texts and tables into docs/ again'
-	@echo 'make soak         kill a thousand renders at random steps, and workers over a thousand jobs; and installs'
+	@echo 'make soak         kill a thousand renders at random steps, workers over a thousand jobs, all faults; and installs'
 	@echo 'make install-systemd  the worker as a user unit (ENV_FILE=path of its environment)'
 	@echo 'make install-comfyui  a ComfyUI server on this machine (OPTIONS=--dry-run prints every command)'
 	@echo 'make bench        measure start-up, pipes, lateness, memory and jobs beside their peers'
@@ -81,6 +81,7 @@ soak: $(TESTED)
 	@IMAGEN_SOAK=1000 $(VENV)/bin/python -m pytest -n 2 tests/test_worker_chaos.py
 	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/test_install_comfyui.py
 	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/test_jobs.py -k finished_jobs
+	@IMAGEN_SOAK=2000 $(VENV)/bin/python -m pytest -n auto tests/test_matrix.py
 
 install-systemd: $(RUN)
 	@sh systemd/install.sh "$${ENV_FILE-}"

@@ -87,9 +87,9 @@ def replicate() -> Iterator[Place]:
             base[0] = server.files_url = f"http{'s' * secure}://{NAME}:{port}"
             if not secure:
                 return {}
-            made = certificate(folder, [NAME])
-            made.wrap(server._http)
-            return {"REQUESTS_CA_BUNDLE": str(made.ca)}
+            signed = certificate(folder, [NAME])
+            signed.wrap(server._http)
+            return {"REQUESTS_CA_BUNDLE": str(signed.ca)}
 
         yield Place(
             name="rep",
@@ -99,7 +99,7 @@ def replicate() -> Iterator[Place]:
             handles=lambda: [str(one["id"]) for one in server.predictions],
             arrived=lambda stage: server.asks(requests[stage]),
             strike=lambda stage, broken, accepted, late_s: server.fail(
-                requests[stage], broken, after=accepted, late_s=late_s
+                requests[stage], broken, after=accepted, late_s=late_s, until_listed=True
             ),
             mend=server.forgive,
             throttle=lambda times, wait_s: server.fail(

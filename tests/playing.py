@@ -31,12 +31,11 @@ if TYPE_CHECKING:
 LIMIT_S = 15.0  # of one run
 MOST_RUNS = 6
 LAG_S = 0.5
-LATE_S = {"render_with_id": 0.5, "render_without_id": 0.5}  # the others take longer to come back
-LATER_S = 1.2
 PROMPT = "a lighthouse at dusk"
 LONG = f"{PROMPT}, " + "waves against the rocks, " * 50  # longer than a list may show
 SHORT_SILENCE = Limits(read_s=0.8)
 KILLED = Limits(read_s=1.2)
+KILLED_WORKER = Limits(read_s=3.0)  # another one takes longer to come to its look
 CREATES = ("create", "throttled")
 
 
@@ -45,7 +44,7 @@ def limits_of(cell: Cell) -> Limits:
     if cell.fault == "list_lags":
         return Limits(settle_s=LAG_S + 0.3)
     if cell.fault in KILLS:
-        return KILLED
+        return KILLED_WORKER if cell.program == "listen" else KILLED
     return SHORT_SILENCE if cell.fault in ("silence", "trickle") else Limits()
 
 
@@ -136,7 +135,7 @@ class Player:
             self._strike(wire.HALF_A_BODY if half else BREAKS[cell.fault])
         elif cell.fault in KILLS:
             late = cell.fault == "kill" and cell.accepted and cell.stage in CREATES
-            self._strike(wire.SILENCE, LATE_S.get(cell.program, LATER_S) * late)
+            self._strike(wire.SILENCE, limits_of(cell).read_s * late)
         elif cell.fault in LISTS:
             self._strike(wire.CUT)
             place.list_lags(LAG_S * (cell.fault == "list_lags"))
@@ -321,8 +320,8 @@ def _size(path: str) -> int:
     return 0
 
 
-def _iso(moment_s: float) -> str:
-    return datetime.fromtimestamp(moment_s, UTC).isoformat()
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat()
 
 
 class Queue:

@@ -77,6 +77,7 @@ class Fault(NamedTuple):
     answer: Answer | Broken | None
     after: bool
     late_s: float
+    until_listed: bool
 
 
 def said(status: int, about: Any, **more: Any) -> Answer:
@@ -131,6 +132,7 @@ class Replicate:
         self.predictions: list[dict[str, Any]] = []  # accepted ones, as the API shows them
         self._faults: list[Fault] = []
         self._lock = threading.RLock()
+        self._listed = threading.Event()
         self.open(port)
 
     # -- what a test may do ----------------------------------------------------------------------
@@ -143,12 +145,14 @@ class Replicate:
         times: int = 1,
         after: bool = False,
         late_s: float = 0.0,
+        until_listed: bool = False,
     ) -> None:
         """Answer the next requests that start so ("POST /v1") with this; None cuts them off.
 
-        With `after` they are obeyed all the same: when they came, or so much later.
+        With `after` they are obeyed all the same: when they came, or so much later, or, with
+        `until_listed`, already when the list has next been read.
         """
-        self._faults += [Fault(request, answer, after, late_s)] * times
+        self._faults += [Fault(request, answer, after, late_s, until_listed)] * times
 
     def forgive(self) -> None:
         """Forget the faults that were asked for and did not come."""
@@ -216,7 +220,9 @@ class Replicate:
         if fault and not fault.after:
             return fault.answer
         if fault and fault.late_s:
-            time.sleep(fault.late_s)  # whether its client still waits or not
+            self._listed.clear()
+            early = self._listed if fault.until_listed else threading.Event()
+            early.wait(fault.late_s)  # whether its client still waits or not
         with self._lock:
             answer = self._answer(method, target, raw, headers)
         if wait := _preferred(headers.get("Prefer")):
@@ -376,6 +382,7 @@ class Replicate:
         start = max(until - self.page, 0)
         results = [self._shown(one) for one in reversed(listed[start:until])]
         more = f"{self.url}/v1/predictions?cursor={start}" if start else None
+        self._listed.set()
         return said(200, {"previous": None, "next": more, "results": results})
 
     def _file(self, handle: str, name: str) -> Answer:
