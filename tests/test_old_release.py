@@ -66,7 +66,8 @@ def test_either_release_hands_out_what_the_other_paid(old, paid):
 def test_what_one_release_left_unfinished_the_other_collects(old, paid):
     paid.server.held = True
     for number, (one, other) in enumerate([(old, {}), ({}, old)], 1):
-        begun = paid("a slow cat", "--id", f"k{number}", "--wait", 0, env=one)
+        words = ("a slow cat", "--id", f"k{number}", "--wait", 0)
+        begun = paid(*words, env=one, check_records=False)  # an old one has no word for 75
         assert begun.status == 75, begun.err
         paid.server.held = False
         second_run = paid("a slow cat", "--id", f"k{number}", env=other)
