@@ -14,7 +14,7 @@ from .backends import Backend, Collected, Plan
 from .errors import Refused
 from .ledger.journal import Asker
 from .record import Record
-from .settling import Sending
+from .settling import Sending, read_time
 
 
 @dataclass(slots=True)
@@ -62,6 +62,8 @@ def checked_pending(pending: Any) -> Record:
 def told_before(asked: Mapping[str, Any]) -> Record:
     """Give what a line that comes back soundly says of its plan; settings may have changed."""
     told = {name: asked[name] for name in _TOLD if isinstance(asked.get(name), str)}
+    if read_time(told.get("started_at")) is None:
+        told.pop("started_at", None)
     fidelity = asked.get("fidelity")
     if isinstance(fidelity, dict) and fidelity and all(_is_sound(*one) for one in fidelity.items()):
         told["fidelity"] = fidelity

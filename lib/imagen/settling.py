@@ -77,11 +77,11 @@ def of_line(line: Mapping[str, Any], limit_s: float) -> Sending:
     submitted. These are wall clock times.
     """
     job = line.get("job")
-    if isinstance(job, dict) and (intended := _time(job.get("intended_at"))) is not None:
-        released = _time(job.get("released_at"))
+    if isinstance(job, dict) and (intended := read_time(job.get("intended_at"))) is not None:
+        released = read_time(job.get("released_at"))
         latest = None if released is None else clock.before(time.time() - released)
         return Sending(clock.before(time.time() - intended), latest, intended, limit_s)
-    started = _time(line.get("started_at"))
+    started = read_time(line.get("started_at"))
     started = time.time() if started is None else started
     return Sending(None, clock.before(time.time() - started), started, limit_s)
 
@@ -89,10 +89,11 @@ def of_line(line: Mapping[str, Any], limit_s: float) -> Sending:
 def is_taken_over(line: Mapping[str, Any]) -> bool:
     """Whether a queued job's line may have been sent before, by whichever machine."""
     job = line.get("job")
-    return isinstance(job, dict) and _time(job.get("intended_at")) is not None
+    return isinstance(job, dict) and read_time(job.get("intended_at")) is not None
 
 
-def _time(text: Any) -> float | None:
+def read_time(text: Any) -> float | None:
+    """Return a time of ISO 8601 as unix time; None for anything else."""
     with suppress(TypeError, ValueError):
         return datetime.fromisoformat(text).timestamp()
     return None
