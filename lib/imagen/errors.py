@@ -142,10 +142,9 @@ class AnswerLost(ImagenError):
     retry = "safe"
 
 
-class InDoubt(ImagenError):
+class InDoubt(AnswerLost):
     """Whether the render arrived cannot be told"""
 
-    code = "answer_lost"
     billed = "unknown"
     retry = "after"
 

@@ -64,7 +64,7 @@ class Submitter:
         """
         job.began, paid = time.monotonic(), as_paid(job.backend)
         try:
-            handle = retry.once_more(
+            outcome = retry.once_more(
                 lambda: self._look_then_send(job, until), job.backend.retry_s, until=until
             )
         except (AnswerLost, ServerFault) as fault:
@@ -73,9 +73,11 @@ class Submitter:
                 fault.billed, fault.retry = "unknown", "after"
                 fault.retry_after_s = max(fault.retry_after_s or 0, wait_s)
             raise
+        if isinstance(outcome, InDoubt):
+            raise outcome
         if paid and not job.asker.given:  # its drawn id is how to find it again
             self._note(f"{job.record['id']}: a paid render at {job.asked['backend']}")
-        return handle
+        return outcome
 
     def adopt(self, job: Job) -> None:
         """Take a render into the journal that a line says was submitted: by another machine."""
@@ -91,9 +93,13 @@ class Submitter:
         """Return the seconds until a look proves that the last attempt did not arrive."""
         return job.sending.wait_s(paid.settle_s) if job.sending else 0.0
 
-    def _look_then_send(self, job: Job, until: float) -> str:
+    def _look_then_send(self, job: Job, until: float) -> str | InDoubt:
+        """Return the handle; a doubt, which another try at once would not end, is returned too."""
         with self._alone(job):
-            return (job.may_have_arrived and self._found(job, until)) or self._sent(job, until)
+            try:
+                return (job.may_have_arrived and self._found(job, until)) or self._sent(job, until)
+            except InDoubt as doubt:
+                return doubt
 
     def _alone(self, job: Job) -> AbstractContextManager[bool]:
         """Let no other submit or search of the same input come between, where they look alike."""

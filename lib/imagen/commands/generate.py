@@ -117,13 +117,11 @@ def _parsed(line: bytes) -> Record:
 
 
 def _tell(record: Record, common: Common) -> None:
-    """One line for people about each image: the file, and where it is in the cloud."""
-    from .. import pipe
+    """One line for people about each image: the file, and where it is in the cloud.
 
-    if "pending" in record:
-        name = pipe.name_of(record, "")
-        common.report.note(f"{name}: not done yet; pipe its record back to collect it")
-    elif "file" in record:
+    imagen-render itself says what is not done yet.
+    """
+    if "file" in record:
         common.report.note(f"{record['file']}{_where(record.get('cloud'))}")
 
 
