@@ -39,7 +39,7 @@ def piped(*names):
 def paid_by(configure, monkeypatch, more=""):
     """A Replicate look-alike, and a configuration in which jobs may use it."""
     monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
-    keys = "poll_s: 0.05, settle_s: 0.2, retry_s: 0.05"
+    keys = "poll_s: 0.05, settle_s: 0.2, retry_s: 0.05, connect_s: 1, read_s: 3"
     with Replicate() as server:
         rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{server.url}', {keys}}}"
         text = f"default_backend: rep\nbackends:\n  rep: {rep}\nworker: {{backends: [rep]}}\n"

@@ -272,7 +272,7 @@ def test_a_job_over_its_owners_budget_waits_and_says_so(
 ):
     monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
     with Replicate() as server:
-        keys = "poll_s: 0.01, settle_s: 0.05, retry_s: 0.01"
+        keys = "poll_s: 0.01, settle_s: 0.05, retry_s: 0.01, connect_s: 1, read_s: 5"
         rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{server.url}', {keys}}}"
         configure(
             f"default_backend: rep\nbackends: {{rep: {rep}}}\nworker: {{backends: [rep]}}\n"
@@ -499,7 +499,7 @@ def test_one_term_ends_a_worker_whose_database_never_answered(listen, until):
 def replicate(configure, monkeypatch) -> Iterator[Replicate]:
     """A paid backend, to which jobs go."""
     monkeypatch.setenv("REPLICATE_API_TOKEN", TOKEN)
-    keys = "poll_s: 0.01, settle_s: 0.05, retry_s: 0.01"
+    keys = "poll_s: 0.01, settle_s: 0.05, retry_s: 0.01, connect_s: 1, read_s: 5"
     with Replicate() as server:
         rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{server.url}', {keys}}}"
         configure(f"default_backend: rep\nbackends: {{rep: {rep}}}\nworker: {{backends: [rep]}}\n")
