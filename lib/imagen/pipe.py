@@ -32,7 +32,7 @@ from .record import Record
 Step = Callable[[Record], Iterable[Record] | None]
 Idle = Callable[[], float | None]
 _ONE_LINE = "IMAGEN_ONE_LINE"
-DELIVERED_BY = "IMAGENDELIVERED_BY"
+DELIVERED_BY = "IMAGEN_DELIVERED_BY"
 _READER = "IMAGEN_READER"
 
 
