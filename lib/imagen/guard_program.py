@@ -29,7 +29,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def boottime() -> float:
-    """Return seconds since the machine started, including those it slept."""
+    """Return the seconds since the machine started, as clock.boottime does, which is not here."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from subprocess import SubprocessError
 
 from . import joblines, record
-from .guard_program import boottime
+from .clock import boottime
 from .joblines import Verdict
 from .jobs import Claimed
 from .pipeline import Pipeline

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from . import joblines
+from .clock import boottime
 from .db import DatabaseFault
 from .errors import ConfigFault, ImagenError, Refused
-from .guard_program import boottime
 from .joblines import Rules, Verdict
 from .jobs import Claimed, QueueLike
 from .notify import notify, watchdog_s
