@@ -21,6 +21,7 @@ import psycopg2
 
 from imagen import db
 from imagen.jobs import MOST_CLAIMS
+from processes import descendants
 from servers.gateway import JSON, TROUBLE, Answer
 
 if TYPE_CHECKING:
@@ -297,14 +298,3 @@ def command_of(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[-60:]
     return ""
-
-
-def descendants(pid: int) -> list[int]:
-    """Give the processes below one."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[1]) == pid:
-                found.append(int(path.parent.name))
-    return found + [one for child in found for one in descendants(child)]

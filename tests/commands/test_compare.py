@@ -18,6 +18,7 @@ from PIL import Image
 
 from imagen import record
 from paid import QUICK, SCHNELL
+from processes import children_of, kill_alone, kill_tree
 from servers.comfyui import ComfyUI
 
 FAST = "poll_min_s: 0.001, poll_max_s: 0.02, retry_s: 0.01, patience_s: 0.2"
@@ -250,8 +251,7 @@ def test_a_request_that_one_refuses_is_a_failure_of_that_one(tool):
 def test_a_render_that_is_killed_leaves_its_cell(tool, out_dir, until):
     child = tool.start("compare", "a", "--backends", "stuck,mock", *SMALL, "--id", "x")
     until(lambda: [*tool.folder.glob("state/imagen/mock/*.json")])
-    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    os.kill(children_of(child.pid)[0], signal.SIGKILL)
     stuck, mock, sheet = map(json.loads, child.stdout.read().splitlines())
     assert child.wait(20) == 1
     assert stuck["id"] == "x-stuck-" + str(stuck["seed"])
@@ -526,24 +526,16 @@ def compare_with(both, *args, **more):
     return both.paid.tool.start("compare", "a cat", "--backends", "rep,second", *args, **more)
 
 
-def tree_of(child):
-    """The process and its children, by their numbers."""
-    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-    return [child.pid, *map(int, children)]
-
-
-@pytest.mark.parametrize("whole_tree", [False, True])
+@pytest.mark.parametrize("kill", [kill_alone, kill_tree])
 def test_killed_after_some_creates_and_run_again_each_member_is_paid_once(
-    both, out_dir, until, whole_tree
+    both, out_dir, until, kill
 ):
     server = both.paid.server
     child = compare_with(both, "--seeds", "1,2")
     until(lambda: server.creates == 2, 60)
     server.held = True
     until(lambda: server.creates == 3, 60)
-    for number in reversed(tree_of(child) if whole_tree else [child.pid]):
-        os.kill(number, signal.SIGKILL)
-    child.wait()
+    kill(child)
     server.held = False
     ran = both("--seeds", "1,2", timeout=60)
     assert ran.status == 0, ran.err
