@@ -971,7 +971,7 @@ def test_a_file_at_a_name_that_leads_inside_is_refused_before_anything_is_sent(
         (family, socket.SOCK_STREAM, 6, "", (address, server.port)),
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: rows)
-    with pytest.raises(Rejected, match="which is the address"):
+    with pytest.raises(Rejected, match="is not on the internet"):
         client("http://api.example.com").fetch(
             f"http://files.example.com:{server.port}/x", lambda _: False
         )

@@ -280,7 +280,7 @@ class Pipelines:
         if pipeline is None:
             return
         if not pipeline.is_gone():
-            pids = ", ".join(map(str, pipeline.tree.left()))
+            pids = ", ".join(map(str, pipeline.tree.survivors()))
             self._tell(
                 f"a pipeline's processes could not be ended: {pids}"
                 if pids

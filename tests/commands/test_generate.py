@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import kill_alone, kill_tree
 from servers.gateway import Answer
 
 SMALL = ("--size", "64x64")
@@ -293,19 +294,6 @@ def slow_upload(paid, monkeypatch):
         yield
 
 
-def kill_tree(child):
-    """Kill a process and what it started, all at once."""
-    below = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-    for number in [child.pid, *map(int, below)]:
-        os.kill(number, signal.SIGKILL)
-    child.wait()
-
-
-def kill_alone(child):
-    child.kill()
-    child.wait()
-
-
 @pytest.mark.parametrize("kill", [kill_alone, kill_tree])
 def test_killed_while_the_upload_is_slow_and_run_again_nothing_is_paid_again(
     paid, until, slow_upload, kill
@@ -352,7 +340,7 @@ def test_an_image_of_a_living_run_is_not_taken_from_it(paid, until, slow_upload)
     first = generate(paid)
     until(lambda: is_handed_over(paid), 60)
     second = end(paid, "--no-cloud")
-    assert "this is a second one (--id makes them one)" in second.err
+    assert "this one makes a second image (hint: give both runs the same --id)" in second.err
     assert paid("--resume").out == b"", "nor by --resume"
     assert paid.creates == 2
     kill_alone(first)

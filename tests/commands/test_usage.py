@@ -371,7 +371,8 @@ def test_what_was_never_accepted_is_no_render_and_what_is_open_is_said_to_be_res
     ran = usage(paid)
     assert ran.records == []
     assert ran.err == (
-        "imagen-usage: $0.003 more reserved by 1 unfinished (hint: imagen-render --resume)\n"
+        "imagen-usage: $0.003 more is reserved by unfinished renders: 1"
+        " (hint: imagen-render --resume)\n"
     )
 
 
@@ -380,7 +381,7 @@ def test_a_failure_whose_bill_is_unknown_is_counted_with_its_estimate_and_said(p
     assert paid("a cat").record["error"]["billed"] == "unknown"
     ran = usage(paid)
     assert (ran.record["renders"], ran.record["cost_usd"]) == (1, 0.003)
-    assert "1 counted with the estimate" in ran.err
+    assert "1 counted with their estimate" in ran.err
     assert usage(paid, "--raw").record["billed"] == "unknown"
 
 
@@ -503,7 +504,7 @@ def test_what_a_process_is_at_is_not_settled(paid, until):
     paid.server.held = True
     child = paid.tool.start("render", "a cat", "--id=k", "--size=512x512", stdin=subprocess.DEVNULL)
     until(lambda: paid.creates)
-    assert "another process is at work on k" in settle(paid, "k", "no", status=2).err
+    assert "another process is working on k" in settle(paid, "k", "no", status=2).err
     paid.server.held = False
     assert paid.tool.ended(child).status == 0
 

@@ -213,7 +213,7 @@ def _check_public(host: str, texts: list[str]) -> None:
     """Raise Rejected when one of a host's addresses is none of the internet."""
     private = next((address for address in texts if not addresses.is_public(address)), None)
     if private is not None:
-        raise Rejected(f"the server names a file at {host[:100]}, which is the address {private}")
+        raise Rejected(f"the server names a file at {host[:100]}: {private} is not on the internet")
 
 
 def _blocks(data: Any) -> Iterator[Any]:
