@@ -223,8 +223,8 @@ class Chaos:
 
     def go_on(self, now: bool = False) -> None:
         """Let those go on that have stood still long enough, or all of them."""
-        for worker, moment in [*self.goes_on_at.items()]:
-            if now or time.monotonic() > moment:
+        for worker, due in [*self.goes_on_at.items()]:
+            if now or time.monotonic() > due:
                 del self.goes_on_at[worker]
                 worker.send_signal(signal.SIGCONT)  # nothing, when it has ended
 

@@ -559,9 +559,9 @@ def test_a_comparison_that_was_handed_out_is_a_new_one_the_next_time(both, out_d
 def test_what_is_unfinished_comes_out_pending_and_the_same_command_finishes_it(both, out_dir):
     server = both.paid.server
     server.held = True
-    left = both("--wait", 0)
-    assert left.status == 75
-    *members, _sheet = left.records
+    first = both("--wait", 0)
+    assert first.status == 75
+    *members, _sheet = first.records
     assert ["pending" in one for one in members] == [True, True]
     assert report(only_folder(out_dir))["members"] == members
     server.held = False
@@ -575,19 +575,19 @@ def test_what_is_unfinished_comes_out_pending_and_the_same_command_finishes_it(b
 @pytest.mark.parametrize("other", [["--new"], ["--seed", 5], ["--size", "512x512"]])
 def test_new_and_another_request_take_up_nothing(both, other):
     both.paid.server.held = True
-    left = both("--wait", 0)
+    first = both("--wait", 0)
     both.paid.server.held = False
     anew = both(*other)
     assert (anew.status, both.paid.server.creates) == (0, 4), anew.err
-    assert anew.records[0]["id"] != left.records[0]["id"]
+    assert anew.records[0]["id"] != first.records[0]["id"]
 
 
 def test_the_same_id_again_is_the_same_comparison_with_its_seed_and_its_folder(both, out_dir):
     both.paid.server.held = True
-    left = both("--id", "x", "--wait", 0)
+    first = both("--id", "x", "--wait", 0)
     both.paid.server.held = False
     done = both("--id", "x")
-    assert [one["id"] for one in done.records[:-1]] == [one["id"] for one in left.records[:-1]]
+    assert [one["id"] for one in done.records[:-1]] == [one["id"] for one in first.records[:-1]]
     assert done.records[0]["file"].startswith(str(only_folder(out_dir)))
     again = both("--id", "x")
     assert [one["sha256"] for one in again.records[:-1]] == [

@@ -359,13 +359,13 @@ def test_a_terminal_that_names_the_file_has_it_delivered(paid):
 
 def test_resume_finishes_what_was_left_open_through_the_whole_chain(paid):
     paid.server.held = True
-    left = end(paid, "--wait", 0)
+    first = end(paid, "--wait", 0)
     paid.server.held = False
     listed = paid.tool("generate", "--resume", "--dry-run", "-q")
     assert [one["state"] for one in listed.records] == ["submitted"]
     ran = paid.tool("generate", "--resume", "--no-cloud")
     assert ran.status == 0
-    assert (ran.record["id"], "usage_id" in ran.record) == (left.record["id"], True)
+    assert (ran.record["id"], "usage_id" in ran.record) == (first.record["id"], True)
     assert (paid.creates, paid.sql("select delivered from renders")) == (1, [(1,)])
     assert paid.tool("generate", "--resume", "--no-cloud").out == b""
 

@@ -449,10 +449,10 @@ class Relay:
 @pytest.fixture
 def relay(database) -> Iterator[Relay]:
     port = psycopg2.extensions.parse_dsn(database.dsn())["port"]
-    found = Relay(int(port))
-    yield found
+    running = Relay(int(port))
+    yield running
     with suppress(OSError):
-        found.cut()
+        running.cut()
 
 
 GONE = {"silent": Relay.fall_silent, "gone": Relay.cut}

@@ -325,12 +325,12 @@ def usage(paid, *args):
 
 
 def test_after_paid_renders_the_sums_are_whole_without_log_usage(paid):
-    made = paid("a cat", "a dog").records
+    records = paid("a cat", "a dog").records
     sums = usage(paid).record
-    assert (sums["backend"], sums["model"]) == ("rep", made[0]["model"])
+    assert (sums["backend"], sums["model"]) == ("rep", records[0]["model"])
     assert (sums["renders"], sums["cost_usd"], sums["unpriced"]) == (2, 0.006, 0)
     rows = usage(paid, "--raw").records
-    assert [row["submit"] for row in rows] == [one["submit"] for one in made]
+    assert [row["submit"] for row in rows] == [one["submit"] for one in records]
     assert {row["billed"] for row in rows} == {"yes"}
 
 
@@ -455,8 +455,8 @@ def test_a_doubt_that_was_not_billed_no_longer_counts_and_its_id_may_be_rendered
     row = settle(paid, "k", "no").record
     assert (row["id"], row["backend"], row["billed"], row["cost_usd"]) == ("k", "rep", "no", 0)
     before = paid.creates
-    made = paid("a cat", "--id", "k")
-    assert (made.status, paid.creates) == (0, before + 1)
+    again = paid("a cat", "--id", "k")
+    assert (again.status, paid.creates) == (0, before + 1)
     assert usage(paid).record["cost_usd"] == 0.003
 
 
@@ -467,9 +467,9 @@ def test_a_doubt_that_was_billed_counts_once_on_its_day_and_its_id_is_over(paid)
     assert settle(paid, "k", "yes").record["cost_usd"] == 0.003
     assert settle(paid, "k", "yes").record["billed"] == "yes", "to say it again is no fault"
     assert paid("a dog").record["error"]["code"] == "over_budget"
-    told = paid("a cat", "--id", "k")
-    assert (told.status, told.record["error"]["code"]) == (1, "settled")
-    assert (told.record["error"]["billed"], paid.creates) == ("yes", before)
+    again = paid("a cat", "--id", "k")
+    assert (again.status, again.record["error"]["code"]) == (1, "settled")
+    assert (again.record["error"]["billed"], paid.creates) == ("yes", before)
     assert usage(paid).record["cost_usd"] == 0.003
     paid.age(86400)
     assert paid("a dog").status == 0
@@ -494,10 +494,10 @@ def settle_error(paid):
 
 
 def test_what_is_done_is_not_settled(paid):
-    made = paid("a cat", "--id", "k").record
+    record = paid("a cat", "--id", "k").record
     for billed in ("yes", "no"):
         assert "k is done, nothing of it is in doubt" in settle(paid, "k", billed, status=2).err
-    assert paid("a cat", "--id", "k").record == made
+    assert paid("a cat", "--id", "k").record == record
 
 
 def test_what_a_process_is_at_is_not_settled(paid, until):
