@@ -21,6 +21,7 @@ import psycopg2
 
 from imagen import db
 from imagen.jobs import MOST_CLAIMS
+from processes import descendants
 from servers.gateway import JSON, TROUBLE, Answer
 
 if TYPE_CHECKING:
@@ -222,8 +223,8 @@ class Chaos:
 
     def go_on(self, now: bool = False) -> None:
         """Let those go on that have stood still long enough, or all of them."""
-        for worker, moment in [*self.goes_on_at.items()]:
-            if now or time.monotonic() > moment:
+        for worker, due in [*self.goes_on_at.items()]:
+            if now or time.monotonic() > due:
                 del self.goes_on_at[worker]
                 worker.send_signal(signal.SIGCONT)  # nothing, when it has ended
 
@@ -297,14 +298,3 @@ def command_of(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[-60:]
     return ""
-
-
-def descendants(pid: int) -> list[int]:
-    """Give the processes below one."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[1]) == pid:
-                found.append(int(path.parent.name))
-    return found + [one for child in found for one in descendants(child)]

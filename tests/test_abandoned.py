@@ -27,6 +27,16 @@ def start_below_shell(paid, command: list[str], stdout: int) -> subprocess.Popen
     )
 
 
+def leave(paid, until, *prompts: str) -> subprocess.Popen[bytes]:
+    """Start a run whose reader goes away once its first create is accepted, and is still held."""
+    paid.server.held = True
+    child = paid.tool.start("render", *prompts, "--size=512x512", stdin=subprocess.DEVNULL)
+    until(lambda: submitted(paid), 60)
+    child.stdout.close()
+    until(lambda: abandoned(paid), 20)
+    return child
+
+
 def submitted(paid) -> bool:
     return paid.ledger.exists() and paid.creates == 1 and bool(paid.server.asks("GET /v1/pred"))
 
@@ -68,11 +78,7 @@ def test_the_next_run_may_come_before_the_first_has_noticed(paid, until):
 
 
 def test_a_pipe_whose_reader_is_gone_makes_it_abandoned(paid, until):
-    paid.server.held = True
-    child = paid.tool.start("render", "a cat", "--size=512x512", stdin=subprocess.DEVNULL)
-    until(lambda: submitted(paid), 60)
-    child.stdout.close()
-    until(lambda: abandoned(paid), 20)
+    child = leave(paid, until, "a cat")
     paid.server.held = False
     child.wait(60)
     assert paid.sql("select state, delivered from renders") == [("done", 0)], "it finished its work"
@@ -95,28 +101,21 @@ def test_a_run_that_writes_to_a_file_is_never_abandoned(paid, until, tmp_path):
     assert abandoned(paid) == []
     paid.server.held = False
     ran = paid.tool.ended(second)
-    assert (ran.status, "this is a second one (--id makes them one)" in ran.err) == (0, True)
+    assert ran.status == 0, ran.err
+    assert "this one makes a second image (hint: give both runs the same --id)" in ran.err
     until(lambda: (tmp_path / "records.jsonl").stat().st_size, 20)
     assert paid.sql("select delivered from renders") == [(1,), (1,)]
 
 
 def test_an_abandoned_run_begins_no_further_line(paid, until):
-    paid.server.held = True
-    child = paid.tool.start("render", "a", "b", "c", "--size=512x512", stdin=subprocess.DEVNULL)
-    until(lambda: submitted(paid), 60)
-    child.stdout.close()
-    until(lambda: abandoned(paid), 20)
+    child = leave(paid, until, "a", "b", "c")
     paid.server.held = False
     child.wait(60)
     assert paid.creates == 1
 
 
 def test_wait_hands_out_the_pending_record_of_an_abandoned_run_that_is_still_at_it(paid, until):
-    paid.server.held = True
-    child = paid.tool.start("render", "a cat", "--size=512x512", stdin=subprocess.DEVNULL)
-    until(lambda: submitted(paid), 60)
-    child.stdout.close()
-    until(lambda: abandoned(paid), 20)
+    child = leave(paid, until, "a cat")
     ran = paid("a cat", "--wait", 0)
     assert (ran.status, "pending" in ran.record, paid.creates) == (75, True, 1)
     paid.server.held = False

@@ -143,7 +143,7 @@ ALLOWED: dict[str, set[str]] = {
     "http.addresses": set(),
     "http.answers": {"errors", "http"},  # http.exchange
     "http.bodies": {"http"},  # http.exchange
-    "http.connections": {"errors", "http"},  # http.addresses, http.exchange
+    "http.connections": {"clock", "errors", "http"},  # http.addresses, http.exchange
     "http.exchange": set(),
     "db": {"db", "errors"},
     "db.connection": {"errors"},
@@ -156,7 +156,7 @@ ALLOWED: dict[str, set[str]] = {
     "contact": {"errors", "record", "files", "image", "ledger", "sheet"},
     "compare": {"errors", "record", "sheet"},
     "comparison": {"attach", "errors", "ledger", "record", "request"},
-    "chain": {"errors", "guard", "signals"},
+    "chain": {"errors", "group_guard", "signals"},
     "reader": set(),
     "delivery": {"errors", "ledger", "reader"},
     "pipe": {"errors", "reader", "record", "signals"},
@@ -191,17 +191,17 @@ ALLOWED: dict[str, set[str]] = {
     "settle": {"errors", "ledger"},
     "table": set(),
     "notify": set(),
-    "guard": set(),
+    "group_guard": set(),
     "guard_program": set(),
     "process_tree": {"guard_program"},
     "pipeline": {"process_tree"},
     "joblines": {"errors", "files", "record"},
     "slots": {
-        *("guard_program", "joblines", "pipeline", "process_tree", "record"),
+        *("clock", "joblines", "pipeline", "process_tree", "record"),
         "jobs",  # the type of what was claimed
     },
     "worker": {
-        *("db", "errors", "guard_program", "joblines", "jobs", "notify", "record", "slots"),
+        *("clock", "db", "errors", "joblines", "jobs", "notify", "record", "slots"),
     },
     "machine_ledger": {"errors", "ledger"},
     "command": {"errors", "reader", "signals", "pipe", "commands"},  # commands: the table of tools

@@ -13,6 +13,7 @@ import pytest
 
 from imagen import chain, signals
 from imagen.errors import ReaderGone
+from processes import children_of, group_members
 
 
 def stage(script: str) -> list[str]:
@@ -138,19 +139,6 @@ chain.run(stages, lambda line: (sys.stdout.buffer.write(line), sys.stdout.flush(
 """
 
 
-def members(group: int) -> list[int]:
-    """The living processes of a group."""
-    living = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            living.append(int(path.parent.name))
-    return living
-
-
 def owner_of(scripts: str) -> tuple[subprocess.Popen[bytes], int]:
     """Start a process that runs a pipeline; give it and the pipeline's process group."""
     code = OWNER.replace("SCRIPTS", scripts)
@@ -163,13 +151,13 @@ def owner_of(scripts: str) -> tuple[subprocess.Popen[bytes], int]:
 def test_when_we_are_killed_the_stages_and_their_children_are_killed(until, scripts):
     child, group = owner_of(scripts)
     try:
-        assert len(members(group)) >= 2
+        assert len(group_members(group)) >= 2
         child.kill()
         child.wait()
-        until(lambda: members(group) == [], 5)
+        until(lambda: group_members(group) == [], 5)
     finally:
         child.stdout.close()
-        for one in members(group):
+        for one in group_members(group):
             os.kill(one, signal.SIGKILL)
 
 
@@ -182,7 +170,7 @@ def test_a_stage_that_ignores_signals_dies_with_us_too(until):
     child.kill()
     child.wait()
     child.stdout.close()
-    until(lambda: members(group) == [], 5)
+    until(lambda: group_members(group) == [], 5)
 
 
 def test_a_pipeline_that_has_ended_leaves_no_guard_and_no_descriptor():
@@ -190,8 +178,7 @@ def test_a_pipeline_that_has_ended_leaves_no_guard_and_no_descriptor():
     for _ in range(3):
         run(COUNT, UPPER)
     assert len([*Path("/proc/self/fd").iterdir()]) == before
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    assert children == []
+    assert children_of(os.getpid()) == []
 
 
 def test_a_tool_that_is_fed_dies_with_us(until):
@@ -207,7 +194,7 @@ def test_a_tool_that_is_fed_dies_with_us(until):
     child.kill()
     child.wait()
     child.stderr.close()
-    until(lambda: members(group) == [], 5)
+    until(lambda: group_members(group) == [], 5)
 
 
 def test_a_line_that_comes_in_pieces_with_a_signal_between_them_comes_whole():

@@ -14,10 +14,10 @@ seconds = st.floats(0, 1e7)
 
 
 def test_now_names_this_boot_and_both_clocks():
-    moment = clock.now()
-    assert abs(moment.wall - time.time()) < 5
-    assert abs(moment.uptime - clock.boottime()) < 5
-    assert moment.boot == clock.boot_id()
+    instant = clock.now()
+    assert abs(instant.wall - time.time()) < 5
+    assert abs(instant.uptime - clock.boottime()) < 5
+    assert instant.boot == clock.boot_id()
 
 
 @given(seconds, seconds)

@@ -84,10 +84,10 @@ def test_our_images_are_found_whatever_stands_elsewhere_in_the_history(
         entry["outputs"].setdefault(key, copy.deepcopy(data.draw(JUNK)))
     mine = next(one for one in entry["outputs"].values() if expected[0] in _images(one))
     mine["images"].insert(0, copy.deepcopy(data.draw(JUNK)))
-    found = read_back(entry)
-    assert found.status == "success"
-    assert comfy_api.ours(HANDLE, found.outputs) == expected
-    assert found.run_ms is None or found.run_ms >= 0
+    read = read_back(entry)
+    assert read.status == "success"
+    assert comfy_api.ours(HANDLE, read.outputs) == expected
+    assert read.run_ms is None or read.run_ms >= 0
     assert comfy_api.is_same_graph(entry, HISTORIES[name]["prompt"][2]) in (True, False)
 
 
@@ -153,8 +153,8 @@ def test_an_odd_item_in_the_queue_hides_no_other(junk: Any) -> None:
 def test_a_server_that_takes_no_prompt_id_is_told_by_its_version(
     version: Any, too_old: bool
 ) -> None:
-    told = comfy_api.is_too_old({"system": {"comfyui_version": version}})
-    assert told == (version if too_old else None)
+    reported = comfy_api.is_too_old({"system": {"comfyui_version": version}})
+    assert reported == (version if too_old else None)
 
 
 @pytest.mark.parametrize("stats", [{}, {"system": None}, {"system": [1]}])

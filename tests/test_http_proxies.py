@@ -72,7 +72,7 @@ def test_a_request_goes_through_the_proxy_and_arrives_once(place, kind):
     assert here.server.post("/x", {"b": 2}).json_object() == {"a": 1}
     assert [seen.body for seen in here.origin.seen] == [b'{"b": 2}']
     assert (here.proxy.forwarded, here.proxy.opened) == (1, 1)
-    assert here.proxy.asked == [f"{NAME}:{443 if kind == 'https' else 80}"]
+    assert here.proxy.targets == [f"{NAME}:{443 if kind == 'https' else 80}"]
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -87,7 +87,7 @@ def test_once_the_request_has_left_a_cut_is_a_lost_answer_and_nothing_is_sent_ag
     assert f"through the proxy at 127.0.0.1:{here.proxy.port}" in caught.value.message
     count = 0 if stage == "before" else 1
     assert (here.proxy.forwarded, len(here.origin.seen)) == (count, count)
-    assert (len(here.proxy.asked), here.proxy.opened) == (1, 1)
+    assert (len(here.proxy.targets), here.proxy.opened) == (1, 1)
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -99,7 +99,7 @@ def test_a_tunnel_that_breaks_before_the_request_means_that_nothing_was_sent(pla
         here.server.post("/", {})
     assert f"through the proxy at 127.0.0.1:{here.proxy.port}" in caught.value.message
     assert (here.proxy.forwarded, len(here.origin.seen)) == (0, 0)
-    assert len(here.proxy.asked) == 1
+    assert len(here.proxy.targets) == 1
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
@@ -167,7 +167,7 @@ def test_this_machine_is_asked_around_the_proxy(place, host):
     here = place("http")
     server = http.Server(f"http://{host}:{here.origin.port}", who="test server")
     assert server.post("/", {}).status == 200
-    assert (here.proxy.asked, len(here.origin.seen)) == ([], 1)
+    assert (here.proxy.targets, len(here.origin.seen)) == ([], 1)
     server.close()
 
 
@@ -207,7 +207,7 @@ def test_a_file_is_fetched_through_the_proxy_but_none_that_is_local_by_its_name(
     here = place(kind)
     for host in (NAME, f"files.{NAME}", PUBLIC):
         assert here.server.fetch(f"{kind}://{host}/x", lambda _: False).status == 200
-    count = len(here.proxy.asked)
+    count = len(here.proxy.targets)
     for host in (
         "169.254.169.254",
         "10.0.0.1",
@@ -217,4 +217,4 @@ def test_a_file_is_fetched_through_the_proxy_but_none_that_is_local_by_its_name(
     ):
         with pytest.raises(Rejected, match="not on the internet"):
             here.server.fetch(f"{kind}://{host}/x", lambda _: False)
-    assert len(here.proxy.asked) == count
+    assert len(here.proxy.targets) == count

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from imagen.guard_program import boottime
+from imagen.clock import boottime
 from imagen.pipeline import MOST, Pipeline
+from processes import group_members, is_alive
 
 
 @pytest.fixture
@@ -42,18 +43,6 @@ def lines_of(pipeline, number, until):
 
 def group_of(pipeline):
     return pipeline.tree.group
-
-
-def members(group):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
 
 
 def test_lines_go_in_and_come_out_again_and_it_keeps_running(start, until):
@@ -108,10 +97,10 @@ def test_endless_lines_leave_others_their_turn(start, until):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_every_stage_and_not_the_guard(start, until, number):
     one = start("sleep 100 | sleep 100")
-    until(lambda: len(members(group_of(one))) >= 4)
+    until(lambda: len(group_members(group_of(one))) >= 4)
     one.signal(number)
     until(one.is_gone)
-    assert members(group_of(one)) == [group_of(one)]
+    assert group_members(group_of(one)) == [group_of(one)]
 
 
 def test_a_stage_has_its_time_to_end_well_though_the_next_is_gone(start, until, tmp_path):
@@ -146,18 +135,11 @@ def test_killing_leaves_no_process_and_no_descriptor(until):
         one = Pipeline("sh -c 'sleep 100 & sleep 100' | cat")
         group = group_of(one)
         assert one.end() == []
-        until(lambda group=group: members(group) == [], 2)
+        until(lambda group=group: group_members(group) == [], 2)
     assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
 # -- processes that leave the group ----------------------------------------------------------------
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 MARKED = {
@@ -180,7 +162,7 @@ def test_what_leaves_the_group_is_killed_with_the_rest(start, until, how):
     pid = int(lines_of(one, 1, until)[0])
     until(lambda: os.getpgid(pid) != group_of(one))
     assert one.end() == []
-    assert not alive(pid)
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize("how", ESCAPES)
@@ -189,7 +171,7 @@ def test_what_leaves_the_group_ends_with_us(until, how):
     until(lambda: os.getpgid(pid) != group)
     owner.kill()
     owner.wait()
-    until(lambda: not alive(pid) and members(group) == [], 2)
+    until(lambda: not is_alive(pid) and group_members(group) == [], 2)
 
 
 @pytest.mark.parametrize("how", MARKED)
@@ -201,7 +183,7 @@ def test_what_leaves_the_group_is_found_though_the_guard_was_killed(start, until
     until(lambda: not one.is_alive())
     assert not one.is_gone()
     assert one.end() == []
-    assert not alive(pid)
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -217,7 +199,7 @@ def test_a_guard_that_stands_still_is_killed_with_its_group(start, until):
     pid = int(lines_of(one, 1, until)[0])
     os.kill(group_of(one), signal.SIGSTOP)
     assert one.end() == []
-    assert not alive(pid)
+    assert not is_alive(pid)
 
 
 def test_ending_waits_no_longer_than_it_says_for_what_cannot_be_found(until, tmp_path):
@@ -230,7 +212,7 @@ def test_ending_waits_no_longer_than_it_says_for_what_cannot_be_found(until, tmp
     assert not one.tree.end(0.5)
     assert time.monotonic() - began < 3
     one.forget()
-    assert alive(pid)
+    assert is_alive(pid)
     os.kill(pid, signal.SIGKILL)
 
 
@@ -248,7 +230,7 @@ def owned(command, until="inf"):
     """Start a process that has a pipeline; give it, the first line, and the group."""
     code = (
         "import select, sys, time; from imagen.pipeline import Pipeline\n"
-        "from imagen.guard_program import boottime\n"
+        "from imagen.clock import boottime\n"
         f"one = Pipeline({command!r})\n"
         f"one.tree.allow_until(boottime() + float({until!r}))\n"
         "while not (lines := one.lines()): select.select([one._out], [], [])\n"
@@ -268,8 +250,8 @@ def test_an_owner_that_stands_still_loses_it_when_its_time_is_over(until, how):
         owner.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         time.sleep(0.5)
-        assert alive(pid)
-        until(lambda: not alive(pid) and members(group) == [], 5)
+        assert is_alive(pid)
+        until(lambda: not is_alive(pid) and group_members(group) == [], 5)
         assert time.monotonic() - began < 4
     finally:
         owner.kill()
@@ -296,8 +278,8 @@ def test_our_death_by_kill_ends_all_of_it_within_a_second_grandchildren_too(unti
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert child.stdout
     group = int(child.stdout.readline())
-    until(lambda: len(members(group)) >= 5)
+    until(lambda: len(group_members(group)) >= 5)
     child.kill()
     child.wait()
     child.stdout.close()
-    until(lambda: members(group) == [], 1)
+    until(lambda: group_members(group) == [], 1)

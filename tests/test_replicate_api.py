@@ -316,8 +316,8 @@ def look(*items: Any, since: float | None = AT - 10, sent: Any = None, **more: A
 
 def match(listed: Any, sent: Any, **more: Any) -> str:
     """How a prediction with that input is judged: ours, perhaps, another."""
-    found = look(item(input=listed, **more), sent=sent)
-    return "ours" if found.ours else "perhaps" if found.doubtful else "another"
+    page = look(item(input=listed, **more), sent=sent)
+    return "ours" if page.ours else "perhaps" if page.doubtful else "another"
 
 
 def test_ours_has_every_input_that_we_sent_whatever_else_it_has():
@@ -389,8 +389,8 @@ def test_a_prompt_that_is_cut_short_is_perhaps_ours(listed, expected):
     ],
 )
 def test_only_a_seed_that_is_certainly_another_tells_two_predictions_apart(sent, listed, expected):
-    given = {"prompt": "a cat", "seed": sent}
-    assert match({**given, "seed": listed}, given) == expected
+    input_ = {"prompt": "a cat", "seed": sent}
+    assert match({**input_, "seed": listed}, input_) == expected
 
 
 def test_where_we_sent_no_seed_any_may_have_been_drawn():
@@ -417,9 +417,9 @@ def test_where_we_sent_no_seed_any_may_have_been_drawn():
     ],
 )
 def test_values_are_compared_as_json(sent, listed, same):
-    given = {"prompt": "a cat", "seed": 7}
-    found = match({**given, "x": listed}, {**given, "x": sent})
-    assert found == ("ours" if same else "perhaps")
+    input_ = {"prompt": "a cat", "seed": 7}
+    result = match({**input_, "x": listed}, {**input_, "x": sent})
+    assert result == ("ours" if same else "perhaps")
 
 
 def test_what_looks_like_ours_just_before_the_window_is_a_doubt_and_no_absence():

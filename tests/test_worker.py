@@ -354,10 +354,10 @@ def test_what_lives_on_is_not_called_ended(work, until, tmp_path):
     name = one.queue.add()
     one.notice()
     until(lambda: one.worker._slots[0].sent and pid.exists() and pid.read_text())
-    left = int(pid.read_text())
+    survivor = int(pid.read_text())
     os.kill(one.worker._slots[0].pipeline.tree.group, signal.SIGKILL)
     until(lambda: one.heard("has left a process behind that cannot be found"), 20)
-    os.kill(left, signal.SIGKILL)
+    os.kill(survivor, signal.SIGKILL)
     assert not one.heard("killed")
     assert one.queue.jobs[name].attempts == 0
 

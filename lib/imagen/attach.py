@@ -106,6 +106,6 @@ class EarlierRuns:
             self._has_warned = True
             self._note(
                 f"another run of this request is under way ({living[0].id});"
-                " this is a second one (--id makes them one)"
+                " this one makes a second image (hint: give both runs the same --id)"
             )
         return False

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import IO, Any, NamedTuple, NoReturn
 
-from . import guard, signals
+from . import signals
 from .errors import Stopped
+from .group_guard import GroupGuard
 
 _PART = 2**16
 
@@ -74,7 +75,7 @@ def feed(stage: list[str], data: bytes, on_line: Callable[[bytes], None]) -> int
         )
         stack.enter_context(child)
         try:
-            stack.callback(guard.Guard(child.pid).close)
+            stack.callback(GroupGuard(child.pid).close)
             output, _ = child.communicate(data)
         except BaseException:
             child.kill()
@@ -109,7 +110,7 @@ def _start(
             )
             children.append(child)
             if last is None:
-                stack.callback(guard.Guard(child.pid).close)
+                stack.callback(GroupGuard(child.pid).close)
             else:
                 last.close()  # the next stage holds it now: its end is seen when it ends
 

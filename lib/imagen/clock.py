@@ -44,8 +44,8 @@ def boot_id() -> str | None:
 
 def before(seconds: float) -> Instant:
     """Return the moment so many seconds ago; at a negative age, this moment."""
-    ago, moment = max(seconds, 0.0), now()
-    return Instant(moment.wall - ago, moment.boot, moment.uptime - ago)
+    age_s, instant = max(seconds, 0.0), now()
+    return Instant(instant.wall - age_s, instant.boot, instant.uptime - age_s)
 
 
 def age(then: Instant, at: Instant) -> float | None:

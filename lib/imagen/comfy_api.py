@@ -117,7 +117,7 @@ def entry_of(stored: Mapping[str, Any]) -> Entry:
 
 
 def _between(start: Any, end: Any) -> int | None:
-    """Give the milliseconds between two stamps of a server; None when they make no sense."""
+    """Return the milliseconds between two stamps of a server; None when they make no sense."""
     if type(start) is not int or type(end) is not int:
         return None
     return end - start if 0 <= end - start < 2**40 else None
@@ -134,12 +134,12 @@ def is_same_graph(stored: Mapping[str, Any], graph: Mapping[str, Any]) -> bool:
     is ours.
     """
     prompt = stored.get("prompt")
-    known = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 else None
-    if not isinstance(known, dict) or not all(map(_is_node, known.values())):
+    nodes = prompt[2] if isinstance(prompt, list) and len(prompt) > 2 else None
+    if not isinstance(nodes, dict) or not all(map(_is_node, nodes.values())):
         return True
-    return known.keys() == graph.keys() and all(
-        known[key].get("class_type") == node["class_type"]
-        and all(_is_same(known[key]["inputs"].get(n), v) for n, v in node["inputs"].items())
+    return nodes.keys() == graph.keys() and all(
+        nodes[key].get("class_type") == node["class_type"]
+        and all(_is_same(nodes[key]["inputs"].get(n), v) for n, v in node["inputs"].items())
         for key, node in graph.items()
     )
 
@@ -197,7 +197,7 @@ def is_ours(handle: str, body: bytes) -> bool:
 
 
 def is_too_old(stats: Mapping[str, Any]) -> str | None:
-    """Give the version in /system_stats when that server does not take our prompt_id.
+    """Return the version in /system_stats if that server does not take our prompt_id.
 
     None also where it does not say its version, or not as numbers.
     """

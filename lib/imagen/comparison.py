@@ -50,28 +50,28 @@ class Comparisons:
         """Hold a comparison until the stack ends; gives it, and whether it was taken up."""
         seeds = question.seeds
         if question.id is not None:
-            known = self._rows.with_id(question.id, question.asker.asked)
-            if known and (unfinished := self._locked(known, stack, wait=True)):
+            earlier = self._rows.with_id(question.id, question.asker.asked)
+            if earlier and (unfinished := self._lock(earlier, stack, wait=True)):
                 return unfinished, True
-            seeds = known.seeds if known else seeds
-        elif not new and (unfinished := self._left(question.asker, stack)):
+            seeds = earlier.seeds if earlier else seeds
+        elif not new and (unfinished := self._take_up_unfinished(question.asker, stack)):
             return unfinished, True
-        return self._begun(question, seeds, stack), False
+        return self._begin(question, seeds, stack), False
 
-    def _begun(self, question: Question, seeds: list[int], stack: ExitStack) -> Comparison:
+    def _begin(self, question: Question, seeds: list[int], stack: ExitStack) -> Comparison:
         run, name = str(uuid.uuid4()), question.id or str(uuid.uuid4())
         stack.enter_context(self._ledger.lock(run))
-        begun = Comparison(run, name, seeds, str(question.new_folder(seeds[0]).absolute()))
-        self._rows.begin(begun, question.asker)
-        return begun
+        comparison = Comparison(run, name, seeds, str(question.new_folder(seeds[0]).absolute()))
+        self._rows.begin(comparison, question.asker)
+        return comparison
 
-    def _left(self, asker: Asker, stack: ExitStack) -> Comparison | None:
+    def _take_up_unfinished(self, asker: Asker, stack: ExitStack) -> Comparison | None:
         """Claim what an earlier run left; as `EarlierRuns` does it for one render."""
         patience_s = NOTICE_S
         while True:
             living = self._rows.unfinished(asker)
             for one in living:
-                if unfinished := self._locked(one, stack, wait=False):
+                if unfinished := self._lock(one, stack, wait=False):
                     self._note(f"{one.id}: taken up where an earlier run left it (--new declines)")
                     return unfinished
             if not living:
@@ -83,16 +83,16 @@ class Comparisons:
             time.sleep(LOOK_S)
         self._note(
             f"another run of this comparison is under way ({living[0].id});"
-            " this is a second one (--id makes them one)"
+            " this one starts a second comparison (hint: give both runs the same --id)"
         )
         return None
 
-    def _locked(self, known: Comparison, stack: ExitStack, wait: bool) -> Comparison | None:
+    def _lock(self, comparison: Comparison, stack: ExitStack, wait: bool) -> Comparison | None:
         with ExitStack() as attempt:
-            if attempt.enter_context(self._ledger.lock(known.run, wait)):
-                unfinished = self._rows.entry(known.run)
+            if attempt.enter_context(self._ledger.lock(comparison.run, wait)):
+                unfinished = self._rows.entry(comparison.run)
                 if unfinished and not unfinished.finished:
-                    self._rows.take_up(known.run)
+                    self._rows.take_up(comparison.run)
                     stack.push(attempt.pop_all())
                     return unfinished
         return None
@@ -101,7 +101,7 @@ class Comparisons:
         """Whether a member's render may still be going on."""
         return self._ledger.journal.is_open(self._ledger.render_id(member))
 
-    def left_by(self, member: Record) -> Record:
+    def record_of(self, member: Record) -> Record:
         """Return the record of a member whose render was interrupted and gave none."""
         entry = self._ledger.journal.entry(self._ledger.render_id(member["id"]))
         if entry and entry.state == "done" and entry.records:

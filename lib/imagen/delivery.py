@@ -74,7 +74,7 @@ class Delivery:
         self._hangs_up: int | None = None
 
     @contextmanager
-    def begun(self) -> Iterator[int]:
+    def running(self) -> Iterator[int]:
         """Hold the lock of the run; gives the descriptor that hangs up when nobody waits for us."""
         with ExitStack() as stack:
             if not self._is_locked:

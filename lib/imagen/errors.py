@@ -259,7 +259,7 @@ class BadImage(ImagenError):
 
 
 class NotAnImage(ImagenError):
-    """What the backend made holds no picture that can be read"""
+    """The backend returned no readable image"""
 
     code = "not_an_image"
     ends = True

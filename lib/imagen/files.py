@@ -165,8 +165,8 @@ def is_intact(record: Mapping[str, Any]) -> bool:
 
 def _sidecar_in(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_bytes())
-        return found if isinstance(found, dict) else {}
+        content = json.loads(path.read_bytes())
+        return content if isinstance(content, dict) else {}
     return {}
 
 
@@ -266,8 +266,8 @@ def _claimed(reservation: Path, render_id: str, take_over: TakeOver) -> str | No
 
 
 def _remove_temporaries(reservation: Path) -> None:
-    for left in reservation.parent.glob(f".{glob.escape(reservation.stem[1:])}.*.tmp"):
-        left.unlink(missing_ok=True)
+    for temporary in reservation.parent.glob(f".{glob.escape(reservation.stem[1:])}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def _owner(reservation: Path) -> str | None:

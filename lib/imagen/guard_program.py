@@ -29,7 +29,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def boottime() -> float:
-    """Return seconds since the machine started, including those it slept."""
+    """Return the seconds since the machine started, as clock.boottime does, which is not here."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -188,7 +188,7 @@ def _report(text: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run the guard."""
-    mark, source, sink, held, *command = arguments
+    mark, source, sink, lifetime, *command = arguments
     wakes, woken = os.pipe()
     for descriptor in (wakes, woken):
         os.set_blocking(descriptor, False)
@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> None:
     guard = _Guard(mark)
     try:
         guard.start(int(source), int(sink), command)
-        for number in (source, sink, held):
+        for number in (source, sink, lifetime):
             os.close(int(number))
         guard.serve(wakes)
     finally:

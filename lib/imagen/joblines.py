@@ -103,7 +103,7 @@ def line_of(
     intended_at: float | None,
     released_at: float | None = None,
 ) -> Record:
-    """Give the line of one attempt; times are unix time.
+    """Return the line of one attempt; times are unix time.
 
     `intended_at` when somebody may have sent it before, `released_at` until when that may have
     been; None there where nothing can be on its way.

@@ -139,27 +139,27 @@ def brought(line: Mapping[str, Any]) -> Record:
 
 
 def name(job: Job, number: int) -> str:
-    """Give the id of the nth image of a submit: id, id.2, id.3, …."""
+    """Return the id of the nth image of a submit: id, id.2, id.3, …."""
     return str(job.asked["id"]) if number == 1 else f"{job.asked['id']}.{number}"
 
 
-def part_of(line: Mapping[str, Any], known: str) -> int | None:
-    """Return which image of the render `known` a line is about, from 2 on; None for the render."""
+def part_of(line: Mapping[str, Any], render: str) -> int | None:
+    """Return which image of a render a line is about, from 2 on; None when it is the render's."""
     name = str(line.get("id"))
-    number = name.removeprefix(f"{known}.")
+    number = name.removeprefix(f"{render}.")
     if name == number or not re.fullmatch("[1-9][0-9]{0,5}", number, re.ASCII):
         return None
     return int(number) if int(number) > 1 else None
 
 
-def number_of(made: Mapping[str, Any], known: str) -> int:
-    """Return which image of the render `known` a record is about, from 1 on."""
-    return part_of(made, known) or 1
+def number_of(line: Mapping[str, Any], render: str) -> int:
+    """Return which image of a render a record is about, from 1 on."""
+    return part_of(line, render) or 1
 
 
-def missing(job: Job, made: Sequence[Mapping[str, Any]]) -> int:
+def first_missing(job: Job, records: Sequence[Mapping[str, Any]]) -> int:
     """Return the number of the first image of the submit that is not among these records."""
-    names = {one["id"] for one in made}
+    names = {one["id"] for one in records}
     return next(number for number in count(1) if name(job, number) not in names)
 
 
@@ -177,7 +177,7 @@ def made(job: Job, collected: Collected, number: int, total: int) -> Record:
     cost = job.plan.cost_usd if job.plan else None
     cost = cost if collected.cost_usd is None else collected.cost_usd
     if cost is not None:
-        found["cost_usd"] = cost if number == _bearer(collected) else 0
+        found["cost_usd"] = cost if number == _number_with_cost(collected) else 0
     found["attempts"] = job.attempts or 1
     found["backend_meta"] = {"seed_used": found["seed"], **collected.meta}
     if isinstance(used := collected.meta.get("seed_used"), int):
@@ -185,7 +185,7 @@ def made(job: Job, collected: Collected, number: int, total: int) -> Record:
     return found
 
 
-def _bearer(collected: Collected) -> int:
+def _number_with_cost(collected: Collected) -> int:
     """Return the number of the image whose record has the cost: the first that can still be had."""
     comes = collected.fault is not None and not collected.fault.ends
     return 1 if comes else min(collected.numbers, default=1)

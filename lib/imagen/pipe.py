@@ -32,7 +32,7 @@ from .record import Record
 Step = Callable[[Record], Iterable[Record] | None]
 Idle = Callable[[], float | None]
 _ONE_LINE = "IMAGEN_ONE_LINE"
-DELIVERED_BY = "IMAGENDELIVERED_BY"
+DELIVERED_BY = "IMAGEN_DELIVERED_BY"
 _READER = "IMAGEN_READER"
 
 
@@ -310,9 +310,9 @@ def _whole(raw: bytes) -> bytes:
     return raw if raw.endswith(b"\n") else raw + b"\n"
 
 
-def check_reader(whose: Reader | None = None) -> None:
+def check_reader(of_records: Reader | None = None) -> None:
     """Raise ReaderGone when nobody waits for our records any more; asked before each submit."""
-    if sys.stdout is None or (whose or reader()).is_gone():
+    if sys.stdout is None or (of_records or reader()).is_gone():
         raise ReaderGone
 
 
@@ -321,7 +321,7 @@ def reader() -> Reader:
     return Reader(*([] if sys.stdout is None else [sys.stdout.fileno()]))
 
 
-def told_to_render(run: str, descriptor: int) -> dict[str, str]:
+def render_environment(run: str, descriptor: int) -> dict[str, str]:
     """Return the variables that let imagen-render know of an outer program's run."""
     return {DELIVERED_BY: run, _READER: str(descriptor)}
 

@@ -21,28 +21,28 @@ class Pipeline:
         """Start `command` with sh -c; OSError when no process can be had."""
         self._unsent = self._rest = b""
         self.is_open = True
-        given, self._in = os.pipe()
-        self._out, taken = os.pipe()
+        stdin, self._in = os.pipe()
+        self._out, stdout = os.pipe()
         self._open = [self._in, self._out]
         try:
-            self.tree = ProcessTree(["sh", "-c", command], given, taken)
+            self.tree = ProcessTree(["sh", "-c", command], stdin, stdout)
         except BaseException:
             self._close()
             raise
         finally:
-            os.close(given)
-            os.close(taken)
+            os.close(stdin)
+            os.close(stdout)
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
 
     def waits(self) -> list[tuple[int, int]]:
         """Give the descriptors to wait on, each with the events of poll()."""
-        found = self.tree.waits()
+        descriptors = self.tree.waits()
         if self.is_open:
-            found.append((self._out, select.POLLIN))
+            descriptors.append((self._out, select.POLLIN))
         if self._unsent:
-            found.append((self._in, select.POLLOUT))
-        return found
+            descriptors.append((self._in, select.POLLOUT))
+        return descriptors
 
     def send(self, line: bytes) -> None:
         """Send a line, as far as it is taken; `flush` sends the rest."""
@@ -94,9 +94,9 @@ class Pipeline:
 
     def end(self) -> list[int]:
         """Kill all of it and forget it; gives the processes that could not be ended."""
-        left = [] if self.tree.end() else self.tree.left()
+        survivors = [] if self.tree.end() else self.tree.survivors()
         self._close()
-        return left
+        return survivors
 
     def forget(self) -> None:
         """Close what is open."""

@@ -30,7 +30,7 @@ class ProcessTree:
     def __init__(self, command: Sequence[str], stdin: int, stdout: int) -> None:
         """Start the command with these descriptors; OSError when no process can be had."""
         self.mark = secrets.token_hex(8)
-        self._text, self._left = b"", set[int]()
+        self._text, self._reported = b"", set[int]()
         self._has_first = self._has_any = True
         self._killed_at: float | None = None
         self._open: list[int] = []
@@ -44,10 +44,10 @@ class ProcessTree:
     def _start(self, command: list[str], stdin: int, stdout: int) -> None:
         orders, self._orders = self.pipe()
         self._reports, reports = self.pipe()
-        self._held, held = self.pipe()  # every process of the command has its writing end
+        self._lifetime, lifetime = self.pipe()  # every process of the command has its writing end
         source, sink = _copy(stdin), _copy(stdout)
         self._open += [source, sink]
-        streams = (source, sink, held)
+        streams = (source, sink, lifetime)
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_PROGRAM), self.mark, *map(str, streams), *command],
             stdin=orders,
@@ -83,15 +83,15 @@ class ProcessTree:
 
     def waits(self) -> list[tuple[int, int]]:
         """Return the descriptors to wait on, each with the events of poll()."""
-        descriptor = self._reports if self._reports in self._open else self._held
+        descriptor = self._reports if self._reports in self._open else self._lifetime
         return [(descriptor, select.POLLIN)]
 
-    def allow_until(self, moment: float) -> None:
+    def allow_until(self, deadline: float) -> None:
         """Let it work until a time of boottime(), if this process says nothing more; inf: always.
 
         What is stopped, or asleep, longer than that finds it ended.
         """
-        self._order(f"until {moment:.3f}")
+        self._order(f"until {deadline:.3f}")
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all its processes; KILL is what `kill` does."""
@@ -120,15 +120,15 @@ class ProcessTree:
         """
         self._listen()
         if self._guards and not self._is_late():
-            return not self._has_any and self._killed_at is None and _has_ended(self._held)
+            return not self._has_any and self._killed_at is None and _has_ended(self._lifetime)
         if self._killed_at is not None:
             self._force()
-        return not self._guards and not self.left() and _has_ended(self._held)
+        return not self._guards and not self.survivors() and _has_ended(self._lifetime)
 
-    def left(self) -> list[int]:
+    def survivors(self) -> list[int]:
         """Return the processes that live although they were killed, as far as they can be found."""
         living = processes()
-        return sorted((self._left & {*living}) | (guarded(self.mark) - {self.group}))
+        return sorted((self._reported & {*living}) | (guarded(self.mark) - {self.group}))
 
     def end(self, seconds: float = GONE_S) -> bool:
         """Kill all of it, wait so long at the most, and forget it; True when it is gone."""
@@ -177,7 +177,7 @@ class ProcessTree:
                 word, *values = line.split()
                 self._has_first &= word not in (b"first", b"all")
                 self._has_any &= word != b"all"
-                self._left |= {int(value) for value in values}
+                self._reported |= {int(value) for value in values}
 
     def _force(self) -> None:
         """Kill the group and what has the mark: the guard is gone, or does not do it."""

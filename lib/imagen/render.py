@@ -229,8 +229,8 @@ class Renderer:
             self._store.tidy(entry.place, entry.render_id, entry.request)
             yield from self._delivered(entry.render_id, made, entry.delivered)
             return
-        kept = entry.error and entry.state == "failed" and entry.error["billed"] != "no"
-        if entry.error and kept and not entry.may_be_found:
+        is_final = entry.error and entry.state == "failed" and entry.error["billed"] != "no"
+        if entry.error and is_final and not entry.may_be_found:
             yield from self._store.those_there(made)
             raise ImagenError.of_record(entry.error, {**entry.failed, **brought})
         job = self._job_of(entry, line)
@@ -356,7 +356,7 @@ class Renderer:
         except Stopped as stopped:
             if job.finished:
                 raise
-            handle = job.handle or _chosen(job)
+            handle = job.handle or _chosen_handle(job)
             if handle is not None and (stopped.status == 143 or job.backend.paid):
                 with signals.dropped():
                     yield outcome.pending(job, handle)
@@ -388,7 +388,7 @@ class Renderer:
                 until = max(limit.until, limit.look_until)
                 job.handle = self._submitter.submit(job, until)
         except AnswerLost:
-            handle, margin_s = _chosen(job), job.backend.retry_s + _MARGIN_S
+            handle, margin_s = _chosen_handle(job), job.backend.retry_s + _MARGIN_S
             if job.backend.paid or handle is None or not limit.is_over(margin_s):
                 raise
             job.handle = handle
@@ -396,7 +396,7 @@ class Renderer:
         return True
 
     def _unfinished(self, job: Job, limit: Limit) -> Record:
-        """Give the pending line of a render that was waited for long enough.
+        """Return the pending line of a render that was waited for long enough.
 
         A free one that times out is cancelled instead: TimedOut.
         """
@@ -422,7 +422,7 @@ class Renderer:
         except RenderLost as fault:
             if job.backend.paid:
                 lost = _gone(fault, job.was_made)
-                lost.record = self._store.missing_record(job, outcome.missing(job, job.made))
+                lost.record = self._store.missing_record(job, outcome.first_missing(job, job.made))
                 yield from job.made
                 raise lost from None
             if job.plan is None:
@@ -501,7 +501,7 @@ class Renderer:
 
     @contextmanager
     def _showing_silence(self, job: Job) -> Iterator[Callable[[str], None]]:
-        """Give what shows people what is waited for; they are told too when a server is silent."""
+        """Yield what shows people what is waited for; it also shows when a server is silent."""
 
         def tell(text: str) -> None:
             self._around.tell(time.monotonic() - job.began, text)
@@ -515,8 +515,8 @@ class Renderer:
             yield silence.heard
 
 
-def _chosen(job: Job) -> str | None:
-    """Give the handle that we chose ourselves for what was sent, if we did."""
+def _chosen_handle(job: Job) -> str | None:
+    """Return the handle that we chose ourselves for the submit, if it was sent."""
     return job.plan.handle if job.plan and job.attempts and "started_at" in job.record else None
 
 

@@ -100,17 +100,17 @@ def addresses(output: Any) -> list[str]:
 
     Models have one, a list, lists in lists, or objects in which captions and others stand by them.
     """
-    found: list[str] = []
+    urls: list[str] = []
     waiting = [(output, 0)]
-    while waiting and len(found) < _MOST_ADDRESSES:
+    while waiting and len(urls) < _MOST_ADDRESSES:
         value, depth = waiting.pop()
         if isinstance(value, str):
             if address := _ADDRESS.match(value.strip()):
-                found.append(address[0])
+                urls.append(address[0])
         elif isinstance(value, (dict, list)) and depth < _DEEPEST:
             inner = value.values() if isinstance(value, dict) else value
             waiting += [(one, depth + 1) for one in reversed([*inner])]
-    return found
+    return urls
 
 
 def _text(error: Any) -> str:
@@ -335,10 +335,12 @@ def created(answer: Mapping[str, Any], sent: Mapping[str, Any]) -> str:
         raise AnswerLost(
             "Replicate accepted the prediction, but its answer holds no id", billed="unknown"
         )
-    given = shown if isinstance(shown, dict) else {}
-    prompt = given.get("prompt")
-    other = isinstance(prompt, str) and prompt and not _share_beginning(str(sent["prompt"]), prompt)
-    if other or _other_seed(sent.get("seed"), given.get("seed")):
+    shown_input = shown if isinstance(shown, dict) else {}
+    prompt = shown_input.get("prompt")
+    is_other = (
+        isinstance(prompt, str) and prompt and not _share_beginning(str(sent["prompt"]), prompt)
+    )
+    if is_other or _other_seed(sent.get("seed"), shown_input.get("seed")):
         raise AnswerLost("Replicate answered with a prediction that is not ours", billed="unknown")
     return str(handle)
 

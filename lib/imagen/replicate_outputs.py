@@ -50,7 +50,8 @@ Fetch = Callable[[str], "Answer"]
 class Files:
     """What came of a prediction's files: images by their number in the submit, and the rest.
 
-    `raw` is the first that is no picture; `unread` counts those and what could not be asked for.
+    `raw` is the first that is no picture; `unread` counts those and what could not be asked for;
+    `not_fetched` counts the files beyond those that may be fetched.
     """
 
     images: dict[int, bytes] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class Files:
     raw: Raw | None = None
     unread: int = 0
     gone: int = 0
-    left: int = 0
+    not_fetched: int = 0
 
 
 def fetch_files(prediction: Prediction, fetch: Fetch, planned: int, wait_s: float) -> Files:
@@ -87,7 +88,7 @@ def fetch_files(prediction: Prediction, fetch: Fetch, planned: int, wait_s: floa
         else:
             files.images[number] = data
             number += 1
-    files.left = max(len(prediction.outputs) - most, 0)
+    files.not_fetched = max(len(prediction.outputs) - most, 0)
     if not prediction.outputs and prediction.output:
         files.raw = _text(prediction.output)
     return files
@@ -124,7 +125,7 @@ def _fetch_twice(address: str, fetch: Fetch, wait_s: float) -> bytes | Raw:
     if _is_data(address):
         data = decode(address)
         if data is None:
-            raise Rejected("a data: address that is too long, or no base64")
+            raise Rejected("the data: address is too long or not base64")
         return _content_of(data, address, address[5 : address.index(",")])
     for again in (False, True):
         try:
@@ -220,5 +221,5 @@ def _text(output: Any) -> Raw:
 
 def meta_of(files: Files, addresses: Sequence[str]) -> dict[str, Any]:
     """Return what a record says of the outputs that did not become its images."""
-    more: dict[str, Any] = {"outputs": [*addresses]} if files.unread or files.left else {}
-    return more | ({"outputs_left": files.left} if files.left else {})
+    more: dict[str, Any] = {"outputs": [*addresses]} if files.unread or files.not_fetched else {}
+    return more | ({"outputs_left": files.not_fetched} if files.not_fetched else {})

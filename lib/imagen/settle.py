@@ -35,10 +35,10 @@ def settle(ledger: Ledger, name: str, billed: str) -> list[dict[str, Any]]:
     Returns a row for each. NotToSettle when there is none in doubt, or a process is at work on it.
     """
     render_id = _render_of(ledger, name)
-    with ledger.lock(render_id, wait=False) as held:
-        if not held:
+    with ledger.lock(render_id, wait=False) as is_free:
+        if not is_free:
             raise NotToSettle(
-                f"another process is at work on {name}", hint="wait for it, or end that process"
+                f"another process is working on {name}", hint="wait for it, or end that process"
             )
         submits = [one for one in _submits(ledger, name) if one.render_id == render_id]
         chosen = [one for one in submits if one.handle == name] or submits

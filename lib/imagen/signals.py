@@ -93,27 +93,33 @@ def is_readable(descriptor: int) -> bool:
 
 
 @contextmanager
-def dropped() -> Iterator[None]:
-    """Drop a signal until the block is done: it says what becomes of an earlier one."""
-    global _holds, _waiting  # noqa: PLW0603 - see above
+def held() -> Iterator[None]:
+    """Put off a signal until the block is done."""
+    global _holds  # noqa: PLW0603 - see above
     _holds += 1
     try:
         yield
     finally:
-        _holds -= 1
-        if not _holds:
-            _waiting = None
+        if stopped := _release():
+            raise stopped
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Put off a signal until the block is done."""
-    global _holds, _waiting  # noqa: PLW0603 - see above
+def dropped() -> Iterator[None]:
+    """Drop a signal that comes in the block, which reports an earlier one."""
+    global _holds  # noqa: PLW0603 - see above
     _holds += 1
     try:
         yield
     finally:
-        _holds -= 1
-        if not _holds and _waiting:
-            stopped, _waiting = _waiting, None
-            raise stopped
+        _release()
+
+
+def _release() -> Stopped | None:
+    """End a block; after the outermost one return the signal that came meanwhile."""
+    global _holds, _waiting  # noqa: PLW0603 - see above
+    _holds -= 1
+    if _holds:
+        return None
+    stopped, _waiting = _waiting, None
+    return stopped

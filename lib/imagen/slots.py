@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from subprocess import SubprocessError
 
 from . import joblines, record
-from .guard_program import boottime
+from .clock import boottime
 from .joblines import Verdict
 from .jobs import Claimed
 from .pipeline import Pipeline
@@ -280,7 +280,7 @@ class Pipelines:
         if pipeline is None:
             return
         if not pipeline.is_gone():
-            pids = ", ".join(map(str, pipeline.tree.left()))
+            pids = ", ".join(map(str, pipeline.tree.survivors()))
             self._tell(
                 f"a pipeline's processes could not be ended: {pids}"
                 if pids

@@ -35,7 +35,7 @@ class Store:
             job.places.append(self._place(job, 1, job.render_id, place or {}))
 
     def release(self, job: Job, before: Mapping[str, Any] | None = None) -> None:
-        """Give the names back, unless the render may still go on, or nobody can tell.
+        """Release the names, unless the render may still go on, or that is not known.
 
         With the place that was journaled, those too that an earlier run reserved and left.
         """
@@ -72,9 +72,9 @@ class Store:
         """Return the records whose images are still there, byte for byte."""
         return [one for one in made if files.is_intact(one)]
 
-    def changed(self, made: list[Record]) -> list[Record]:
+    def changed(self, records: list[Record]) -> list[Record]:
         """Return the records whose files are there with other bytes than were written."""
-        return [one for one in made if _is_file(one.get("file")) and not files.is_intact(one)]
+        return [one for one in records if _is_file(one.get("file")) and not files.is_intact(one)]
 
     def written(self, job: Job, entry: Entry, made: list[Record]) -> list[Record] | None:
         """Return what an earlier run has written already, brought to where it is wanted now.
@@ -83,8 +83,8 @@ class Store:
         """
         if entry.state == "open" and job.plan and not self._image_out:
             numbers = {outcome.number_of(one, entry.id) for one in job.made}
-            known = job.plan.images > 0  # else more may be at the backend than is here
-            whole = known and numbers >= {*range(1, job.plan.images + 1)}
+            is_counted = job.plan.images > 0  # else more may be at the backend than is here
+            whole = is_counted and numbers >= {*range(1, job.plan.images + 1)}
             if whole and self.is_there(job.made):
                 return job.made
         if entry.state != "done" or not made or len(self.those_there(made)) < len(made):
@@ -102,7 +102,7 @@ class Store:
 
         They are told by their sidecars, and verified; in the order of their numbers.
         """
-        found: dict[int, Record] = {}
+        records: dict[int, Record] = {}
         for folder, stem in self._stems(entry.place, entry.request):
             for one in files.sidecars(folder, stem):
                 number, id_ = outcome.number_of(one, entry.id), str(one.get("id"))
@@ -110,8 +110,8 @@ class Store:
                 same = one.get("render_id") == ours and entry.handle in (None, one.get("submit"))
                 if same and files.is_intact(one):
                     files.sync_folder(folder)  # its names may not have lasted yet
-                    found[number] = one
-        return [found[number] for number in sorted(found)]
+                    records[number] = one
+        return [records[number] for number in sorted(records)]
 
     def write(self, job: Job, collected: Collected) -> tuple[list[Record], ImagenError | None]:
         """Verify each image, then write it; returns the records, and what went wrong with others.
@@ -133,7 +133,7 @@ class Store:
                 faults.append(final)
         made = _add_written(made, job)
         if collected.fault:
-            collected.fault.record = self.missing_record(job, outcome.missing(job, made))
+            collected.fault.record = self.missing_record(job, outcome.first_missing(job, made))
             faults.append(collected.fault)
         # where the number is not known, any is right
         expected = max(job.plan.images, 1) if job.plan else 1
@@ -151,10 +151,10 @@ class Store:
                 return made, full
         return made, first
 
-    def _too_few(self, job: Job, made: list[Record], expected: int) -> TooFewImages:
+    def _too_few(self, job: Job, records: list[Record], expected: int) -> TooFewImages:
         return TooFewImages(
-            f"the backend returned {len(made)} of {expected} images",
-            record=self.missing_record(job, outcome.missing(job, made)),
+            f"the backend returned {len(records)} of {expected} images",
+            record=self.missing_record(job, outcome.first_missing(job, records)),
             billed="yes" if job.backend.paid else "no",
         )
 
@@ -246,11 +246,11 @@ class Store:
             raise from_os(fault, "cannot write the image") from None
 
 
-def _add_written(made: list[Record], job: Job) -> list[Record]:
+def _add_written(records: list[Record], job: Job) -> list[Record]:
     """Return the records with those that an earlier run has written, in order."""
-    names = {one["id"] for one in made}
+    names = {one["id"] for one in records}
     there = [one for one in job.made if one["id"] not in names]
-    return sorted([*made, *there], key=lambda one: outcome.number_of(one, job.asked["id"]))
+    return sorted([*records, *there], key=lambda one: outcome.number_of(one, job.asked["id"]))
 
 
 def _as_final(fault: ImagenError, job: Job) -> ImagenError:

@@ -119,21 +119,21 @@ class Submitter:
         paid = as_paid(job.backend)
         for _ in range(_TAKEN):
             wait_s = self.wait_s(job, paid) if paid else 0.0
-            found = self._look(job, until, wait_s)
-            if isinstance(found, str):
-                if self._take(job, found):
-                    return found
-            elif found is Sought.UNKNOWN:
+            result = self._look(job, until, wait_s)
+            if isinstance(result, str):
+                if self._take(job, result):
+                    return result
+            elif result is Sought.UNKNOWN:
                 break
             elif wait_s <= 0:
                 return None
             elif not paid or wait_s > paid.settle_s or time.monotonic() + wait_s > until:
-                says = "the answer was lost, and whether the render arrived cannot be told yet"
+                says = "the answer was lost; it is not known yet whether the render was accepted"
                 raise InDoubt(says, retry_after_s=_rounded(wait_s), hint=_LATER)
             else:
                 time.sleep(wait_s)
         if paid is None:
-            raise AnswerLost("whether the render arrived cannot be told", retry="reconcile")
+            raise AnswerLost("it is not known whether the render was accepted", retry="reconcile")
         raise InDoubt(retry="reconcile", ends=True)
 
     def _look(self, job: Job, until: float, wait_s: float) -> str | Sought:
@@ -148,7 +148,7 @@ class Submitter:
             if not job.backend.paid:
                 fault.billed = "no"
                 raise
-            says = f"the answer was lost, and the provider cannot be asked: {fault.message}"
+            says = f"the answer was lost, and the provider cannot be asked now: {fault.message}"
             after_s = max(fault.retry_after_s or 0, wait_s, _ASK_AGAIN_S)
             raise InDoubt(says, retry_after_s=_rounded(after_s), hint=fault.hint) from None
 

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from . import joblines
+from .clock import boottime
 from .db import DatabaseFault
 from .errors import ConfigFault, ImagenError, Refused
-from .guard_program import boottime
 from .joblines import Rules, Verdict
 from .jobs import Claimed, QueueLike
 from .notify import notify, watchdog_s
@@ -67,7 +67,7 @@ class LedgerLike(Protocol):
         """Journal that the records of a render have reached the queue."""
 
     def fault(self) -> ImagenError | None:
-        """Give why the ledger cannot be used."""
+        """Return why the ledger cannot be used; None when it can."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -130,8 +130,10 @@ class Worker:
                 self._stops = stops()
                 if self._stops and not self._stopped_at:
                     self._stopped_at = boottime()
-            if left := ", ".join(self._held()):
-                self._tell(f"the queue cannot be told; the lease ends by itself: {left}")
+            if job_ids := ", ".join(self._held()):
+                self._tell(
+                    f"the queue cannot be reached; these leases expire by themselves: {job_ids}"
+                )
             self._tell("ended")
             return 0
         finally:
@@ -301,17 +303,17 @@ class Worker:
 
     def _close_job(self, slot: Slot, queue: QueueLike) -> None:
         """Tell the queue what became of a job; the fence keeps it from what is no longer ours."""
-        job, found = slot.job, self._explained(slot)
-        assert job is not None and found is not None
+        job, verdict = slot.job, self._explained(slot)
+        assert job is not None and verdict is not None
         ours, after, now = True, None, boottime()
-        if found.kind == "done" and not slot.lost and self._may_go_on(slot):
-            ours, after = queue.done_and_next(job.id, job.fence, found.image_id, *self._who)
+        if verdict.kind == "done" and not slot.lost and self._may_go_on(slot):
+            ours, after = queue.done_and_next(job.id, job.fence, verdict.image_id, *self._who)
         elif not slot.lost:
-            ours = _told(queue, job, found)
+            ours = _told(queue, job, verdict)
         if not slot.lost:
-            self._say(job, found)
-        if ours and found.render_id and self._ledger is not None and not slot.lost:
-            self._ledger.delivered(found.render_id)
+            self._say(job, verdict)
+        if ours and verdict.render_id and self._ledger is not None and not slot.lost:
+            self._ledger.delivered(verdict.render_id)
         if not ours:
             self._tell(f"{job.id}: another worker has it now, or it was cancelled")
         slot.forget()
@@ -319,23 +321,23 @@ class Worker:
             self._begin(slot, after, now)
 
     def _explained(self, slot: Slot) -> Verdict | None:
-        """Give a slot's verdict; a pipeline that cannot use the ledger ends without an answer."""
-        found, job = slot.verdict, slot.job
+        """Return a slot's verdict; a pipeline that cannot use the ledger ends without an answer."""
+        verdict, job = slot.verdict, slot.job
         crashed = slot.crashes and not (slot.lost or self._pipelines.ending)
-        if found is not None and found.kind == "back" and not found.answered and crashed:
+        if verdict is not None and verdict.kind == "back" and not verdict.answered and crashed:
             fault = self._ledger.fault() if self._ledger is not None else None
             if fault is not None and job is not None:
-                made = {"error": fault.as_record("imagen-listen")}
-                found = joblines.verdict(made, job.attempts, job.max_attempts)
-                slot.verdict = found
-        return found
+                record = {"error": fault.as_record("imagen-listen")}
+                verdict = joblines.verdict(record, job.attempts, job.max_attempts)
+                slot.verdict = verdict
+        return verdict
 
-    def _say(self, job: Claimed, found: Verdict) -> None:
+    def _say(self, job: Claimed, verdict: Verdict) -> None:
         """Say what became of a job; why jobs go back is said once, until another thing happens."""
-        kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
+        kind = {"back": "again", "retry": "again"}.get(verdict.kind, verdict.kind)
         self._counts[kind] += 1
-        why = f": {found.error}" if found.error else ""
-        if found.kind != "back":
+        why = f": {verdict.error}" if verdict.error else ""
+        if verdict.kind != "back":
             self._reasons.clear()
         elif why and why in self._reasons:
             return
@@ -461,7 +463,7 @@ class Worker:
 
     def _is_over(self) -> bool:
         if self._stops_at is not None and boottime() > self._stops_at + END_S + LOST_S:
-            return True  # the queue cannot be told: leases end by themselves
+            return True  # the queue cannot be reached: leases expire by themselves
         if self._stops and self._gone_at is not None:
             return boottime() > max(self._stopped_at, self._gone_at) + GONE_S or not self._held()
         if self._held():

@@ -66,7 +66,7 @@ _MOST_HOPS = 20  # from a number's input to the node that holds it
 
 
 def expected_images(graph: Graph) -> int | None:
-    """Give how many images the SaveImage nodes deliver; None when that cannot be known."""
+    """Return how many images the SaveImage nodes deliver; None when that cannot be known."""
     batches = _batches(graph)
     saving = [node for node in graph if graphs.class_of(graph, node) == SAVES]
     sizes = [_images(graph, node, batches) for node in saving]
@@ -74,14 +74,14 @@ def expected_images(graph: Graph) -> int | None:
 
 
 def images_of(graph: Graph, node: str) -> int | None:
-    """Give how many files one output node makes; None when that cannot be known."""
+    """Return how many files one output node makes; None when that cannot be known."""
     return _images(graph, node, _batches(graph))
 
 
 def _images(graph: Graph, node: str, batches: Batches) -> int | None:
     if graphs.class_of(graph, node) not in (*_ONE_FILE, *_SAVE_EACH):
         return None
-    batch = _into(graph, node, "images", batches)
+    batch = _input_batch(graph, node, "images", batches)
     if batch is None or graphs.class_of(graph, node) in _SAVE_EACH:
         return batch and batch.size
     return None if batch.split else 1
@@ -91,12 +91,12 @@ def _batches(graph: Graph) -> Batches:
     """Work out the batch of every node, each after those that it is made of."""
     batches: dict[str, Batch | None] = {}
     for node in graphs.in_order(graph):
-        batch = _made_by(graph, node, batches)
+        batch = _batch_of(graph, node, batches)
         batches[node] = batch if batch and batch.size > 0 else None
     return batches
 
 
-def _made_by(graph: Graph, node: str, batches: Batches) -> Batch | None:
+def _batch_of(graph: Graph, node: str, batches: Batches) -> Batch | None:
     kind = graphs.class_of(graph, node)
     if kind in _BATCH_SIZE:
         size = _number(graph, node, "batch_size")
@@ -104,27 +104,27 @@ def _made_by(graph: Graph, node: str, batches: Batches) -> Batch | None:
     if kind in _ALWAYS_ONE:
         return Batch(1)
     if kind in _SAME:
-        return _into(graph, node, _SAME[kind], batches)
+        return _input_batch(graph, node, _SAME[kind], batches)
     for kinds, rule in _RULES.items():
         if kind in kinds:
             return rule(graph, node, batches)
     return None
 
 
-def _into(graph: Graph, node: str, name: str, batches: Batches) -> Batch | None:
-    """Give the batch that comes in by a link."""
+def _input_batch(graph: Graph, node: str, name: str, batches: Batches) -> Batch | None:
+    """Return the batch that comes in by a link."""
     source = graphs.link(graph[node]["inputs"].get(name))
     return batches.get(source.node) if source else None
 
 
 def _whole(graph: Graph, node: str, name: str, batches: Batches) -> int | None:
-    """Give the size of what comes in as one batch: of a list, each would be worked on alone."""
-    batch = _into(graph, node, name, batches)
+    """Return the size of what comes in as one batch: of a list, each would be worked on alone."""
+    batch = _input_batch(graph, node, name, batches)
     return None if batch is None or batch.split else batch.size
 
 
 def _number(graph: Graph, node: str, name: str) -> int | None:
-    """Give a number as the server takes it; None when it comes from what is no plain number."""
+    """Return a number as the server takes it; None when it comes from what is no plain number."""
     value = graph[node]["inputs"].get(name)
     for _ in range(_MOST_HOPS):
         source = graphs.link(value)
@@ -147,17 +147,17 @@ def _number(graph: Graph, node: str, name: str) -> int | None:
 
 def _passed_on(graph: Graph, node: str, batches: Batches) -> Batch | None:
     links = [*graphs.links(graph, node)]
-    return _into(graph, node, links[0][0], batches) if len(links) == 1 else None
+    return _input_batch(graph, node, links[0][0], batches) if len(links) == 1 else None
 
 
 def _repeated(graph: Graph, node: str, batches: Batches) -> Batch | None:
-    batch = _into(graph, node, _REPEATED[graphs.class_of(graph, node)], batches)
+    batch = _input_batch(graph, node, _REPEATED[graphs.class_of(graph, node)], batches)
     amount = _number(graph, node, "amount")
     return batch._replace(size=batch.size * amount) if batch and amount else None
 
 
 def _rebatched(graph: Graph, node: str, batches: Batches) -> Batch | None:
-    batch = _into(graph, node, _REBATCHED[graphs.class_of(graph, node)], batches)
+    batch = _input_batch(graph, node, _REBATCHED[graphs.class_of(graph, node)], batches)
     size = _number(graph, node, "batch_size")
     return batch and batch._replace(split=size is None or size < batch.size)
 
@@ -186,9 +186,9 @@ def _part(graph: Graph, node: str, batches: Batches) -> Batch | None:
 def _both(graph: Graph, node: str, batches: Batches) -> Batch | None:
     names = [name for name, _ in graphs.links(graph, node) if name in ("image1", "image2")]
     sizes = {_whole(graph, node, name, batches) for name in names} or {None}
-    known = {size for size in sizes if size}
-    alike = len(known) == 1 or (len(known) == 2 and 1 in known)
-    return Batch(max(known)) if alike and None not in sizes else None
+    counts = {size for size in sizes if size}
+    alike = len(counts) == 1 or (len(counts) == 2 and 1 in counts)
+    return Batch(max(counts)) if alike and None not in sizes else None
 
 
 def _composed(graph: Graph, node: str, batches: Batches) -> Batch | None:
@@ -201,7 +201,7 @@ def _switched(graph: Graph, node: str, batches: Batches) -> Batch | None:
     switch: Any = graph[node]["inputs"].get("switch")
     if not isinstance(switch, bool):
         return None
-    return _into(graph, node, "on_true" if switch else "on_false", batches)
+    return _input_batch(graph, node, "on_true" if switch else "on_false", batches)
 
 
 _RULES: dict[tuple[str, ...], Callable[[Graph, str, Batches], Batch | None]] = {

@@ -762,12 +762,12 @@ def test_an_address_that_is_not_plain_http_is_not_fetched_and_ends_it(web, url):
 # -- what models return ----------------------------------------------------------------------------
 
 
-def ended_for_good(found: Any) -> Any:
+def ended_for_good(collected: Any) -> Any:
     """The fault of a prediction that is paid and made no picture."""
-    fault = found.fault
-    assert (type(fault), fault.code, found.images) == (NotAnImage, "not_an_image", [])
+    fault = collected.fault
+    assert (type(fault), fault.code, collected.images) == (NotAnImage, "not_an_image", [])
     assert (fault.billed, fault.retry, fault.ends) == ("yes", "never", True)
-    return found
+    return collected
 
 
 def in_base64(data: bytes, head: str = "data:image/png;base64,") -> str:

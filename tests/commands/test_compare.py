@@ -18,6 +18,7 @@ from PIL import Image
 
 from imagen import record
 from paid import QUICK, SCHNELL
+from processes import children_of, kill_alone, kill_tree
 from servers.comfyui import ComfyUI
 
 FAST = "poll_min_s: 0.001, poll_max_s: 0.02, retry_s: 0.01, patience_s: 0.2"
@@ -250,8 +251,7 @@ def test_a_request_that_one_refuses_is_a_failure_of_that_one(tool):
 def test_a_render_that_is_killed_leaves_its_cell(tool, out_dir, until):
     child = tool.start("compare", "a", "--backends", "stuck,mock", *SMALL, "--id", "x")
     until(lambda: [*tool.folder.glob("state/imagen/mock/*.json")])
-    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    os.kill(children_of(child.pid)[0], signal.SIGKILL)
     stuck, mock, sheet = map(json.loads, child.stdout.read().splitlines())
     assert child.wait(20) == 1
     assert stuck["id"] == "x-stuck-" + str(stuck["seed"])
@@ -526,24 +526,16 @@ def compare_with(both, *args, **more):
     return both.paid.tool.start("compare", "a cat", "--backends", "rep,second", *args, **more)
 
 
-def tree_of(child):
-    """The process and its children, by their numbers."""
-    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-    return [child.pid, *map(int, children)]
-
-
-@pytest.mark.parametrize("whole_tree", [False, True])
+@pytest.mark.parametrize("kill", [kill_alone, kill_tree])
 def test_killed_after_some_creates_and_run_again_each_member_is_paid_once(
-    both, out_dir, until, whole_tree
+    both, out_dir, until, kill
 ):
     server = both.paid.server
     child = compare_with(both, "--seeds", "1,2")
     until(lambda: server.creates == 2, 60)
     server.held = True
     until(lambda: server.creates == 3, 60)
-    for number in reversed(tree_of(child) if whole_tree else [child.pid]):
-        os.kill(number, signal.SIGKILL)
-    child.wait()
+    kill(child)
     server.held = False
     ran = both("--seeds", "1,2", timeout=60)
     assert ran.status == 0, ran.err
@@ -567,9 +559,9 @@ def test_a_comparison_that_was_handed_out_is_a_new_one_the_next_time(both, out_d
 def test_what_is_unfinished_comes_out_pending_and_the_same_command_finishes_it(both, out_dir):
     server = both.paid.server
     server.held = True
-    left = both("--wait", 0)
-    assert left.status == 75
-    *members, _sheet = left.records
+    first = both("--wait", 0)
+    assert first.status == 75
+    *members, _sheet = first.records
     assert ["pending" in one for one in members] == [True, True]
     assert report(only_folder(out_dir))["members"] == members
     server.held = False
@@ -583,19 +575,19 @@ def test_what_is_unfinished_comes_out_pending_and_the_same_command_finishes_it(b
 @pytest.mark.parametrize("other", [["--new"], ["--seed", 5], ["--size", "512x512"]])
 def test_new_and_another_request_take_up_nothing(both, other):
     both.paid.server.held = True
-    left = both("--wait", 0)
+    first = both("--wait", 0)
     both.paid.server.held = False
     anew = both(*other)
     assert (anew.status, both.paid.server.creates) == (0, 4), anew.err
-    assert anew.records[0]["id"] != left.records[0]["id"]
+    assert anew.records[0]["id"] != first.records[0]["id"]
 
 
 def test_the_same_id_again_is_the_same_comparison_with_its_seed_and_its_folder(both, out_dir):
     both.paid.server.held = True
-    left = both("--id", "x", "--wait", 0)
+    first = both("--id", "x", "--wait", 0)
     both.paid.server.held = False
     done = both("--id", "x")
-    assert [one["id"] for one in done.records[:-1]] == [one["id"] for one in left.records[:-1]]
+    assert [one["id"] for one in done.records[:-1]] == [one["id"] for one in first.records[:-1]]
     assert done.records[0]["file"].startswith(str(only_folder(out_dir)))
     again = both("--id", "x")
     assert [one["sha256"] for one in again.records[:-1]] == [

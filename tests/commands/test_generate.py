@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import kill_alone, kill_tree
 from servers.gateway import Answer
 
 SMALL = ("--size", "64x64")
@@ -293,19 +294,6 @@ def slow_upload(paid, monkeypatch):
         yield
 
 
-def kill_tree(child):
-    """Kill a process and what it started, all at once."""
-    below = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-    for number in [child.pid, *map(int, below)]:
-        os.kill(number, signal.SIGKILL)
-    child.wait()
-
-
-def kill_alone(child):
-    child.kill()
-    child.wait()
-
-
 @pytest.mark.parametrize("kill", [kill_alone, kill_tree])
 def test_killed_while_the_upload_is_slow_and_run_again_nothing_is_paid_again(
     paid, until, slow_upload, kill
@@ -352,7 +340,7 @@ def test_an_image_of_a_living_run_is_not_taken_from_it(paid, until, slow_upload)
     first = generate(paid)
     until(lambda: is_handed_over(paid), 60)
     second = end(paid, "--no-cloud")
-    assert "this is a second one (--id makes them one)" in second.err
+    assert "this one makes a second image (hint: give both runs the same --id)" in second.err
     assert paid("--resume").out == b"", "nor by --resume"
     assert paid.creates == 2
     kill_alone(first)
@@ -371,13 +359,13 @@ def test_a_terminal_that_names_the_file_has_it_delivered(paid):
 
 def test_resume_finishes_what_was_left_open_through_the_whole_chain(paid):
     paid.server.held = True
-    left = end(paid, "--wait", 0)
+    first = end(paid, "--wait", 0)
     paid.server.held = False
     listed = paid.tool("generate", "--resume", "--dry-run", "-q")
     assert [one["state"] for one in listed.records] == ["submitted"]
     ran = paid.tool("generate", "--resume", "--no-cloud")
     assert ran.status == 0
-    assert (ran.record["id"], "usage_id" in ran.record) == (left.record["id"], True)
+    assert (ran.record["id"], "usage_id" in ran.record) == (first.record["id"], True)
     assert (paid.creates, paid.sql("select delivered from renders")) == (1, [(1,)])
     assert paid.tool("generate", "--resume", "--no-cloud").out == b""
 

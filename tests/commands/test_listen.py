@@ -21,6 +21,7 @@ import pytest
 
 from imagen import db
 from imagen.slots import LOST_S
+from processes import children_of, descendants, is_alive
 from servers.comfyui import ComfyUI
 from servers.replicate import SCHNELL, TOKEN, Replicate, throttled
 
@@ -448,10 +449,10 @@ class Relay:
 @pytest.fixture
 def relay(database) -> Iterator[Relay]:
     port = psycopg2.extensions.parse_dsn(database.dsn())["port"]
-    found = Relay(int(port))
-    yield found
+    running = Relay(int(port))
+    yield running
     with suppress(OSError):
-        found.cut()
+        running.cut()
 
 
 GONE = {"silent": Relay.fall_silent, "gone": Relay.cut}
@@ -632,27 +633,3 @@ def test_a_temporary_error_is_tried_again_and_a_lasting_one_is_not(queue, listen
     job = queue.job(poor)
     assert (job["status"], job["attempts"]) == ("failed", 1)
     assert job["error_detail"]["code"] == "out_of_credit"
-
-
-def children_of(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    found = children_of(pid)
-    return found + [one for child in found for one in descendants(child)]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

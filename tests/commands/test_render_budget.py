@@ -365,13 +365,17 @@ def test_over_a_cap_it_names_the_file_the_time_and_what_an_old_render_reserves(p
     paid.age(20 * 86400)
     paid.server.held = False
     spend(paid, "per_day: 0.005")
-    told = error(paid("a dog"))
-    assert "$0.003 of it is reserved by 1 unfinished render (weeks of 20 d ago)" in told["message"]
-    assert told["message"].endswith("it opens again once that is settled")
-    assert f"raise budget.per_day in {paid.tool.folder}/config/imagen/config.yaml" in told["hint"]
-    assert "imagen-render --resume" in told["hint"]
+    refusal = error(paid("a dog"))
+    assert (
+        "$0.003 of it is reserved by 1 unfinished render (weeks of 20 d ago)" in refusal["message"]
+    )
+    assert refusal["message"].endswith("it opens again once that is settled")
+    assert (
+        f"raise budget.per_day in {paid.tool.folder}/config/imagen/config.yaml" in refusal["hint"]
+    )
+    assert "imagen-render --resume" in refusal["hint"]
     assert paid.tool("render", "--resume").status == 0
     assert paid("a dog").status == 0
-    told = error(paid("a cow"))
-    assert "it opens again at 00:00 UTC, in " in told["message"]
-    assert "reserved by" not in told["message"]
+    refusal = error(paid("a cow"))
+    assert "it opens again at 00:00 UTC, in " in refusal["message"]
+    assert "reserved by" not in refusal["message"]

@@ -50,7 +50,7 @@ def ids(ran: Any) -> list[str]:
     return [one["id"] for one in ran.records]
 
 
-def left(out_dir: Path) -> list[str]:
+def files_in(out_dir: Path) -> list[str]:
     return sorted(path.name for path in out_dir.rglob("*") if path.is_file())
 
 
@@ -62,9 +62,9 @@ def test_a_picture_of_every_format_is_kept_byte_for_byte(paid, form):
     data = picture(form)
     returns(paid, {"image": data_url(data, f"image/{form}"), "caption": "a cat"})
     ran = paid("a cat", "--id", "k")
-    made = ran.record
-    assert (ran.status, made["format"], Path(made["file"]).read_bytes()) == (0, form, data)
-    assert Path(made["file"]).suffix == f".{form}".replace("jpeg", "jpg")
+    record = ran.record
+    assert (ran.status, record["format"], Path(record["file"]).read_bytes()) == (0, form, data)
+    assert Path(record["file"]).suffix == f".{form}".replace("jpeg", "jpg")
     assert paid("a cat", "--id", "k").out == ran.out
     assert paid.creates == 1
 
@@ -100,10 +100,10 @@ def test_what_is_no_picture_ends_it_and_is_kept_beside_where_one_would_be(paid, 
     assert (raw.name, raw.read_bytes()) == (f"a-cat-7.raw{suffix}", data)
     assert str(raw) in ran.err
     assert not {"file", "sidecar", "sha256", "format"} & {*failed}
-    assert left(out_dir) == [raw.name], "no reservation stays"
-    asked = len(paid.server.requests)
+    assert files_in(out_dir) == [raw.name], "no reservation stays"
+    requests = len(paid.server.requests)
     assert paid("a cat", "--id", "k", "--seed", 7).records == [failed]
-    assert len(paid.server.requests) == asked
+    assert len(paid.server.requests) == requests
     assert paid.sql("select billed from submits") == [("yes",)]
 
 
@@ -222,10 +222,10 @@ def test_three_images_whose_result_was_lost_are_all_found_on_the_disk(paid):
     first = paid("a cat", "--id", "k", *THREE)
     paid.sql("update renders set state = 'open', records = '[]', delivered = 0")
     paid.sql("update submits set billed = null, cost_usd = null")
-    asked = len(paid.server.requests)
+    requests = len(paid.server.requests)
     again = paid("a cat", "--id", "k", *THREE)
     assert (again.records, again.status) == (first.records, 0)
-    assert len(paid.server.requests) == asked
+    assert len(paid.server.requests) == requests
     assert paid.sql("select billed, cost_usd from submits") == [("yes", 0.009)]
 
 
@@ -262,10 +262,10 @@ def test_a_file_that_changed_is_fetched_again_under_the_next_name_and_left_alone
     changed = {"cut": data[:-1], "one byte": bytes([data[0] ^ 1]) + data[1:]}.get(now, now)
     file.write_bytes(changed)
     again = paid("a cat", "--id", "k", "--seed", 7)
-    made = again.record
-    assert (again.status, paid.creates, Path(made["file"]).name) == (0, 1, "a-cat-7-2.png")
-    assert (Path(made["file"]).read_bytes(), file.read_bytes()) == (data, changed)
-    assert first["file"] in again.err and made["file"] in again.err
+    record = again.record
+    assert (again.status, paid.creates, Path(record["file"]).name) == (0, 1, "a-cat-7-2.png")
+    assert (Path(record["file"]).read_bytes(), file.read_bytes()) == (data, changed)
+    assert first["file"] in again.err and record["file"] in again.err
     third = paid("a cat", "--id", "k", "--seed", 7)
     assert (third.out, third.err) == (again.out, "")
 
@@ -304,9 +304,9 @@ def test_a_changed_file_that_the_provider_has_no_more_is_paid_and_gone(paid):
 
 
 def test_a_changed_file_of_a_free_backend_is_rendered_again(tool):
-    asked = ("a cat", "--id", "k", "--seed", 7, "--size", "64x64")
-    first = tool("render", *asked).record
+    arguments = ("a cat", "--id", "k", "--seed", 7, "--size", "64x64")
+    first = tool("render", *arguments).record
     Path(first["file"]).write_bytes(b"")
-    made = tool("render", *asked).record
-    assert (made["sha256"], Path(made["file"]).name) == (first["sha256"], "a-cat-7-2.png")
+    record = tool("render", *arguments).record
+    assert (record["sha256"], Path(record["file"]).name) == (first["sha256"], "a-cat-7-2.png")
     assert Path(first["file"]).read_bytes() == b""

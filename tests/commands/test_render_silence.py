@@ -84,12 +84,12 @@ def test_a_pending_line_whose_prompt_never_arrived_is_submitted_when_it_is_piped
     local(server.url)
     server.fail("POST /prompt", SILENCE, times=9)
     with within(14):
-        left = tool("render", "a cat", *SMALL, "--wait", 1)
-    assert (left.status, server.submits) == (75, [])
+        pending = tool("render", "a cat", *SMALL, "--wait", 1)
+    assert (pending.status, server.submits) == (75, [])
     server.mend()
-    made = tool("render", stdin=left.out)
-    assert (made.status, len(server.submits)) == (0, 1)
-    assert made.record["id"] == left.record["id"]
+    done = tool("render", stdin=pending.out)
+    assert (done.status, len(server.submits)) == (0, 1)
+    assert done.record["id"] == pending.record["id"]
 
 
 @pytest.mark.parametrize("again", ["pipe", "command", "resume"])
@@ -98,16 +98,16 @@ def test_a_pending_line_whose_prompt_did_arrive_is_collected_and_not_submitted_a
 ):
     local(server.url)
     server.fail("POST /prompt", SILENCE, after=True)
-    left = tool("render", "a cat", *SMALL, "--id", "k", "--wait", 1)
-    assert (left.status, len(server.submits)) == (75, 1)
+    pending = tool("render", "a cat", *SMALL, "--id", "k", "--wait", 1)
+    assert (pending.status, len(server.submits)) == (75, 1)
     if again == "pipe":
-        made = tool("render", stdin=left.out)
+        done = tool("render", stdin=pending.out)
     elif again == "command":
-        made = tool("render", "a cat", *SMALL, "--id", "k")
+        done = tool("render", "a cat", *SMALL, "--id", "k")
     else:
-        made = tool("render", "--resume")
-    assert (made.status, len(server.submits)) == (0, 1)
-    assert made.record["submit"] == left.record["pending"]["handle"]
+        done = tool("render", "--resume")
+    assert (done.status, len(server.submits)) == (0, 1)
+    assert done.record["submit"] == pending.record["pending"]["handle"]
 
 
 @pytest.mark.parametrize("request_", ["GET /history", "GET /view"])

@@ -325,12 +325,12 @@ def usage(paid, *args):
 
 
 def test_after_paid_renders_the_sums_are_whole_without_log_usage(paid):
-    made = paid("a cat", "a dog").records
+    records = paid("a cat", "a dog").records
     sums = usage(paid).record
-    assert (sums["backend"], sums["model"]) == ("rep", made[0]["model"])
+    assert (sums["backend"], sums["model"]) == ("rep", records[0]["model"])
     assert (sums["renders"], sums["cost_usd"], sums["unpriced"]) == (2, 0.006, 0)
     rows = usage(paid, "--raw").records
-    assert [row["submit"] for row in rows] == [one["submit"] for one in made]
+    assert [row["submit"] for row in rows] == [one["submit"] for one in records]
     assert {row["billed"] for row in rows} == {"yes"}
 
 
@@ -371,7 +371,8 @@ def test_what_was_never_accepted_is_no_render_and_what_is_open_is_said_to_be_res
     ran = usage(paid)
     assert ran.records == []
     assert ran.err == (
-        "imagen-usage: $0.003 more reserved by 1 unfinished (hint: imagen-render --resume)\n"
+        "imagen-usage: $0.003 more is reserved by unfinished renders: 1"
+        " (hint: imagen-render --resume)\n"
     )
 
 
@@ -380,7 +381,7 @@ def test_a_failure_whose_bill_is_unknown_is_counted_with_its_estimate_and_said(p
     assert paid("a cat").record["error"]["billed"] == "unknown"
     ran = usage(paid)
     assert (ran.record["renders"], ran.record["cost_usd"]) == (1, 0.003)
-    assert "1 counted with the estimate" in ran.err
+    assert "1 counted with their estimate" in ran.err
     assert usage(paid, "--raw").record["billed"] == "unknown"
 
 
@@ -454,8 +455,8 @@ def test_a_doubt_that_was_not_billed_no_longer_counts_and_its_id_may_be_rendered
     row = settle(paid, "k", "no").record
     assert (row["id"], row["backend"], row["billed"], row["cost_usd"]) == ("k", "rep", "no", 0)
     before = paid.creates
-    made = paid("a cat", "--id", "k")
-    assert (made.status, paid.creates) == (0, before + 1)
+    again = paid("a cat", "--id", "k")
+    assert (again.status, paid.creates) == (0, before + 1)
     assert usage(paid).record["cost_usd"] == 0.003
 
 
@@ -466,9 +467,9 @@ def test_a_doubt_that_was_billed_counts_once_on_its_day_and_its_id_is_over(paid)
     assert settle(paid, "k", "yes").record["cost_usd"] == 0.003
     assert settle(paid, "k", "yes").record["billed"] == "yes", "to say it again is no fault"
     assert paid("a dog").record["error"]["code"] == "over_budget"
-    told = paid("a cat", "--id", "k")
-    assert (told.status, told.record["error"]["code"]) == (1, "settled")
-    assert (told.record["error"]["billed"], paid.creates) == ("yes", before)
+    again = paid("a cat", "--id", "k")
+    assert (again.status, again.record["error"]["code"]) == (1, "settled")
+    assert (again.record["error"]["billed"], paid.creates) == ("yes", before)
     assert usage(paid).record["cost_usd"] == 0.003
     paid.age(86400)
     assert paid("a dog").status == 0
@@ -493,17 +494,17 @@ def settle_error(paid):
 
 
 def test_what_is_done_is_not_settled(paid):
-    made = paid("a cat", "--id", "k").record
+    record = paid("a cat", "--id", "k").record
     for billed in ("yes", "no"):
         assert "k is done, nothing of it is in doubt" in settle(paid, "k", billed, status=2).err
-    assert paid("a cat", "--id", "k").record == made
+    assert paid("a cat", "--id", "k").record == record
 
 
 def test_what_a_process_is_at_is_not_settled(paid, until):
     paid.server.held = True
     child = paid.tool.start("render", "a cat", "--id=k", "--size=512x512", stdin=subprocess.DEVNULL)
     until(lambda: paid.creates)
-    assert "another process is at work on k" in settle(paid, "k", "no", status=2).err
+    assert "another process is working on k" in settle(paid, "k", "no", status=2).err
     paid.server.held = False
     assert paid.tool.ended(child).status == 0
 

@@ -58,7 +58,7 @@ class Proxy:
         assert cut is None or cut in REFUSALS or (how in HOW and stage in STAGES), cut
         self.names, self.cut, self.times, self.only = names, cut, times, only
         self.forwarded = 0
-        self.asked: list[str] = []  # "name:port" of each request and each CONNECT
+        self.targets: list[str] = []  # "name:port" of each request and each CONNECT
         self.opened = 0  # connections of clients
         self.credentials: list[str] = []  # values of Proxy-Authorization
         self._lock = threading.Lock()
@@ -112,7 +112,7 @@ class Proxy:
         if credentials := _header(head, b"proxy-authorization"):
             self.credentials.append(credentials)
         if method == "CONNECT":
-            self.asked.append(target)
+            self.targets.append(target)
             self._reach(client, "connect")
             self._refuse(client, None)
             origin = self._dial(client, target)
@@ -128,7 +128,7 @@ class Proxy:
         method, target, _ = line.decode().split(" ", 2)
         url = urlsplit(target)
         place = f"{url.hostname}:{url.port or 80}"
-        self.asked.append(place)
+        self.targets.append(place)
         body = _exactly(client, int(_header(head, b"content-length") or 0))
         self._refuse(client, method)
         self._reach(client, "before", method)

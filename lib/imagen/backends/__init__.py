@@ -2,7 +2,7 @@
 
 plan     pure: the payload to be sent, what it approximates and drops, what it costs
 submit   one call that may cost money; gives the provider's handle
-find     looks once for a submit whose answer was lost: there, absent, or not to be told
+find     looks once for a submit whose answer was lost: there, absent, or unknown
 collect  waits and fetches; may be called again by another process
 """
 
@@ -176,7 +176,7 @@ class Backend(Protocol):
     """One configured instance.
 
     `until` is a time of time.monotonic(): no request is waited for any longer, and whoever had to
-    stop says so by AnswerLost.
+    stop raises AnswerLost.
     """
 
     paid: bool

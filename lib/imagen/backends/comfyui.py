@@ -211,10 +211,10 @@ class ComfyUI:
         if accepted_id != handle:
             try:
                 self._stop(accepted_id)
-                became = "it was cancelled"
+                outcome = "it was cancelled"
             except ImagenError as fault:
-                became = f"it may go on, it could not be cancelled ({fault.message})"
-            self._too_old = ServerTooOld(f"{_TOO_OLD}: it queued prompt {accepted_id}; {became}")
+                outcome = f"it may go on, it could not be cancelled ({fault.message})"
+            self._too_old = ServerTooOld(f"{_TOO_OLD}: it queued prompt {accepted_id}; {outcome}")
             raise self._too_old
 
     def _is_known(self, handle: str, graph: workflow.Graph) -> bool:
@@ -305,12 +305,12 @@ class ComfyUI:
                 stats = self._server.get("/system_stats").json_object(lenient=True)
                 if version := comfy_api.is_too_old(stats):
                     return Status("too old", f"ComfyUI {version}; {ServerTooOld.hint}")
-                found = self.judged(self.workflow)
+                findings = self.judged(self.workflow)
         except Unreachable as fault:
             return Status("unreachable", self._with_boot_hint(fault).as_line())
         except ImagenError as fault:
             return Status("unreachable", fault.message)
-        lacks = [one for one in found if one.severity == "error" and one.what != "no_value"]
+        lacks = [one for one in findings if one.severity == "error" and one.what != "no_value"]
         return self._incomplete(lacks) if lacks else Status("ok")
 
     def _incomplete(self, lacks: list[Finding]) -> Status:

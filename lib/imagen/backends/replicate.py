@@ -179,8 +179,8 @@ class Replicate:
                 doubtful = self._read_list(plan, lost, ours)
             except (Unreachable, AnswerLost, ServerFault, Rejected, Throttled) as caught:
                 fault = caught  # what was read before it may hold it all the same
-            if found := replicate_api.best(ours):
-                return found.id
+            if prediction := replicate_api.best(ours):
+                return prediction.id
             if fault:
                 raise fault
             return Sought.UNKNOWN if doubtful else Sought.ABSENT
@@ -197,11 +197,11 @@ class Replicate:
                 now = replicate_api.server_now(answer.headers)
                 wanted = wanted._replace(since=_since(now, lost), readable_since=_coarse(now, lost))
             listing = answer.json_object()
-            judged = replicate_api.judged(listing.get("results"), wanted, lost.owned)
-            ours += judged.ours
-            doubtful |= judged.doubtful
+            shown = replicate_api.judged(listing.get("results"), wanted, lost.owned)
+            ours += shown.ours
+            doubtful |= shown.doubtful
             path = replicate_api.next_page(listing.get("next"), self._server.url)
-            if path is None or judged.reached:
+            if path is None or shown.reached:
                 return doubtful
             if path in seen:
                 return True  # it leads round in a circle: its end cannot be seen
@@ -244,31 +244,31 @@ class Replicate:
         with self._billing("yes"), self._server.within(time.monotonic() + _FETCH_S):
             return self._collect_files(found, plan)
 
-    def _collect_files(self, found: Prediction, plan: Plan | None) -> Collected:
+    def _collect_files(self, prediction: Prediction, plan: Plan | None) -> Collected:
         """Fetch its files; a fault when no image came, else with those that came."""
-        planned = plan.images if plan else 1
-        files = replicate_outputs.fetch_files(found, self._file, planned, self.retry_s)
+        handle, planned = prediction.id, plan.images if plan else 1
+        files = replicate_outputs.fetch_files(prediction, self._file, planned, self.retry_s)
         for fault in files.faults:
             fault.billed = "yes"
         if not files.images and files.faults:
             raise files.faults[0]
-        if not files.images and (files.gone or found.data_removed):
+        if not files.images and (files.gone or prediction.data_removed):
             raise RenderLost(
-                f"the images of prediction {found.id} are gone: Replicate keeps them for an hour",
+                f"the images of prediction {handle} are gone: Replicate keeps them for an hour",
                 finished=True,
                 billed="yes",
                 retry="never",
             )
-        refused = replicate_outputs.no_picture(found, files)
+        refused = replicate_outputs.no_picture(prediction, files)
         if refused:
             refused.billed = "yes"
-        meta = _meta(found, plan) | replicate_outputs.meta_of(files, found.shown)
-        made = len(files.images) + len(files.faults) + files.gone + files.left
+        meta = _meta(prediction, plan) | replicate_outputs.meta_of(files, prediction.shown)
+        count = len(files.images) + len(files.faults) + files.gone + files.not_fetched
         return Collected(
             [*files.images.values()],
             meta,
-            found.run_ms,
-            self._cost(found, plan, made),
+            prediction.run_ms,
+            self._cost(prediction, plan, count),
             [*files.images],
             refused or next(iter(files.faults), None),
             files.raw if refused else None,
@@ -310,17 +310,17 @@ class Replicate:
 
         return retry.once_more(lambda: self._server.fetch(url, trusted), self.retry_s)
 
-    def _cost(self, found: Prediction, plan: Plan | None, made: int) -> float | None:
+    def _cost(self, prediction: Prediction, plan: Plan | None, count: int) -> float | None:
         """Give what it did cost where that is not what was planned: by its time, by its images."""
         price = prices.price_of(str(self.model), self._settings.prices)
         if price is None:
             return None
         if price.unit == "second":
-            ran_s = found.predict_s
+            ran_s = prediction.predict_s
             return None if ran_s is None else price.estimate(1, None, ran_s)
-        if plan is None or plan.cost_usd is None or made <= plan.images:
+        if plan is None or plan.cost_usd is None or count <= plan.images:
             return None
-        return round(plan.cost_usd / plan.images * made, 9)
+        return round(plan.cost_usd / plan.images * count, 9)
 
     def cancel(self, handle: str, until: float = math.inf) -> None:
         """Leave it: what is paid for is never cancelled by us."""
@@ -342,9 +342,9 @@ class Replicate:
             if path in seen:
                 raise ServerFault("the server's list of predictions goes round in a circle")
             seen.add(path)
-            said = self._page(path).json_object()
-            found = replicate_api.listed(said.get("results"))
-            new = [one for one in found if one.id not in handles]
+            listing = self._page(path).json_object()
+            predictions = replicate_api.listed(listing.get("results"))
+            new = [one for one in predictions if one.id not in handles]
             handles |= {one.id for one in new}
             idle = 0 if new else idle + 1
             if idle >= _IDLE_PAGES:
@@ -352,9 +352,9 @@ class Replicate:
             if len(seen) > _RAN_PAGES or time.monotonic() > end:
                 raise ServerFault("the server's list of predictions has no end")
             yield from (_ran(one) for one in new if (one.created or since) >= since)
-            if any(one.created is not None and one.created < since for one in found):
+            if any(one.created is not None and one.created < since for one in predictions):
                 return
-            path = replicate_api.next_page(said.get("next"), self._server.url)
+            path = replicate_api.next_page(listing.get("next"), self._server.url)
 
     # -- status ----------------------------------------------------------------------------------
 

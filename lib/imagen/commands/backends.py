@@ -27,7 +27,7 @@ Examples:
 
 @tool("backends", epilog=EXAMPLES)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--check", is_flag=True, help="Ask the servers, for 5 s; exit 1 when one is not ok.")
+@click.option("--check", is_flag=True, help="Ask the servers for 5 s; exit 1 if one is not ok.")
 def main(common: Common, names: tuple[str, ...], check: bool) -> int:
     """One line for each instance: a table on a terminal, JSON lines in a pipe."""
     from .. import config
@@ -50,7 +50,7 @@ def _rows(values: Config, names: list[str], check: bool) -> Iterator[dict[str, A
     from .. import backends, config
 
     until = time.monotonic() + _CHECK_S
-    asked: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
+    lines: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
     for name in names:
         if name not in values.backends:
             backends.open_backend(name, values, config.ledger_path().parent)
@@ -61,8 +61,8 @@ def _rows(values: Config, names: list[str], check: bool) -> Iterator[dict[str, A
             status = backend.status(check, until)
             return {**backend.about(), "status": str(status), "checked": check, **status.lacks}
 
-        asked.append((row, _in_thread(look, until) if check else look))
-    for row, answer in asked:
+        lines.append((row, _in_thread(look, until) if check else look))
+    for row, answer in lines:
         try:
             yield {**row, **answer()}
         except (ConfigFault, Refused) as fault:

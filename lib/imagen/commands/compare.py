@@ -42,7 +42,7 @@ _NOT = {"count", "again", "output", "force", "backend", "sets"}
 _STATUS = {0: 0, REFUSED: REFUSED, TEMPORARY: TEMPORARY}  # all else is a failure of that one
 
 
-class Asked(NamedTuple):
+class ComparisonSpec(NamedTuple):
     """What is compared: the request as every backend gets it, the backends, and the seeds."""
 
     request: Request
@@ -75,19 +75,19 @@ def main(context: click.Context, /, common: Common, prompt: str, **said: Any) ->
     chosen = compare.words(said["backends"], "--backends")
     for name in chosen:
         backends.open_backend(name, values, config.ledger_path().parent)
-    asked = _asked(prompt, said, values, chosen)
+    spec = _read_spec(prompt, said, values, chosen)
     passed = list(options.as_arguments(context, but=_OURS))
     passed += ["--config", str(values.path)] if values.path else []
     if said["dry_run"]:
-        turns = list(compare.turns(asked.request["id"], chosen, asked.seeds))
+        turns = list(compare.turns(spec.request["id"], chosen, spec.seeds))
         return _dry(common, turns, passed, prompt)
     with ExitStack() as stack:
-        run = _begun(common, asked, bool(said["no_ledger"]), stack)
-        return _run(run, values, passed, asked.wait_s)
+        run = _begin(common, spec, bool(said["no_ledger"]), stack)
+        return _run(run, values, passed, spec.wait_s)
 
 
-def _asked(prompt: str, said: dict[str, Any], values: Any, chosen: list[str]) -> Asked:
-    """Return what is asked; the seed is drawn once when none is given."""
+def _read_spec(prompt: str, said: dict[str, Any], values: Any, chosen: list[str]) -> ComparisonSpec:
+    """Return what is compared; without a seed, one is drawn for all."""
     import uuid
 
     from .. import compare, comparison, request
@@ -103,12 +103,12 @@ def _asked(prompt: str, said: dict[str, Any], values: Any, chosen: list[str]) ->
     digest = comparison.digest(first, chosen, None if "seed" in first.drawn else seeds)
     first["id"] = said["id"] or str(uuid.uuid4())
     styled(first, values.styles)  # a style that is none is refused before anything is sent
-    return Asked(
+    return ComparisonSpec(
         first, chosen, seeds, told.out_dir, digest, said["id"], told.wait_s, bool(said["new"])
     )
 
 
-def _begun(common: Common, asked: Asked, no_ledger: bool, stack: ExitStack) -> Run:
+def _begin(common: Common, spec: ComparisonSpec, no_ledger: bool, stack: ExitStack) -> Run:
     """Begin the comparison, or take up what an earlier run left of it."""
     from .. import caller, compare, config, pipe
     from ..comparison import Comparisons, Question
@@ -117,27 +117,27 @@ def _begun(common: Common, asked: Asked, no_ledger: bool, stack: ExitStack) -> R
     from ..ledger.journal import Asker
 
     def new_folder(seed: int) -> Path:
-        return _folder(asked.out_dir, asked.request["prompt"], seed)
+        return _folder(spec.out_dir, spec.request["prompt"], seed)
 
     comparisons, delivery, is_taken_up = None, None, False
     if no_ledger:
-        folder = new_folder(asked.seeds[0]).absolute()
-        begun = Comparison("", asked.request["id"], asked.seeds, str(folder))
+        folder = new_folder(spec.seeds[0]).absolute()
+        entry = Comparison("", spec.request["id"], spec.seeds, str(folder))
     else:
         comparisons = Comparisons(required(config.ledger_path()), common.report.note)
-        asker = Asker(asked.id is not None, asked.digest, caller.caller())
-        question = Question(asked.id, asker, asked.seeds, new_folder)
-        begun, is_taken_up = comparisons.claim(question, asked.new, stack)
+        asker = Asker(spec.id is not None, spec.digest, caller.caller())
+        question = Question(spec.id, asker, spec.seeds, new_folder)
+        entry, is_taken_up = comparisons.claim(question, spec.new, stack)
         path = config.ledger_path()
-        delivery = Delivery(path, pipe.reader(), common.report.note, begun.run)
-    request = {**asked.request, "id": begun.id, "seed": begun.seeds[0]}
-    turns = list(compare.turns(begun.id, asked.backends, begun.seeds))
-    folder = Path(begun.folder)
+        delivery = Delivery(path, pipe.reader(), common.report.note, entry.run)
+    request = {**spec.request, "id": entry.id, "seed": entry.seeds[0]}
+    turns = list(compare.turns(entry.id, spec.backends, entry.seeds))
+    folder = Path(entry.folder)
     folder.mkdir(parents=True, exist_ok=True)
     extra = NOTHING
     if delivery is not None:
-        descriptor = stack.enter_context(delivery.begun())
-        extra = Extra(pipe.told_to_render(delivery.run, descriptor), (descriptor,))
+        descriptor = stack.enter_context(delivery.running())
+        extra = Extra(pipe.render_environment(delivery.run, descriptor), (descriptor,))
     return Run(common, request, turns, folder, is_taken_up, comparisons, delivery, extra)
 
 
@@ -178,7 +178,8 @@ def _run(run: Run, values: Config, passed: list[str], wait_s: float | None) -> i
     for turn in run.turns:
         is_own = values.backends[turn.backend]["type"] == "comfyui"
         if is_own and busy - {turn.backend}:  # two models on one graphics card run out of memory
-            run.common.report.note(f"{turn.id}: not begun; run the same command again")
+            says = "not sent, another ComfyUI server is busy (hint: run the same command again)"
+            run.common.report.note(f"{turn.id}: {says}")
             status, is_finished = worse(status, TEMPORARY), False
             continue
         wait = [] if end is None else [f"--wait={max(end - time.monotonic(), 0):.3f}"]
@@ -227,12 +228,14 @@ class Run:
 
         output = ["--output", str(self._folder / turn.file)]
         stage = _stage(turn, [*passed, *output], self._request["prompt"])
-        ended = chain.run([stage], lambda line: self._write(record.parse(line)), False, self._extra)
+        (status,) = chain.run(
+            [stage], lambda line: self._write(record.parse(line)), False, self._extra
+        )
         if turn.id not in [one.get("id") for one in self.records]:
             if self._delivery and self._delivery.is_abandoned():
                 raise ReaderGone
-            self._write(self._missing(turn, ended[0]))
-        return ended[0]
+            self._write(self._missing(turn, status))
+        return status
 
     def _missing(self, turn: Turn, status: int) -> Record:
         """Return the record of a member whose render ended without one."""
@@ -240,7 +243,7 @@ class Run:
 
         if self._comparisons is None or status not in INTERRUPTED:
             return compare.unanswered(turn, self._request, status)
-        return self._comparisons.left_by(compare.member(turn, self._request))
+        return self._comparisons.record_of(compare.member(turn, self._request))
 
     def _write(self, member: Record) -> None:
         self.records.append(member)

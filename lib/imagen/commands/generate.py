@@ -48,7 +48,7 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     render = chain.argv("imagen-render", *passed, "--", *prompts)
     if said["dry_run"] or said["output"] == "-":
         chain.replace_process(render)  # nothing comes behind it
-    stages = {"imagen-render": render, **_behind(said, values, shared)}
+    stages = {"imagen-render": render, **_later_stages(said, values, shared)}
     first, *others = _run(common, list(stages.values()), reads_stdin, not said["no_ledger"])
     for name, status in zip(list(stages)[1:], others, strict=True):
         if status:
@@ -56,7 +56,7 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     return first
 
 
-def _behind(said: dict[str, Any], values: Config, shared: list[str]) -> dict[str, list[str]]:
+def _later_stages(said: dict[str, Any], values: Config, shared: list[str]) -> dict[str, list[str]]:
     """Return the stages behind imagen-render, as the configuration and the options want them."""
     from .. import chain, preview, upload
 
@@ -83,7 +83,7 @@ def _run(
     delivery = Delivery(config.ledger_path(), pipe.reader(), common.report.note)
 
     def on_line(line: bytes) -> None:
-        record = _parsed(line)
+        record = _parse(line)
         _tell(record, common)
         if not on_terminal:
             pipe.write_out(line)
@@ -92,8 +92,8 @@ def _run(
 
     if not has_ledger:
         return chain.run(commands, on_line, reads_stdin)
-    with delivery.begun() as descriptor:
-        extra = chain.Extra(pipe.told_to_render(delivery.run, descriptor), (descriptor,))
+    with delivery.running() as descriptor:
+        extra = chain.Extra(pipe.render_environment(delivery.run, descriptor), (descriptor,))
         return chain.run(commands, on_line, reads_stdin, extra)
 
 
@@ -107,7 +107,7 @@ def _flags(common: Common, said: dict[str, Any]) -> list[str]:
     return [name for name, given in flags.items() if given]
 
 
-def _parsed(line: bytes) -> Record:
+def _parse(line: bytes) -> Record:
     from .. import record
 
     try:

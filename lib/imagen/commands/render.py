@@ -54,7 +54,7 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
         common.pipe.to_stderr = True
     ledger = Ledger(None) if said["no_ledger"] else required(config.ledger_path())
     renderer = Renderer(values, ledger, told, _around(common, told, ledger))
-    teller = Teller(common, _collecting(told, resume, said["no_ledger"]))
+    teller = Teller(common, _collect_hint(told, resume, said["no_ledger"]))
     common.pipe.hint = teller.hint
     if source is None:
         return _resumed(common, renderer, ledger, teller, dry_run)
@@ -92,7 +92,7 @@ def _around(common: Common, told: Told, ledger: Ledger) -> Around:
     )
 
 
-def _collecting(told: Told, resume: bool, no_ledger: bool) -> str:
+def _collect_hint(told: Told, resume: bool, no_ledger: bool) -> str:
     """Return how what is pending after this run is collected."""
     if no_ledger:
         return "pipe its record back into imagen-render"
@@ -158,11 +158,11 @@ class Teller:
         if (more := self._pending - FEW) > 0:
             self._report.say(f"{more} more not done yet (hint: {self._collecting})")
 
-    def tell_of(self, made: Iterable[Record]) -> Iterator[Record]:
+    def tell_of(self, records: Iterable[Record]) -> Iterator[Record]:
         """Tell of each record that passes."""
         from .. import outcome, pipe
 
-        for one in made:
+        for one in records:
             name = pipe.name_of(one, "")
             if changes := outcome.changes(one.get("fidelity", {})):
                 self._report.note(f"{name}: {changes}")

@@ -59,12 +59,14 @@ class Span(NamedTuple):
 )
 @click.option("--reconcile", is_flag=True, help="Compare the ledger with what Replicate ran.")
 @click.option("--budget", is_flag=True, help="Print what is spent, reserved and left of each cap.")
-@click.option("--settle", metavar="ID", help="Say of a render in doubt whether it was billed.")
-@click.option("--billed", type=click.Choice(["yes", "no"]), help="With --settle: what you say.")
+@click.option("--settle", metavar="ID", help="Record whether a render in doubt was billed.")
+@click.option(
+    "--billed", type=click.Choice(["yes", "no"]), help="For --settle: whether it was billed."
+)
 def main(common: Common, **said: Any) -> int:
-    """Sums of the renders of this machine, or their rows. A submit that nobody knows the price of
-    is counted as unpriced, and no part of cost_usd. Days are UTC. --reconcile exits 1 when
-    something differs.
+    """Sums of the renders of this machine, or their rows. A submit without a known price is counted
+    as unpriced and is not part of cost_usd. Days are UTC. --reconcile exits 1 when something
+    differs.
     """
     from .. import config, ledger, usage
 
@@ -78,7 +80,7 @@ def main(common: Common, **said: Any) -> int:
     if said["budget"]:
         return _budget(common, values, ledger.required(config.ledger_path()), form)
     if said["settle"] is not None:
-        return _settled(common, said["settle"], said["billed"], form)
+        return _settle(common, said["settle"], said["billed"], form)
     source = said["source"] or ("supabase" if values["usage.sink"] == "supabase" else "local")
     rows = _rows(common, values, source, span)
     if said["raw"]:
@@ -145,11 +147,11 @@ def _note_doubts(common: Common, book: Ledger, rows: list[Row]) -> None:
 
     doubtful = sum(row["billed"] == "unknown" for row in rows)
     if doubtful:
-        says = "counted with the estimate, for it is not known whether it was billed"
+        says = "counted with their estimate: whether they were billed is not known"
         common.report.note(f"{doubtful} {says} (hint: imagen-usage --raw, billed: unknown)")
     if reserved := book.journal.spent(caller.caller()).reserved:
         amount = budget.usd(sum(one.usd for one in reserved))
-        says = f"{amount} more reserved by {len(reserved)} unfinished"
+        says = f"{amount} more is reserved by unfinished renders: {len(reserved)}"
         common.report.note(f"{says} (hint: imagen-render --resume)")
 
 
@@ -187,7 +189,7 @@ def _budget(common: Common, values: Config, ledger: Ledger, form: str) -> int:
     return DONE
 
 
-def _settled(common: Common, name: str, billed: str, form: str) -> int:
+def _settle(common: Common, name: str, billed: str, form: str) -> int:
     from .. import config, ledger, settle
 
     rows = settle.settle(ledger.required(config.ledger_path()), name, billed)
@@ -208,7 +210,7 @@ def _reconciled(common: Common, values: Config, ledger: Ledger, span: Span, form
     since = datetime.fromisoformat(span.since).timestamp() if span.since else since
     until = datetime.fromisoformat(span.until).timestamp() if span.until else math.inf
     accounts, models = _accounts(values)
-    ran, fault = _listed(accounts, since, until)
+    ran, fault = _read_accounts(accounts, since, until)
 
     def is_at_work(render_id: str) -> bool:
         with ledger.lock(render_id, wait=False) as free:
@@ -241,7 +243,7 @@ def _reconciled(common: Common, values: Config, ledger: Ledger, span: Span, form
     return status
 
 
-def _listed(
+def _read_accounts(
     accounts: list[Account], since: float, until: float
 ) -> tuple[list[Ran], ImagenError | None]:
     """Read what the accounts ran, each once, as far as it can be read."""

@@ -109,13 +109,13 @@ def _wait(connection: Any) -> None:
     while (state := connection.poll()) != POLL_OK:
         if hurries and not is_hurried and hurries():
             end, is_hurried = min(end, time.monotonic() + HURRY_S), True
-        left = end - time.monotonic()
-        if left <= 0:
+        remaining_s = end - time.monotonic()
+        if remaining_s <= 0:
             raise OperationalError("timed out")
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN if state == POLL_READ else select.POLLOUT)
-        left = min(left, _LOOK_S) if hurries and not is_hurried else left
-        poll.poll(None if left == float("inf") else left * 1000)
+        remaining_s = min(remaining_s, _LOOK_S) if hurries and not is_hurried else remaining_s
+        poll.poll(None if remaining_s == float("inf") else remaining_s * 1000)
 
 
 _PASSING = (

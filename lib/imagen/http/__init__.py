@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from ..errors import AnswerLost, ConfigFault, ImagenError, Rejected, ServerFault
 from . import bodies
 from .answers import Answer, excerpt, judged, lost, origin, proves_refusal, secrets
-from .exchange import BrokenAnswer, Exchange, Stage, begun
+from .exchange import BrokenAnswer, Exchange, Stage, use
 
 __all__ = [
     "CONNECT_S",
@@ -119,7 +119,7 @@ class Server:
         Beside what every exchange may take, it may take as long as bodies.SLOWEST allows.
         """
         sent = bodies.SentFile(body)
-        sends_s = max(BODY_S, sent.left / bodies.SLOWEST)
+        sends_s = max(BODY_S, sent.remaining / bodies.SLOWEST)
         exchange = self._exchange(ends=time.monotonic() + self.limit_s() + sends_s)
         more = {"data": sent, "headers": dict(headers)}
         return self._checked("PUT", self.url + path, MAX_JSON, exchange, **more)
@@ -136,7 +136,7 @@ class Server:
 
         It ends within `connect_s` + `read_s`, the whole answer included: see `limit_s`. With
         `fresh` it never goes over a connection that was idle for more than a second: such a one may
-        be dead, and then it cannot be told whether the request arrived.
+        be dead, and then it is not known whether the request arrived.
         """
         exchange = self._exchange(read_s, time.monotonic() + self.limit_s(read_s))
         exchange.needs_fresh = fresh
@@ -158,7 +158,7 @@ class Server:
             exchange.public_only = _host(place) != _host(self.url)
             if exchange.public_only:
                 self._check_name(place)
-            return self._asked("GET", place, limit, exchange, **self._for(place, trusted))
+            return self._ask("GET", place, limit, exchange, **self._for(place, trusted))
 
         answer, place = self._followed(url, ask)
         return judged(answer, self.who, place)
@@ -249,9 +249,9 @@ class Server:
         return Exchange(min(now + self.connect_s, until), read_s, until)
 
     def _checked(self, *request: Any, **more: Any) -> Answer:
-        return judged(self._asked(*request, **more), self.who, self.url)
+        return judged(self._ask(*request, **more), self.who, self.url)
 
-    def _asked(self, method: str, url: str, limit: int, exchange: Exchange, **more: Any) -> Answer:
+    def _ask(self, method: str, url: str, limit: int, exchange: Exchange, **more: Any) -> Answer:
         """Send a request and read its whole answer; the head of a GET's has a time of its own."""
         import requests
 
@@ -260,14 +260,14 @@ class Server:
         if method == "GET":
             exchange.until = min(whole, exchange.connect_until + exchange.read_s)
         request = requests.Request(method, url, **more)
-        with self._telling(exchange, where), self._sent(request, exchange) as response:
+        with self._translating(exchange, where), self._sent(request, exchange) as response:
             exchange.until = min(whole, time.monotonic() + self._body_s())
             body = self._body(response, limit, where)
             _check_whole(response)
             return Answer(response.status_code, response.headers, body, self._secrets)
 
     @contextmanager
-    def _telling(self, exchange: Exchange, where: str) -> Iterator[None]:
+    def _translating(self, exchange: Exchange, where: str) -> Iterator[None]:
         """Raise what a fault means, by how far the exchange had come."""
         try:
             yield
@@ -291,7 +291,7 @@ class Server:
         where, more = origin(url), self._for(url, trusted)
         more["headers"] = {**more.get("headers", {}), **headers}
         exchange = self._exchange(ends=time.monotonic() + self.limit_s())
-        with self._telling(exchange, where):
+        with self._translating(exchange, where):
             request = requests.Request("GET", url, **more)
             response = opened.enter_context(self._sent(request, exchange))
         parts = self._flowing(response, exchange, where)
@@ -303,7 +303,7 @@ class Server:
         parts = bodies.raw_parts(response, _FLOW_PART)
         while True:
             exchange.until = min(self.until, time.monotonic() + BODY_S)  # for one part of it
-            with self._telling(exchange, where):
+            with self._translating(exchange, where):
                 part = next(parts, b"")
                 if not part:
                     _check_whole(response)
@@ -322,7 +322,7 @@ class Server:
         if place not in self._around:
             self._around[place] = self._surroundings(str(prepared.url))
         exchange.stage = Stage.HANDED_OVER  # unless our own connections, which know, take it over
-        with begun(exchange):
+        with use(exchange):
             return self._session.send(
                 prepared,
                 timeout=(self.connect_s, exchange.read_s),
@@ -356,8 +356,8 @@ _PLAIN_URL = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?([/?][!
 def _check_whole(response: Any) -> None:
     """Raise BrokenAnswer when a body that was read is shorter than its length says."""
     promised = response.headers.get("Content-Length", "")
-    known = promised.isdecimal() and len(promised) < 20  # Python reads no number of any length
-    if known and response.raw.tell() < int(promised):  # urllib3 1 lets it pass
+    has_length = promised.isdecimal() and len(promised) < 20  # Python reads no number of any length
+    if has_length and response.raw.tell() < int(promised):  # urllib3 1 lets it pass
         raise BrokenAnswer("it was cut short")
 
 

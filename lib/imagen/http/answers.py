@@ -196,16 +196,16 @@ def _reason(fault: BaseException) -> str:
         (ssl.SSLEOFError, "the connection was closed"),
         (ssl.SSLError, "it does not speak TLS as expected"),
         ((http.client.IncompleteRead, urllib3.IncompleteRead), "the body was cut short"),
-        (http.client.HTTPException, "what came is no HTTP"),
+        (http.client.HTTPException, "the answer is not HTTP"),
         (urllib3.InvalidHeader, "its headers contradict each other"),
     ]
     for cause in reversed(list(_causes(fault))):
         if isinstance(cause, BrokenAnswer):
             return str(cause)
         by_number = _BY_NUMBER.get(getattr(cause, "errno", None) or 0)
-        said = by_number or next((text for kind, text in kinds if isinstance(cause, kind)), None)
-        if said:
-            return said
+        reason = by_number or next((text for kind, text in kinds if isinstance(cause, kind)), None)
+        if reason:
+            return reason
     return type(fault).__name__
 
 

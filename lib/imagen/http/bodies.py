@@ -24,7 +24,7 @@ class SentFile:
         start = body.tell()
         self.len = body.seek(0, 2)
         body.seek(start)
-        self.left = self.len - start
+        self.remaining = self.len - start
 
     def read(self, size: int = -1) -> bytes:
         """Return the next part: fewer and larger parts than it asks for."""

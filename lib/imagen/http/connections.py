@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from email.errors import FirstHeaderLineIsContinuationDefect, MissingHeaderBodySeparatorDefect
 from http.client import HTTPResponse
@@ -19,6 +18,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import NewConnectionError
 from urllib3.poolmanager import pool_classes_by_scheme
 
+from ..clock import boottime
 from ..errors import Rejected
 from . import addresses
 from .exchange import BrokenAnswer, Exchange, Stage, current
@@ -32,7 +32,6 @@ else:
 
 FRESH_S = 1  # that a connection may have been idle for a request that must not meet a stale one
 _BLOCK = 2**18  # bytes sent at once: each must be gone within `read_s`
-_IDLE_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while one sleeps
 
 
 class _Timed(io.RawIOBase):
@@ -163,13 +162,13 @@ class _WatchedPool(_Pool):
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         connection: Any = super()._get_conn(timeout)
-        if current().needs_fresh and _idle_time() - connection.idle_since > FRESH_S:
+        if current().needs_fresh and boottime() - connection.idle_since > FRESH_S:
             connection.close()  # it is opened again
         return connection
 
     def _put_conn(self, conn: Any) -> None:
         if conn is not None:
-            conn.idle_since = _idle_time()
+            conn.idle_since = boottime()
         super()._put_conn(conn)
 
 
@@ -214,7 +213,7 @@ def _check_public(host: str, texts: list[str]) -> None:
     """Raise Rejected when one of a host's addresses is none of the internet."""
     private = next((address for address in texts if not addresses.is_public(address)), None)
     if private is not None:
-        raise Rejected(f"the server names a file at {host[:100]}, which is the address {private}")
+        raise Rejected(f"the server names a file at {host[:100]}: {private} is not on the internet")
 
 
 def _blocks(data: Any) -> Iterator[Any]:
@@ -224,10 +223,6 @@ def _blocks(data: Any) -> Iterator[Any]:
     view = memoryview(data)
     for start in range(0, len(view), _BLOCK):
         yield view[start : start + _BLOCK]
-
-
-def _idle_time() -> float:
-    return time.clock_gettime(_IDLE_CLOCK)
 
 
 _DIALLED = _watched(pool_classes_by_scheme, _Dialled)

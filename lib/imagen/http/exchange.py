@@ -71,7 +71,7 @@ current = _current.get
 
 
 @contextmanager
-def begun(exchange: Exchange) -> Iterator[None]:
+def use(exchange: Exchange) -> Iterator[None]:
     """Make it the exchange of the connections that are used in the block."""
     token = _current.set(exchange)
     try:

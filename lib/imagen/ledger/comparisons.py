@@ -43,12 +43,12 @@ class Comparisons:
         row = self._db.row("select * from comparisons where run = ?", run)
         return _comparison(row) if row else None
 
-    def with_id(self, name: str, asked: str) -> Comparison | None:
+    def with_id(self, name: str, digest: str) -> Comparison | None:
         """Return the last comparison of a given id that asked the same."""
         row = self._db.row(
             "select * from comparisons where id = ? and asked = ? and given = 1"
             " order by created_at desc, rowid desc limit 1",
-            *(name, asked),
+            *(name, digest),
         )
         return _comparison(row) if row else None
 

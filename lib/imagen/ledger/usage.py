@@ -99,7 +99,8 @@ class Usage:
     def _journaled(self, since: str, until: str) -> Iterator[dict[str, Any]]:
         rows = self._db.rows(
             "select s.*, request, number = (select max(number) from submits"
-            "  where render_id = s.render_id) as last, json_extract(records, '$[0]') as made"
+            "  where render_id = s.render_id) as last,"
+            " json_extract(records, '$[0]') as first_record"
             " from submits s join renders using (render_id)"
             " where billed is not null and (billed <> 'no' or handle is not null)"
             " and intended_at >= ? and intended_at < ? and not exists"
@@ -122,17 +123,17 @@ class Usage:
 
 def _of_submit(row: Any) -> dict[str, Any]:
     request = json.loads(row["request"])
-    made = {**request, **json.loads(row["made"] or "{}")} if row["last"] else request
+    record = {**request, **json.loads(row["first_record"] or "{}")} if row["last"] else request
     at = datetime.fromtimestamp(row["intended_at"], UTC).isoformat(timespec="milliseconds")
     submit = row["handle"] or f"{row['render_id']} {row['number']}"  # it has none: it is its own
     return {
         "usage_id": usage_id(row["backend"], submit),
         "created_at": at.replace("+00:00", "Z"),
         "backend": row["backend"],
-        "model": made.get("model"),
-        "seed": made.get("seed"),
+        "model": record.get("model"),
+        "seed": record.get("seed"),
         "prompt_hash": hashlib.sha256(request["prompt"].encode()).hexdigest(),
-        "latency_ms": made.get("latency_ms"),
+        "latency_ms": record.get("latency_ms"),
         "cost_usd_estimate": _cost(row),
         "caller": row["caller"],
         "render_id": row["render_id"],
