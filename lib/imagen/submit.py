@@ -37,6 +37,7 @@ from .settling import Sending
 
 _LATER = "run the same command again then: it looks for the render, and sends it if it is absent"
 _ASK_AGAIN_S = 5.0  # after a provider that could not be asked
+_EARLY_S = 0.1  # before the end of a wait an answer that is lost counts as given up by us
 _TAKEN = 20  # times that what was found may have become another's before it could be taken
 
 
@@ -161,21 +162,21 @@ class Submitter:
         except ImagenError:  # nothing was sent, so there is nothing to look for
             job.attempts, job.record = number, before
             raise
-        job.may_have_arrived = True
-        handle = None
+        job.may_have_arrived, handle = True, None
         try:
             handle = job.backend.submit(known(job.plan), until, partial(self._begin, job))
         except ImagenError as fault:
             if not self._is_refused(job, fault):
+                self._end(job, until)
                 raise
             self._journal.withdraw(job.render_id, job.attempts)  # so it was no submit
             job.may_have_arrived, job.attempts, job.record = False, number, before
             raise
         finally:
-            if handle is None and job.may_have_arrived:
-                self._end(job)
+            if handle is None and job.may_have_arrived and job.sending and job.sending.latest:
+                job.record["started_at"] = _iso(job.sending.latest.wall)
         if not self._take(job, handle):
-            self._end(job)
+            self._end(job, until)
             raise AnswerLost(f"the backend gave the handle of another render: {handle}")
         return handle
 
@@ -197,12 +198,15 @@ class Submitter:
             job.sending = settling.of_attempt(attempt)
             self._journal.attempt(job.render_id, job.attempts, attempt)
 
-    def _end(self, job: Job) -> None:
-        """Note that an attempt has ended without a handle: it takes no longer than it took."""
-        if job.sending is None or job.sending.latest is None:
+    def _end(self, job: Job, until: float) -> None:
+        """Note that an attempt has ended without a handle: it takes no longer than it took.
+
+        Where we gave up waiting (`until`, or a signal), the server may still accept it: nothing is
+        noted, and its limits stay.
+        """
+        if job.sending is None or job.sending.latest is None or time.monotonic() >= until - _EARLY_S:
             return
         took_s = clock.least_age(job.sending.latest, clock.now())
-        job.record["started_at"] = _iso(job.sending.latest.wall)
         job.sending = job.sending._replace(limit_s=took_s, ended=time.monotonic())
         with suppress(LedgerFault, LedgerBusy):
             self._journal.attempt(job.render_id, job.attempts, job.sending.as_attempt())

@@ -282,6 +282,27 @@ def test_a_create_that_cannot_be_told_is_not_sent_again_until_it_can(paid):
     assert paid.creates == 1
 
 
+@pytest.mark.parametrize("ends", ["--wait", signal.SIGINT, signal.SIGTERM])
+def test_a_create_that_we_gave_up_waiting_for_may_be_accepted_as_long_as_its_limits_last(
+    paid, until, ends
+):
+    paid.configure(keys="poll_s: 0.01, settle_s: 0.5, retry_s: 0.01, read_s: 7, connect_s: 2")
+    paid.server.fail("POST", None, after=True, late_s=5.5)
+    wait = ("--wait", 0) if ends == "--wait" else ()
+    child = paid.tool.start("render", "a cat", "--id=k", "--size=512x512", *wait)
+    until(lambda: paid.server.asks("POST"))
+    if not wait:
+        child.send_signal(ends)
+    doubt = paid.tool.ended(child).record
+    assert (doubt["error"]["billed"], doubt["error"]["retry"]) == ("unknown", "after")
+    assert paid.creates == 0, "it is accepted later"
+    again = paid("a cat", "--id", "k")
+    assert (again.status, error(again)["retry"], paid.server.asks("POST")) == (75, "after", 1)
+    until(lambda: paid.creates)
+    assert is_image(paid("a cat", "--id", "k").record)
+    assert paid.server.asks("POST") == 1
+
+
 def test_a_create_that_can_never_be_told_is_closed_and_not_sent_again(paid):
     paid.server.add({"prompt": "x"}, data_removed=True, input={})
     paid.server.fail("POST", None)
