@@ -109,7 +109,8 @@ class Submitter:
         """Look for a submit whose answer was lost; None when it is certainly absent.
 
         A look that finds nothing is proof only where it began late enough. That is waited for when
-        it is not longer than a list may lag.
+        it is not longer than a list may lag. Until then, what perhaps is ours ends nothing either:
+        what certainly is may still come.
         """
         paid = as_paid(job.backend)
         for _ in range(_TAKEN):
@@ -118,7 +119,7 @@ class Submitter:
             if isinstance(found, str):
                 if self._take(job, found):
                     return found
-            elif found is Sought.UNKNOWN:
+            elif wait_s <= 0 and found is Sought.UNKNOWN:
                 break
             elif wait_s <= 0:
                 return None
@@ -175,7 +176,7 @@ class Submitter:
         finally:
             if handle is None and job.may_have_arrived and job.sending and job.sending.latest:
                 job.record["started_at"] = _iso(job.sending.latest.wall)
-        if not self._take(job, handle):
+        if self._is_of_another(job, handle) or not self._take(job, handle):
             self._end(job, until)
             raise AnswerLost(f"the backend gave the handle of another render: {handle}")
         return handle

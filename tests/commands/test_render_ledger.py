@@ -22,7 +22,7 @@ import pytest
 
 from paid import PRICE, QUICK, SCHNELL, TOKEN, Paid
 from servers.comfyui import ComfyUI
-from servers.replicate import NO_CREDIT, TROUBLE, problem, throttled
+from servers.replicate import NO_CREDIT, TROUBLE, problem, said, throttled
 
 SMALL = ("--size", "64x64")
 
@@ -315,6 +315,47 @@ def test_a_create_that_can_never_be_told_is_closed_and_not_sent_again(paid):
     again = paid("a cat", "--id", "k")
     assert (again.status, error(again)) == (1, error(first))
     assert (paid.server.asks("POST"), len(paid.server.requests)) == (1, asked)
+
+
+@pytest.mark.parametrize("other", ["its input was removed", "our prompt, and no seed"])
+def test_what_others_made_before_ours_and_is_not_our_very_input_is_no_doubt(paid, other):
+    removed = other == "its input was removed"
+    handle = paid.server.add({"prompt": "x" if removed else "a cat"}, age_s=3650)
+    if removed:
+        paid.server.remove_data(handle)
+    paid.server.fail("POST", None)
+    made = paid("a cat", "--id", "k").record
+    assert is_image(made)
+    assert (paid.server.asks("POST"), made["attempts"]) == (2, 2)
+
+
+def test_what_perhaps_is_ours_ends_nothing_while_what_certainly_is_may_still_be_listed(paid):
+    paid.configure(keys="poll_s: 0.01, settle_s: 2, retry_s: 0.01")
+    paid.server.add({"prompt": "a cat"}, age_s=5)
+    paid.server.lag_s = 1
+    paid.server.fail("POST", None, after=True)
+    assert is_image(paid("a cat", "--id", "k").record)
+    assert paid.server.asks("POST") == 1
+
+
+def test_a_wait_ends_although_the_list_asks_for_a_longer_one(paid):
+    paid.server.fail("POST", None)
+    paid.server.fail("GET /v1/predictions", throttled(25), times=9)
+    doubt = paid("a cat", "--id", "k", "--wait", 1, timeout=20)
+    assert (doubt.status, error(doubt)["billed"]) == (75, "unknown")
+    assert (error(doubt)["retry"], error(doubt)["retry_after_s"]) == ("after", 25)
+
+
+def test_the_answer_to_a_create_is_not_taken_from_another_instance_of_the_account(paid):
+    rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{paid.server.url}', {QUICK}}}"
+    paid.write(f"default_backend: rep\nbackends:\n  rep: {rep}\n  second: {rep}\n")
+    first = paid("a cat", "--id", "k", "--seed", 7).record
+    (theirs,) = paid.server.predictions
+    paid.server.fail("POST", said(201, {**theirs, "status": "succeeded"}))
+    made = paid("a cat", "--id", "m", "--seed", 7, "--backend", "second").record
+    assert is_image(made)
+    assert made["submit"] != first["submit"]
+    assert paid.server.asks("POST") == 3
 
 
 def test_without_an_id_what_can_never_be_told_is_told_again_and_not_paid_a_second_time(paid):
