@@ -126,7 +126,7 @@ def _said(line: Mapping[str, Any]) -> set[str]:
 
 
 GIVEN = ("id", "job", "date", "slug", "request")
-_OF_TRIES = ("attempts", "error", "render_id", "fidelity")
+_OF_TRIES = ("attempts", "started_at", "error", "render_id", "fidelity")
 
 
 def _anew(asked: Record, told: Told) -> Record:

@@ -80,13 +80,14 @@ class Submitter:
 
     def adopt(self, job: Job) -> None:
         """Take a render into the journal that a line says was submitted: by another machine."""
-        handle = str(job.handle)
+        if not self._adopt(job, str(job.handle)):
+            raise RenderFailed(f"{job.handle} is another id's render", code="handle_taken")
+
+    def _adopt(self, job: Job, handle: str) -> bool:
         plan = asdict(job.plan) if job.plan else {}
         place = place_of(job.places)
         intent = Intent(job.render_id, job.attempts, job.record, place, plan, handle)
-        if self._journal.adopt(intent, job.asker):
-            return
-        raise RenderFailed(f"{handle} is another id's render", code="handle_taken")
+        return self._journal.adopt(intent, job.asker)
 
     def wait_s(self, job: Job, paid: PaidBackend) -> float:
         """Return the seconds until a look proves that the last attempt did not arrive."""
@@ -205,7 +206,11 @@ class Submitter:
         Where we gave up waiting (`until`, or a signal), the server may still accept it: nothing is
         noted, and its limits stay.
         """
-        if job.sending is None or job.sending.latest is None or time.monotonic() >= until - _EARLY_S:
+        if (
+            job.sending is None
+            or job.sending.latest is None
+            or time.monotonic() >= until - _EARLY_S
+        ):
             return
         took_s = clock.least_age(job.sending.latest, clock.now())
         job.sending = job.sending._replace(limit_s=took_s, ended=time.monotonic())
@@ -236,6 +241,10 @@ class Submitter:
         """Write the handle; what was paid goes on even when that cannot be written."""
         drawn = known(job.plan).handle != handle  # ours stands in the intent already
         try:
+            if self._journal.entry(job.render_id) is None:  # another ledger has sent it
+                began = job.sending.started_at if job.sending else time.time()
+                job.record.setdefault("started_at", _iso(began))
+                return self._adopt(job, handle)
             return self._journal.submitted(job.render_id, job.attempts, handle, synced=drawn)
         except (LedgerFault, LedgerBusy) as fault:
             self._note(f"{fault.message}; the render goes on")

@@ -14,7 +14,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -989,6 +991,57 @@ def test_a_pending_line_whose_prediction_nobody_knows_is_not_rendered_anew(paid)
     lost = paid(stdin=[left])
     assert (lost.status, error(lost)["retry"], error(lost)["billed"]) == (1, "reconcile", "unknown")
     assert paid.server.asks("POST") == 1
+
+
+# -- lines of what another ledger sent -------------------------------------------------------------
+
+
+def lost_elsewhere(paid: Paid, *args: object, accepted: bool) -> dict[str, Any]:
+    """Give the failed line of a create whose answer another ledger lost."""
+    paid.server.fail("POST", None, after=accepted)
+    paid.server.fail("GET /v1/predictions", TROUBLE, times=2)
+    lost = paid("a cat", "--id=k", "--steps=4", *args, env={"IMAGEN_LEDGER": "other.sqlite3"})
+    assert error(lost)["retry"] == "after"
+    return lost.record
+
+
+def test_a_lost_create_of_another_ledger_is_journaled_where_it_is_found(paid):
+    paid.server.held = True
+    line = lost_elsewhere(paid, accepted=True)
+    left = paid("--wait=0", stdin=[line])
+    assert (left.status, left.record["pending"]["since"]) == (75, line["started_at"])
+    assert paid.sql(
+        "select state, handle is null, estimate_usd from renders join submits using (render_id)"
+    ) == [("open", 0, PRICE)]
+    paid.server.held = False
+    made = paid(stdin=[line])
+    assert is_image(made.record)
+    assert paid(stdin=[line]).out == made.out, "it is done, so the same record is handed out"
+    assert paid.creates == 1
+
+
+def test_a_create_of_another_ledger_that_never_arrived_is_sent_once_its_limits_are_over(paid):
+    paid.configure(keys=f"{QUICK}, read_s: 6, connect_s: 2")
+    line = lost_elsewhere(paid, accepted=False)
+    doubt = paid(stdin=[line])
+    assert (doubt.status, error(doubt)["retry"], paid.creates) == (75, "after", 0)
+    time.sleep(error(doubt)["retry_after_s"] + 0.1)
+    assert is_image(paid(stdin=[line]).record)
+    assert paid.creates == 1
+
+
+def test_a_job_that_another_worker_sent_is_pending_where_it_is_found(paid):
+    name = "0b3c1d5e-0000-4000-8000-0123456789ab"
+    job = {"id": name, "attempt": 1, "intended_at": datetime.now(UTC).isoformat()}
+    paid.server.held = True
+    other = {"IMAGEN_LEDGER": "other.sqlite3"}
+    paid("a cat", "--id", name, "--seed", 7, "--wait", 0, env=other)
+    line = {"prompt": "a cat", "id": name, "seed": 7, "job": job}
+    left = paid("--wait=0", stdin=[line])
+    assert (left.status, "pending" in left.record) == (75, True)
+    paid.server.held = False
+    assert is_image(paid(stdin=[line]).record)
+    assert (paid.creates, paid.sql("select state from renders")) == (1, [("done",)])
 
 
 # -- ComfyUI and the mock are journaled too --------------------------------------------------------
