@@ -996,11 +996,11 @@ def test_a_pending_line_whose_prediction_nobody_knows_is_not_rendered_anew(paid)
 # -- lines of what another ledger sent -------------------------------------------------------------
 
 
-def lost_elsewhere(paid: Paid, *args: object, accepted: bool) -> dict[str, Any]:
+def lost_elsewhere(paid: Paid, accepted: bool) -> dict[str, Any]:
     """Give the failed line of a create whose answer another ledger lost."""
     paid.server.fail("POST", None, after=accepted)
     paid.server.fail("GET /v1/predictions", TROUBLE, times=2)
-    lost = paid("a cat", "--id=k", "--steps=4", *args, env={"IMAGEN_LEDGER": "other.sqlite3"})
+    lost = paid("a cat", "--id=k", env={"IMAGEN_LEDGER": "other.sqlite3"})
     assert error(lost)["retry"] == "after"
     return lost.record
 
@@ -1017,6 +1017,15 @@ def test_a_lost_create_of_another_ledger_is_journaled_where_it_is_found(paid):
     made = paid(stdin=[line])
     assert is_image(made.record)
     assert paid(stdin=[line]).out == made.out, "it is done, so the same record is handed out"
+    assert paid.creates == 1
+
+
+def test_a_lost_create_without_a_ledger_is_found_by_its_record(paid):
+    paid.server.fail("POST", None, after=True)
+    paid.server.fail("GET /v1/predictions", TROUBLE, times=2)
+    lost = paid("a cat", "--no-ledger")
+    assert error(lost)["retry"] == "after"
+    assert is_image(paid("--no-ledger", stdin=[lost.record]).record)
     assert paid.creates == 1
 
 
