@@ -247,7 +247,7 @@ def test_a_terminal_is_told_how_long_the_server_has_been_silent(tool, local, dea
     text, (line,) = shown(tool, "--wait", 4)
     assert re.search(r"\d s  no answer from the server for \d s", text)
     assert "pending" in line
-    assert text.rstrip().endswith("\x1b[K"), "the line is taken away again"
+    assert "\r\x1b[Kimagen-render: " in text, "the line is taken away again"
 
 
 def test_what_is_no_terminal_is_told_nothing(tool, local, deaf_url):
