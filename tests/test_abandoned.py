@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from imagen.reader import Reader
+from servers.replicate import Answer
 
 
 def abandoned(paid) -> list[float]:
@@ -125,6 +126,20 @@ def test_wait_hands_out_the_pending_record_of_an_abandoned_run_that_is_still_at_
 
 
 # -- who reads -------------------------------------------------------------------------------------
+
+
+def test_wait_ends_too_while_an_abandoned_run_is_still_sending(paid, until):
+    paid.server.fail("POST", Answer(wait_s=60))
+    command = paid.tool.argv("render", "a cat", "--size=512x512")
+    shell = start_below_shell(paid, command, subprocess.PIPE)
+    until(lambda: paid.server.asks("POST"), 60)
+    shell.kill()
+    shell.wait()
+    until(lambda: abandoned(paid), 20)
+    ran = paid("a cat", "--wait", 1, timeout=20)
+    error = ran.record["error"]
+    assert (ran.status, error["code"], error["billed"]) == (75, "answer_lost", "unknown")
+    assert (error["retry"], paid.server.asks("POST")) == ("after", 1)
 
 
 def test_a_reader_leaves_a_pipe_a_socket_and_a_terminal():

@@ -171,7 +171,7 @@ ALLOWED: dict[str, set[str]] = {
         "http",  # http.answers: which answers prove a refusal
     },
     "store": {"backends", "errors", "files", "image", "ledger", "outcome", "record", "request"},
-    "attach": {"ledger", "request"},
+    "attach": {"errors", "ledger", "request"},
     "render": {
         *("attach", "ledger", "prompt", "backends", "budget", "submit", "store"),
         *("errors", "record", "request", "settling", "signals", "config", "outcome"),

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from .errors import InDoubt
 from .ledger import Entry, Ledger
 from .ledger.journal import Asker
 from .request import Request
 
 NOTICE_S = 1.0  # how long a run may take to notice that it was abandoned, once for each of ours
 LOOK_S = 0.05
+_ASK_AGAIN_S = 5.0
 
 
 class StillRunning(Exception):
@@ -96,8 +98,8 @@ class EarlierRuns:
         abandoned = next((one for one in living if one.abandoned_at is not None), None)
         if abandoned is not None:
             self._tell(waited_s, "waiting for an earlier run that was abandoned (--new declines)")
-            if self._wait_s is not None and waited_s >= self._wait_s and abandoned.pending:
-                raise StillRunning(abandoned.pending)
+            if self._wait_s is not None and waited_s >= self._wait_s:
+                _stop_waiting(abandoned)
             return True
         self._patience_s -= LOOK_S
         if self._patience_s > 0:
@@ -109,3 +111,13 @@ class EarlierRuns:
                 " this one makes a second image (hint: give both runs the same --id)"
             )
         return False
+
+
+def _stop_waiting(abandoned: Entry) -> None:
+    """Raise StillRunning, or InDoubt where no handle is known yet; what is done ends soon."""
+    if abandoned.pending:
+        raise StillRunning(abandoned.pending)
+    if abandoned.state == "open":
+        says = "an earlier run that was abandoned is still sending it"
+        request = {**abandoned.request, "attempts": abandoned.number}
+        raise InDoubt(says, retry_after_s=_ASK_AGAIN_S, record=request)

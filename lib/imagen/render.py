@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from . import backends, budget, outcome, prompt, record, settling, signals
 from .attach import EarlierRuns, StillRunning
-from .backends import Backend, Collected, Plan, Wait
+from .backends import Ask, Backend, Collected, Plan, Wait
 from .config import Config
 from .errors import (
     AnswerLost,
@@ -278,9 +278,17 @@ class Renderer:
             job.may_have_arrived = job.attempts > 0
             if job.may_have_arrived and (paid := backends.as_paid(job.backend)):
                 job.sending = settling.of_line(asked, paid.create_s)
+                self._drop_default_steps(job)
             plan_submit(job, max(job.attempts, 1))
             self._check(job)
         return job
+
+    def _drop_default_steps(self, job: Job) -> None:
+        """Plan what was sent: a record also names the steps that the model takes by itself."""
+        fewer = {name: value for name, value in job.asked.items() if name != "steps"}
+        plans = [job.backend.plan(Ask(one, *job.prompts, "")) for one in (job.asked, fewer)]
+        if plans[0].resolved == plans[1].resolved:
+            job.asked = fewer
 
     def _check(self, job: Job) -> None:
         """Refuse before anything is reserved or sent."""

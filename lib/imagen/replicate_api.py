@@ -224,7 +224,7 @@ def judged(items: Any, wanted: Wanted, owned: Callable[[str], bool]) -> Judged:
         match = compare(one, wanted)
         if match == "ours" and early_s <= 0:
             ours.append(one)
-        doubtful |= match == "perhaps" or (match == "ours" and early_s > 0)
+        doubtful |= match == ("ours" if early_s > 0 else "perhaps")
     return Judged(ours, doubtful, reached)
 
 

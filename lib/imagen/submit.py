@@ -37,6 +37,7 @@ from .settling import Sending
 
 _LATER = "run the same command again then: it looks for the render, and sends it if it is absent"
 _ASK_AGAIN_S = 5.0  # after a provider that could not be asked
+_EARLY_S = 0.1  # before the end of a wait an answer that is lost counts as given up by us
 _TAKEN = 20  # times that what was found may have become another's before it could be taken
 
 
@@ -81,13 +82,14 @@ class Submitter:
 
     def adopt(self, job: Job) -> None:
         """Take a render into the journal that a line says was submitted: by another machine."""
-        handle = str(job.handle)
+        if not self._adopt(job, str(job.handle)):
+            raise RenderFailed(f"{job.handle} is another id's render", code="handle_taken")
+
+    def _adopt(self, job: Job, handle: str) -> bool:
         plan = asdict(job.plan) if job.plan else {}
         place = place_of(job.places)
         intent = Intent(job.render_id, job.attempts, job.record, place, plan, handle)
-        if self._journal.adopt(intent, job.asker):
-            return
-        raise RenderFailed(f"{handle} is another id's render", code="handle_taken")
+        return self._journal.adopt(intent, job.asker)
 
     def wait_s(self, job: Job, paid: PaidBackend) -> float:
         """Return the seconds until a look proves that the last attempt did not arrive."""
@@ -114,7 +116,8 @@ class Submitter:
         """Look for a submit whose answer was lost; None when it is certainly absent.
 
         A look that finds nothing is proof only where it began late enough. That is waited for when
-        it is not longer than a list may lag.
+        it is not longer than a list may lag. Until then, what perhaps is ours ends nothing either:
+        what certainly is may still come.
         """
         paid = as_paid(job.backend)
         for _ in range(_TAKEN):
@@ -123,7 +126,7 @@ class Submitter:
             if isinstance(result, str):
                 if self._take(job, result):
                     return result
-            elif result is Sought.UNKNOWN:
+            elif wait_s <= 0 and result is Sought.UNKNOWN:
                 break
             elif wait_s <= 0:
                 return None
@@ -167,21 +170,21 @@ class Submitter:
         except ImagenError:  # nothing was sent, so there is nothing to look for
             job.attempts, job.record = number, before
             raise
-        job.may_have_arrived = True
-        handle = None
+        job.may_have_arrived, handle = True, None
         try:
             handle = job.backend.submit(known(job.plan), until, partial(self._begin, job))
         except ImagenError as fault:
             if not self._is_refused(job, fault):
+                self._end(job, until)
                 raise
             self._journal.withdraw(job.render_id, job.attempts)  # so it was no submit
             job.may_have_arrived, job.attempts, job.record = False, number, before
             raise
         finally:
-            if handle is None and job.may_have_arrived:
-                self._end(job)
-        if not self._take(job, handle):
-            self._end(job)
+            if handle is None and job.may_have_arrived and job.sending and job.sending.latest:
+                job.record["started_at"] = _iso(job.sending.latest.wall)
+        if self._is_of_another(job, handle) or not self._take(job, handle):
+            self._end(job, until)
             raise AnswerLost(f"the backend gave the handle of another render: {handle}")
         return handle
 
@@ -203,12 +206,19 @@ class Submitter:
             job.sending = settling.of_attempt(attempt)
             self._journal.attempt(job.render_id, job.attempts, attempt)
 
-    def _end(self, job: Job) -> None:
-        """Note that an attempt has ended without a handle: it takes no longer than it took."""
-        if job.sending is None or job.sending.latest is None:
+    def _end(self, job: Job, until: float) -> None:
+        """Note that an attempt has ended without a handle: it takes no longer than it took.
+
+        Where we gave up waiting (`until`, or a signal), the server may still accept it: nothing is
+        noted, and its limits stay.
+        """
+        if (
+            job.sending is None
+            or job.sending.latest is None
+            or time.monotonic() >= until - _EARLY_S
+        ):
             return
         took_s = clock.least_age(job.sending.latest, clock.now())
-        job.record["started_at"] = _iso(job.sending.latest.wall)
         job.sending = job.sending._replace(limit_s=took_s, ended=time.monotonic())
         with suppress(LedgerFault, LedgerBusy):
             self._journal.attempt(job.render_id, job.attempts, job.sending.as_attempt())
@@ -237,6 +247,10 @@ class Submitter:
         """Write the handle; what was paid goes on even when that cannot be written."""
         drawn = known(job.plan).handle != handle  # ours stands in the intent already
         try:
+            if self._journal.entry(job.render_id) is None:  # another ledger has sent it
+                began = job.sending.started_at if job.sending else time.time()
+                job.record.setdefault("started_at", _iso(began))
+                return self._adopt(job, handle)
             return self._journal.submitted(job.render_id, job.attempts, handle, synced=drawn)
         except (LedgerFault, LedgerBusy) as fault:
             self._note(f"{fault.message}; the render goes on")

@@ -14,7 +14,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import pytest
 
 from paid import PRICE, QUICK, SCHNELL, TOKEN, Paid
 from servers.comfyui import ComfyUI
-from servers.replicate import NO_CREDIT, TROUBLE, problem, throttled
+from servers.replicate import NO_CREDIT, TROUBLE, problem, said, throttled
 
 SMALL = ("--size", "64x64")
 
@@ -282,6 +284,27 @@ def test_a_create_that_cannot_be_told_is_not_sent_again_until_it_can(paid):
     assert paid.creates == 1
 
 
+@pytest.mark.parametrize("ends", ["--wait", signal.SIGINT, signal.SIGTERM])
+def test_a_create_that_we_gave_up_waiting_for_may_be_accepted_as_long_as_its_limits_last(
+    paid, until, ends
+):
+    paid.configure(keys="poll_s: 0.01, settle_s: 0.5, retry_s: 0.01, read_s: 7, connect_s: 2")
+    paid.server.fail("POST", None, after=True, late_s=5.5)
+    wait = ("--wait", 0) if ends == "--wait" else ()
+    child = paid.tool.start("render", "a cat", "--id=k", "--size=512x512", *wait)
+    until(lambda: paid.server.asks("POST"))
+    if not wait:
+        child.send_signal(ends)
+    doubt = paid.tool.ended(child).record
+    assert (doubt["error"]["billed"], doubt["error"]["retry"]) == ("unknown", "after")
+    assert paid.creates == 0, "it is accepted later"
+    again = paid("a cat", "--id", "k")
+    assert (again.status, error(again)["retry"], paid.server.asks("POST")) == (75, "after", 1)
+    until(lambda: paid.creates)
+    assert is_image(paid("a cat", "--id", "k").record)
+    assert paid.server.asks("POST") == 1
+
+
 def test_a_create_that_can_never_be_told_is_closed_and_not_sent_again(paid):
     paid.server.add({"prompt": "x"}, data_removed=True, input={})
     paid.server.fail("POST", None)
@@ -294,6 +317,47 @@ def test_a_create_that_can_never_be_told_is_closed_and_not_sent_again(paid):
     again = paid("a cat", "--id", "k")
     assert (again.status, error(again)) == (1, error(first))
     assert (paid.server.asks("POST"), len(paid.server.requests)) == (1, asked)
+
+
+@pytest.mark.parametrize("other", ["its input was removed", "our prompt, and no seed"])
+def test_what_others_made_before_ours_and_is_not_our_very_input_is_no_doubt(paid, other):
+    removed = other == "its input was removed"
+    handle = paid.server.add({"prompt": "x" if removed else "a cat"}, age_s=3650)
+    if removed:
+        paid.server.remove_data(handle)
+    paid.server.fail("POST", None)
+    made = paid("a cat", "--id", "k").record
+    assert is_image(made)
+    assert (paid.server.asks("POST"), made["attempts"]) == (2, 2)
+
+
+def test_what_perhaps_is_ours_ends_nothing_while_what_certainly_is_may_still_be_listed(paid):
+    paid.configure(keys="poll_s: 0.01, settle_s: 2, retry_s: 0.01")
+    paid.server.add({"prompt": "a cat"}, age_s=5)
+    paid.server.lag_s = 1
+    paid.server.fail("POST", None, after=True)
+    assert is_image(paid("a cat", "--id", "k").record)
+    assert paid.server.asks("POST") == 1
+
+
+def test_a_wait_ends_although_the_list_asks_for_a_longer_one(paid):
+    paid.server.fail("POST", None)
+    paid.server.fail("GET /v1/predictions", throttled(25), times=9)
+    doubt = paid("a cat", "--id", "k", "--wait", 1, timeout=20)
+    assert (doubt.status, error(doubt)["billed"]) == (75, "unknown")
+    assert (error(doubt)["retry"], error(doubt)["retry_after_s"]) == ("after", 25)
+
+
+def test_the_answer_to_a_create_is_not_taken_from_another_instance_of_the_account(paid):
+    rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{paid.server.url}', {QUICK}}}"
+    paid.write(f"default_backend: rep\nbackends:\n  rep: {rep}\n  second: {rep}\n")
+    first = paid("a cat", "--id", "k", "--seed", 7).record
+    (theirs,) = paid.server.predictions
+    paid.server.fail("POST", said(201, {**theirs, "status": "succeeded"}))
+    made = paid("a cat", "--id", "m", "--seed", 7, "--backend", "second").record
+    assert is_image(made)
+    assert made["submit"] != first["submit"]
+    assert paid.server.asks("POST") == 3
 
 
 def test_without_an_id_what_can_never_be_told_is_told_again_and_not_paid_a_second_time(paid):
@@ -927,6 +991,66 @@ def test_a_pending_line_whose_prediction_nobody_knows_is_not_rendered_anew(paid)
     lost = paid(stdin=[left])
     assert (lost.status, error(lost)["retry"], error(lost)["billed"]) == (1, "reconcile", "unknown")
     assert paid.server.asks("POST") == 1
+
+
+# -- lines of what another ledger sent -------------------------------------------------------------
+
+
+def lost_elsewhere(paid: Paid, accepted: bool) -> dict[str, Any]:
+    """Give the failed line of a create whose answer another ledger lost."""
+    paid.server.fail("POST", None, after=accepted)
+    paid.server.fail("GET /v1/predictions", TROUBLE, times=2)
+    lost = paid("a cat", "--id=k", env={"IMAGEN_LEDGER": "other.sqlite3"})
+    assert error(lost)["retry"] == "after"
+    return lost.record
+
+
+def test_a_lost_create_of_another_ledger_is_journaled_where_it_is_found(paid):
+    paid.server.held = True
+    line = lost_elsewhere(paid, accepted=True)
+    left = paid("--wait=0", stdin=[line])
+    assert (left.status, left.record["pending"]["since"]) == (75, line["started_at"])
+    assert paid.sql(
+        "select state, handle is null, estimate_usd from renders join submits using (render_id)"
+    ) == [("open", 0, PRICE)]
+    paid.server.held = False
+    made = paid(stdin=[line])
+    assert is_image(made.record)
+    assert paid(stdin=[line]).out == made.out, "it is done, so the same record is handed out"
+    assert paid.creates == 1
+
+
+def test_a_lost_create_without_a_ledger_is_found_by_its_record(paid):
+    paid.server.fail("POST", None, after=True)
+    paid.server.fail("GET /v1/predictions", TROUBLE, times=2)
+    lost = paid("a cat", "--no-ledger")
+    assert error(lost)["retry"] == "after"
+    assert is_image(paid("--no-ledger", stdin=[lost.record]).record)
+    assert paid.creates == 1
+
+
+def test_a_create_of_another_ledger_that_never_arrived_is_sent_once_its_limits_are_over(paid):
+    paid.configure(keys=f"{QUICK}, read_s: 6, connect_s: 2")
+    line = lost_elsewhere(paid, accepted=False)
+    doubt = paid(stdin=[line])
+    assert (doubt.status, error(doubt)["retry"], paid.creates) == (75, "after", 0)
+    time.sleep(error(doubt)["retry_after_s"] + 0.1)
+    assert is_image(paid(stdin=[line]).record)
+    assert paid.creates == 1
+
+
+def test_a_job_that_another_worker_sent_is_pending_where_it_is_found(paid):
+    name = "0b3c1d5e-0000-4000-8000-0123456789ab"
+    job = {"id": name, "attempt": 1, "intended_at": datetime.now(UTC).isoformat()}
+    paid.server.held = True
+    other = {"IMAGEN_LEDGER": "other.sqlite3"}
+    paid("a cat", "--id", name, "--seed", 7, "--wait", 0, env=other)
+    line = {"prompt": "a cat", "id": name, "seed": 7, "job": job}
+    left = paid("--wait=0", stdin=[line])
+    assert (left.status, "pending" in left.record) == (75, True)
+    paid.server.held = False
+    assert is_image(paid(stdin=[line]).record)
+    assert (paid.creates, paid.sql("select state from renders")) == (1, [("done",)])
 
 
 # -- ComfyUI and the mock are journaled too --------------------------------------------------------

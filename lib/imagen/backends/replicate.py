@@ -212,7 +212,10 @@ class Replicate:
             with self._speaking():
                 return self._dated(self._server.get(path))
 
-        return retry.once_more(lambda: retry.as_told(read, BACKOFF_S), self.retry_s)
+        until = self._server.until
+        return retry.once_more(
+            lambda: retry.as_told(read, BACKOFF_S, until=until), self.retry_s, until=until
+        )
 
     def _dated(self, answer: http.Answer) -> http.Answer:
         self._note_date(answer.headers)
