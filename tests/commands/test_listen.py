@@ -222,7 +222,7 @@ def test_the_database_may_end_all_our_connections(queue, listen, until):
     until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 10)
     queue.sql(
         "select pg_terminate_backend(pid) from pg_stat_activity"
-        " where application_name like 'imagen-listen%'"
+        " where application_name like 'imagen-listen%' and datname = current_database()"
     )
     name = queue.add("after that")
     until(lambda: queue.status(name) == "done", 20)
