@@ -20,6 +20,7 @@ import psycopg2
 import pytest
 
 from imagen import db
+from imagen.jobs import MOST_CLAIMS
 from imagen.slots import LOST_S
 from servers.comfyui import ComfyUI
 from servers.replicate import SCHNELL, TOKEN, Replicate, throttled
@@ -212,9 +213,11 @@ def test_a_second_signal_puts_the_job_back_at_no_cost(queue, listen, until):
 
 def test_five_claims_without_an_answer_fail_a_job_as_poisonous(queue, listen, until):
     name = queue.add()
+    queue.sql("update imagen.jobs set claims = %s where id = %s", MOST_CLAIMS - 1, name)
     listen(pipeline="read -r line; kill -KILL $$")
     until(lambda: queue.status(name) == "failed", 60)
     assert queue.job(name)["error_detail"]["code"] == "poisonous"
+    assert queue.job(name)["claims"] == MOST_CLAIMS, "the claim that was left was made"
 
 
 def test_the_database_may_end_all_our_connections(queue, listen, until):
