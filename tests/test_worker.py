@@ -394,6 +394,27 @@ def test_cancelling_a_running_job_interrupts_its_pipeline(work, until, tmp_path)
     assert status(one, name) == "cancelled"
 
 
+def test_after_a_job_that_failed_at_once_the_next_is_claimed_at_once(work, until):
+    one = work(poll_s=600)
+    until(lambda: one.heard("waiting for jobs"))
+    bad = [one.queue.add(params={"output": "/etc/passwd"}) for _ in range(3)]
+    good = one.queue.add()
+    one.notice()
+    until(lambda: status(one, good) == "done")
+    assert {status(one, name) for name in bad} == {"failed"}
+
+
+def test_answers_that_no_json_reader_takes_are_passed_over(work, until):
+    deep = "head -c 300000 /dev/zero | tr '\\0' '['; echo"
+    one = work(f"read -r line; {deep}; echo '[1]'; echo nonsense; echo \"$line\" | {DONE}; {DONE}")
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    later = one.queue.add()
+    one.notice()
+    until(lambda: status(one, later) == "done")
+
+
 def test_a_job_whose_pipeline_died_does_not_wait_for_all_that_came_after_it(work, tmp_path):
     seen, died = tmp_path / "seen", tmp_path / "died"
     dies = f"[ -e {died} ] || {{ touch {died}; read -r line; kill -KILL $$; }}"

@@ -129,6 +129,19 @@ def test_a_hostile_row_fails_that_job_alone_with_a_message(queue, listen, params
     assert queue.status(good) == "done"
 
 
+def test_params_that_cannot_be_read_fail_that_job_alone_with_a_message(queue, listen):
+    ((bad,),) = queue.sql(
+        "insert into imagen.jobs (owner_user_id, prompt, params) values (%s, 'x', %s)"
+        " returning id::text",
+        *(OWNER, f'{{"seed": 1{"0" * 5000}}}'),
+    )
+    good = queue.add("a good one")
+    assert listen("--drain").wait(60) == 0
+    ((status, error),) = queue.sql("select status, error from imagen.jobs where id = %s", bad)
+    assert (status, queue.status(good)) == ("failed", "done")
+    assert "params cannot be read: not JSON: a number has too many digits" in error
+
+
 def test_a_job_for_a_backend_that_is_not_allowed_fails_with_a_message(queue, listen, configure):
     configure("backends: {rep: {type: replicate, model: black-forest-labs/flux-schnell}}\n")
     paid, free = queue.add(backend="rep"), queue.add()
