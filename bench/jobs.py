@@ -43,7 +43,15 @@ INSERTED = "select id::text, created_at from imagen.jobs"
 FINISHED = "select id::text, finished_at from imagen.jobs where status = 'done'"
 
 
-def main(state: str, picked: int = 300, drained: int = 500, made: int = 60) -> None:
+def main(
+    state: str,
+    picked: int = 300,
+    drained: int = 500,
+    drains_rounds: int = 3,
+    made: int = 60,
+    finished: int = 1_000_000,
+    claimed: int = 200,
+) -> None:
     postgres.SETTINGS |= LASTING
     try:
         cluster = postgres.started()
@@ -55,12 +63,12 @@ def main(state: str, picked: int = 300, drained: int = 500, made: int = 60) -> N
         if lacking := [name for name in PEERS if not _is_here(name)]:
             print(f"\njobs: without {', '.join(lacking)}")
         pickups(cluster, state, picked)
-        drains(cluster, state, drained)
+        drains(cluster, state, drained, drains_rounds)
         try:
             whole(cluster, state, made)
         except NoPostgrest as none:
             print(f"\njobs: {none}")
-        claims(cluster)
+        claims(cluster, finished, claimed)
     finally:
         cluster.let_go()
 
@@ -111,7 +119,7 @@ def _quantiles(found: list[float]) -> list[float]:
 # -- one after the other ---------------------------------------------------------------------------
 
 
-def drains(cluster: Any, state: str, count: int, rounds: int = 3) -> None:
+def drains(cluster: Any, state: str, count: int, rounds: int) -> None:
     rates: dict[str, list[float]] = {name: [] for name in _all()}
     for _ in range(rounds):
         for name, found in rates.items():
@@ -176,7 +184,7 @@ def _wait_until_over(connection: Any, job: str) -> None:
 # -- what a claim costs ----------------------------------------------------------------------------
 
 
-def claims(cluster: Any, finished: int = 1_000_000, rounds: int = 200) -> None:
+def claims(cluster: Any, finished: int, rounds: int) -> None:
     with cluster.database() as empty, cluster.database() as full:
         for place, rows in ((empty, 0), (full, finished)):
             with place.cursor() as cursor:

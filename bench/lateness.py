@@ -16,7 +16,7 @@ from measure import show
 TESTS = Path(__file__).parents[1] / "tests"
 
 
-def main(state: str, rounds: int = 40) -> None:
+def main(state: str, rounds: int = 40, script_rounds: int = 10) -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "servers.comfyui", "--port", "0"],
         cwd=TESTS,
@@ -27,7 +27,7 @@ def main(state: str, rounds: int = 40) -> None:
     url = server.stdout.readline().strip()
     try:
         ours = statistics.median(_ours(url, state) for _ in range(rounds))
-        script = statistics.median(_script(url, state, n) for n in range(10))
+        script = statistics.median(_script(url, state, n) for n in range(script_rounds))
     finally:
         server.kill()
         server.wait()
@@ -48,12 +48,15 @@ def _late(url: str, handle: str, file: Path) -> float:
 
 
 def _ours(url: str, state: str) -> float:
-    values = config.Config(None, backends={"comfy": {"type": "comfyui", "url": url}})
-    values.values["default_backend"] = "comfy"
+    file = Path(state) / "late.yaml"
+    file.write_text(
+        f"default_backend: comfy\nbackends: {{comfy: {{type: comfyui, url: '{url}'}}}}\n"
+    )
+    values = config.load(str(file))
     defaults = {"backend": "comfy", "width": 1024, "height": 1024}
     told = request.Told(defaults=defaults, out_dir=Path(state) / "late")
     book = ledger.Ledger(Path(state) / "ledger.sqlite3")
-    renderer = render.Renderer(values, book, told, state=Path(state))
+    renderer = render.Renderer(values, book, told, render.Around(Path(state)))
     for _ in range(2):  # the second time the connection and the imports are there
         [line] = request.requests_of({"prompt": "a cat"}, told)
         [made] = renderer.render(line)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from measure import BIN, run, show
 
 
-def main(state: str) -> None:
+def main(state: str, counts: tuple[int, ...] = (10, 100, 1000)) -> None:
     rows = []
-    for count in (10, 100, 1000):
+    for count in counts:
         command = [str(BIN / "imagen-render"), "a cat", "--count", str(count), "--size", "512x512"]
         used = run(
             [*command, "--out-dir", f"{state}/batch"], IMAGEN_LEDGER=f"{state}/ledger.sqlite3"

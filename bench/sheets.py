@@ -32,14 +32,14 @@ pyvips.Image.arrayjoin(cells, across=across, shim=8).write_to_file(sys.argv[2])
 """
 
 
-def photos(folder: Path, count: int) -> None:
+def photos(folder: Path, count: int, side: int) -> None:
     """Make photo-like pictures: blurred noise over gradients, four of them again and again."""
     from PIL import ImageFilter
 
     folder.mkdir()
-    ramp = Image.linear_gradient("L").resize((1024, 1024))
+    ramp = Image.linear_gradient("L").resize((side, side))
     noise = [
-        Image.effect_noise((1024, 1024), 60).filter(ImageFilter.GaussianBlur(1.2)) for _ in range(3)
+        Image.effect_noise((side, side), 60).filter(ImageFilter.GaussianBlur(1.2)) for _ in range(3)
     ]
     bands = [Image.blend(one, ramp.rotate(90 * n), 0.6) for n, one in enumerate(noise)]
     picture = Image.merge("RGB", bands)
@@ -49,11 +49,16 @@ def photos(folder: Path, count: int) -> None:
         shutil.copy(folder / f"{number % 4:04}.png", folder / f"{number:04}.png")
 
 
-def main(state: str, rounds: int = 3) -> None:
-    few, many = Path(state) / "few", Path(state) / "many"
-    photos(few, 100)
-    photos(many, 1000)
-    ours = [str(BIN / "imagen-sheet"), "--force", "--cell", "256", "--output", f"{state}/sheet.png"]
+def main(state: str, rounds: int = 3, few: int = 100, many: int = 1000, side: int = 1024) -> None:
+    folders = Path(state) / "few", Path(state) / "many"
+    for folder, count in zip(folders, (few, many), strict=True):
+        photos(folder, count, side)
+    _beside_peers(state, rounds, folders[0])
+    _memory(state, *folders)
+
+
+def _beside_peers(state: str, rounds: int, few: Path) -> None:
+    ours = _ours(state, 256)
     python = str(BIN / "python")
     commands = {
         "imagen-sheet": [*ours, str(few)],
@@ -77,7 +82,8 @@ def main(state: str, rounds: int = 3) -> None:
     found = interleaved(commands, rounds, IMAGEN_LEDGER=f"{state}/ledger.sqlite3")
     own = found["imagen-sheet"]
     show(
-        "A sheet of 100 (asked: ≤ 0.3 × CPU and ≤ 0.1 × memory of montage, ≤ 1.5 × decoding)",
+        f"A sheet of {len([*few.iterdir()])}"
+        " (asked: ≤ 0.3 × CPU and ≤ 0.1 × memory of montage, ≤ 1.5 × decoding)",
         ["command", "CPU s", "peak MiB", "ours / its CPU", "ours / its memory"],
         [
             [
@@ -90,9 +96,17 @@ def main(state: str, rounds: int = 3) -> None:
             for name, it in found.items()
         ],
     )
+
+
+def _ours(state: str, cell: int) -> list[str]:
+    command = [str(BIN / "imagen-sheet"), "--force", "--cell", str(cell)]
+    return [*command, "--output", f"{state}/sheet.png"]
+
+
+def _memory(state: str, few: Path, many: Path) -> None:
     rows = []
     for folder, cell in ((few, 256), (many, 81), (many, 256)):
-        command = [*ours[:3], str(cell), *ours[4:], str(folder)]
+        command = [*_ours(state, cell), str(folder)]
         used = run(command, IMAGEN_LEDGER=f"{state}/ledger.sqlite3")
         with Image.open(f"{state}/sheet.png") as sheet:
             raw = sheet.width * sheet.height * 3 / 2**20

@@ -17,12 +17,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from measure import BIN, Run, run, show
 
 TOP = Path(__file__).resolve().parents[1]
 OFFICIAL = TOP / ".venv-official" / "bin" / "python"
-COUNT, FEW, SIZE, ROUNDS = 200, 20, 1_500_000, 5
+
 
 SAME = """
 import hashlib, json, os, sys
@@ -50,37 +51,51 @@ for line in sys.stdin:
 """
 
 
-def main(state: str) -> None:
+class Sizes(NamedTuple):
+    """How often, how many uploads in a long and a short run, and of how many bytes."""
+
+    rounds: int
+    count: int
+    few: int
+    size: int
+
+
+def main(
+    state: str, rounds: int = 5, count: int = 200, few: int = 20, size: int = 1_500_000
+) -> None:
+    sizes = Sizes(rounds, count, few, size)
     commands = {"imagen-upload": [str(BIN / "imagen-upload")]}
     if OFFICIAL.exists():
         commands["supabase 2.34.1"] = [str(OFFICIAL), "-c", SAME]
     else:
         print("\nuploads: no official client beside it: `make official` installs it")
     with served() as environment:
-        found = measured(state, commands, environment)
+        found = measured(state, commands, environment, sizes)
     rows = [[name, *(f"{value:.1f}" for value in values)] for name, values in found.items()]
     if len(found) > 1:
         ours, theirs = found.values()
         rows.append(["ratio", *(f"{a / b:.2f}" for a, b in zip(ours, theirs, strict=True))])
     show(
-        f"{COUNT} uploads of {SIZE / 1e6} MB (asked: ≤ 0.6 × the official CPU, memory flat)",
-        ["", "CPU s", "CPU ms an upload", f"peak MiB of {FEW}", f"peak MiB of {COUNT}"],
+        f"{count} uploads of {size / 1e6} MB (asked: ≤ 0.6 × the official CPU, memory flat)",
+        ["", "CPU s", "CPU ms an upload", f"peak MiB of {few}", f"peak MiB of {count}"],
         rows,
     )
 
 
 def measured(
-    state: str, commands: dict[str, list[str]], environment: dict[str, str]
+    state: str, commands: dict[str, list[str]], environment: dict[str, str], sizes: Sizes
 ) -> dict[str, list[float]]:
     """Give the CPU in s, of one more upload in ms, and the peaks: medians of interleaved rounds."""
     runs: dict[str, list[list[float]]] = {name: [] for name in commands}
-    for number in range(ROUNDS):
+    for number in range(sizes.rounds):
         for name, command in commands.items():
             few, many = (
-                _run(state, f"{name[:1]}-{number}-{count}", command, count, environment)
-                for count in (FEW, COUNT)
+                _run(
+                    state, f"{name[:1]}-{number}-{count}", command, environment, (count, sizes.size)
+                )
+                for count in (sizes.few, sizes.count)
             )
-            each = 1000 * (many.cpu - few.cpu) / (COUNT - FEW)
+            each = 1000 * (many.cpu - few.cpu) / (sizes.count - sizes.few)
             runs[name].append([many.cpu, each, few.mib, many.mib])
     return {
         name: [statistics.median(column) for column in zip(*found, strict=True)]
@@ -88,18 +103,25 @@ def measured(
     }
 
 
-def _run(state: str, name: str, command: list[str], count: int, environment: dict[str, str]) -> Run:
-    lines = b"".join(json.dumps(one).encode() + b"\n" for one in _records(Path(state), name, count))
+def _run(
+    state: str,
+    name: str,
+    command: list[str],
+    environment: dict[str, str],
+    images: tuple[int, int],
+) -> Run:
+    records = _records(Path(state), name, *images)
+    lines = b"".join(json.dumps(one).encode() + b"\n" for one in records)
     return run(command, lines, **environment, IMAGEN_LEDGER=f"{state}/{name}.sqlite3")
 
 
-def _records(state: Path, name: str, count: int) -> Iterator[dict[str, object]]:
+def _records(state: Path, name: str, count: int, size: int) -> Iterator[dict[str, object]]:
     """Make so many images, which share their bytes on the disk."""
     folder = state / name / "2026-11-23"
     folder.mkdir(parents=True)
     data = state / "image.bin"
     if not data.exists():
-        data.write_bytes(os.urandom(SIZE))
+        data.write_bytes(os.urandom(size))
     sha256 = hashlib.sha256(data.read_bytes()).hexdigest()
     for seed in range(count):
         file = folder / f"{name}-{seed}.png"
@@ -107,7 +129,7 @@ def _records(state: Path, name: str, count: int) -> Iterator[dict[str, object]]:
         yield {
             **{"prompt": "a cat in a fishbowl", "backend": "mock", "model": "mock", "seed": seed},
             **{"id": f"{name}-{seed}", "render_id": str(uuid.uuid4()), "format": "png"},
-            **{"width": 1024, "height": 1024, "bytes": SIZE, "sha256": sha256, "slug": name},
+            **{"width": 1024, "height": 1024, "bytes": size, "sha256": sha256, "slug": name},
             **{"date": "2026-11-23", "file": str(file)},
         }
 

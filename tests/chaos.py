@@ -81,7 +81,8 @@ class Chaos:
         self.worst: Counter[str] = Counter()  # seconds, by what was done
         self.worst_at_all = 0.0  # from the first blow, whatever else came between
         self.done: Counter[str] = Counter()
-        self.deeds: dict[str, Callable[[], None]] = {
+        self.hurt: Counter[str] = Counter()  # jobs that were running, and faults that came up
+        self.deeds: dict[str, Callable[[], bool]] = {
             "worker": self.kill_worker,
             "pipeline": self.kill_in_pipeline,
             "connections": self.cut_connections,
@@ -150,6 +151,7 @@ class Chaos:
     def run(self, strikes: int, limit_s: float) -> None:
         """Strike at random times while jobs are made, all along; then let them be finished."""
         rest, ends = self.planned(strikes), time.monotonic() + limit_s
+        what = next(rest, None)
         each = 0.8 * self.left() / strikes  # jobs between two blows, unless they take too long
         following, struck = time.monotonic() + 1, time.monotonic()
         next_left = float(self.left())
@@ -159,12 +161,13 @@ class Chaos:
                 "select status, count(*), max(error) from imagen.jobs group by 1"
             )
             due = now > following and (left <= next_left or now > struck + 4)
-            if due and (what := next(rest, None)):
+            if due and what:
                 self.note(what)
-                self.deeds[what]()
-                self.done[what] += 1
-                struck, next_left = time.monotonic(), left - each
-                following = struck + self.random.uniform(0.2, 0.8)
+                if self.deeds[what]():  # otherwise the same blow again, a little later
+                    self.done[what] += 1
+                    what = next(rest, None)
+                    struck, next_left = time.monotonic(), left - each
+                following = time.monotonic() + self.random.uniform(0.2, 0.8)
             self.look()
             self.go_on()
             time.sleep(0.05)
@@ -182,14 +185,16 @@ class Chaos:
         with (self.tool.folder / f"worker-{number}.err").open("ab") as err:
             return self.tool.start("listen", *args, "--", self.pipeline, env=env, stderr=err)
 
-    def wounded(self, what: str, rows: list[tuple[Any, ...]]) -> None:
-        """Begin to count for what is running."""
+    def wounded(self, what: str, rows: list[tuple[Any, ...]]) -> bool:
+        """Begin to count for what is running, if anything is."""
         now = time.monotonic()
         for name, fence, attempts, lease, _claims in rows:
             for one in self.wounds.values():
                 one.again = now if (one.job, one.fence) == (name, fence) else one.again
             wound = Wound(what, name, fence, attempts, lease, now, now)
             self.wounds.setdefault((what, name, fence), wound)
+        self.hurt[what] += len(rows)
+        return bool(rows)
 
     def hindered(self) -> None:
         """Who would take over was struck as well: from now on it may take as long again."""
@@ -197,29 +202,32 @@ class Chaos:
             one.again = time.monotonic()
 
     def victim(self) -> int | None:
-        """Choose a worker; not one whose job would then be given up as poisonous."""
+        """Choose a worker at work; not one whose job would then be given up as poisonous."""
         spared = {name for name, *_, claims in self.running() if claims >= MOST_CLAIMS - 1}
         free = [
             number
             for number in range(len(self.workers))
-            if not spared & {row[0] for row in self.running(number)}
+            if (jobs := {row[0] for row in self.running(number)}) and not spared & jobs
         ]
         return self.random.choice(free) if free else None
 
-    def kill_worker(self) -> None:
+    def kill_worker(self) -> bool:
         """Kill imagen-listen itself; it is started again, as systemd does."""
-        if (number := self.victim()) is not None:
-            self.workers[number].kill()
-            self.workers[number].wait()
-            self.wounded("worker", self.running(number))
-            self.workers[number] = self.start(number)
+        if (number := self.victim()) is None:
+            return False
+        self.workers[number].kill()
+        self.workers[number].wait()
+        hurt = self.wounded("worker", self.running(number))
+        self.workers[number] = self.start(number)
+        return hurt
 
-    def stop_worker(self) -> None:
+    def stop_worker(self) -> bool:
         """Let imagen-listen stand still, as Ctrl-Z does, until somebody else has its job."""
-        if not self.goes_on_at and (number := self.victim()) is not None:
-            self.workers[number].send_signal(signal.SIGSTOP)
-            self.goes_on_at[self.workers[number]] = time.monotonic() + STOPPED_S
-            self.wounded("stopped", self.running(number))
+        if self.goes_on_at or (number := self.victim()) is None:
+            return False
+        self.workers[number].send_signal(signal.SIGSTOP)
+        self.goes_on_at[self.workers[number]] = time.monotonic() + STOPPED_S
+        return self.wounded("stopped", self.running(number))
 
     def go_on(self, now: bool = False) -> None:
         """Let those go on that have stood still long enough, or all of them."""
@@ -228,49 +236,61 @@ class Chaos:
                 del self.goes_on_at[worker]
                 worker.send_signal(signal.SIGCONT)  # nothing, when it has ended
 
-    def kill_in_pipeline(self) -> None:
+    def kill_in_pipeline(self) -> bool:
         """Kill one process below a worker: a tool, the shell, or the guard."""
-        if (number := self.victim()) is not None:
-            rows, found = self.running(number), descendants(self.workers[number].pid)
-            if found:
-                victim = self.random.choice(sorted(found))
-                self.note(f"of worker {number}: {command_of(victim)}, while {rows}")
-                with suppress(ProcessLookupError):
-                    os.kill(victim, signal.SIGKILL)
-                self.wounded("pipeline", rows)
+        if (number := self.victim()) is None:
+            return False
+        rows, found = self.running(number), descendants(self.workers[number].pid)
+        if not rows or not found:
+            return False
+        victim = self.random.choice(sorted(found))
+        self.note(f"of worker {number}: {command_of(victim)}, while {rows}")
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        return self.wounded("pipeline", rows)
 
-    def cut_connections(self) -> None:
-        """Let the server end some of the workers' connections."""
-        rows = self.running()
+    def cut_connections(self) -> bool:
+        """Let the server end some of the workers' connections, one at least."""
+        if not (rows := self.running()):
+            return False
         pids = self.sql(
             "select pid from pg_stat_activity where application_name like 'imagen-listen%%'"
             " and datname = current_database() order by pid"
         )
         chosen = [pid for (pid,) in pids if self.random.random() < 0.4]
+        if not (chosen := chosen or [pid for (pid,) in pids[:1]]):
+            return False
         self.sql("select pg_terminate_backend(pid) from unnest(%s::int[]) as pid", chosen)
         self.hindered()
-        self.wounded("connections", rows)
+        return self.wounded("connections", rows)
 
-    def restart(self) -> None:
+    def restart(self) -> bool:
         """Restart the server, in good order or as a crash would."""
+        if not (rows := self.running()):
+            return False
         number = self.random.choice([signal.SIGINT, signal.SIGQUIT])
         away_s = self.random.choice([0.0, 1.0, 2.0])
-        rows, self.connection = self.running(), self.connection.close()
+        self.connection = self.connection.close()
         self.wounded("restart", rows)
         self.place.cluster.restart(number, away_s)
         self.hindered()
+        return True
 
-    def slow_cloud(self) -> None:
+    def slow_cloud(self) -> bool:
         """Let some requests come to nothing, or their answers be lost: what asks asks again."""
         assert self.cloud
         answer = self.random.choice([TROUBLE, None])
         times, after = self.random.choice([1, 2, 3]), self.random.random() < 0.5
         self.cloud.gateway.fail(self.random.choice(ASKED), answer, times=times, after=after)
+        self.hurt["slow cloud"] += times
+        return True
 
-    def busy_cloud(self) -> None:
+    def busy_cloud(self) -> bool:
         """Let an upload fail for so long that its job has to come again."""
         assert self.cloud
         self.cloud.gateway.fail(self.random.choice(ASKED[:3]), BUSY)
+        self.hurt["busy cloud"] += 1
+        return True
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -281,6 +301,8 @@ class Chaos:
             worker.terminate()
         assert [worker.wait(30) for worker in self.workers] == [0] * len(self.workers)
         if self.cloud:
+            for answer in self.cloud.gateway.outstanding:
+                self.hurt["busy cloud" if answer is BUSY else "slow cloud"] -= 1
             self.cloud.gateway.forget()
             last = [self.start(number, "--drain") for number in range(len(self.machines))]
             assert [worker.wait(30) for worker in last] == [0] * len(last)
@@ -288,7 +310,10 @@ class Chaos:
 
     def report(self) -> str:
         """Say what was done, and what came of it."""
-        struck = ", ".join(f"{number} {name}" for name, number in sorted(self.done.items()))
+        struck = ", ".join(
+            f"{number} {name} (hurt {self.hurt[name]})"
+            for name, number in sorted(self.done.items())
+        )
         worst = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(self.worst.items()))
         return f"{struck}; worst recovery: {worst}; of all {self.worst_at_all:.1f} s"
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import hypothesis
 import pytest
 from jsonschema import Draft202012Validator
 
 import imagen
 from imagen import record
+from seeds import SEED, VARIABLE
 
 if TYPE_CHECKING:
     from paid import Paid
@@ -41,11 +43,43 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.setrecursionlimit(5_000)  # the tests read what is nested deep from a deeper place than tools
 
+# how long an example takes says how loaded the machine is, and nothing of the code
+hypothesis.settings.register_profile(
+    "imagen",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    print_blob=True,
+)
+hypothesis.settings.load_profile("imagen")
+
 _record_schema = Draft202012Validator(
     record.schema("record"), format_checker=Draft202012Validator.FORMAT_CHECKER
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the order of the tests follow from $IMAGEN_SEED, where nothing else was asked for."""
+    if config.getoption("randomly_seed", None) == "default":
+        config.option.randomly_seed = SEED
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say how this run can be run again."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and not hasattr(session.config, "workerinput"):
+        reporter.write_line(f"{VARIABLE}={SEED} runs these tests in this order again")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode
+) -> None:
+    """Say it where the failures are, too."""
+    if exitstatus:
+        terminalreporter.write_line(f"{VARIABLE}={SEED} runs these tests in this order again")
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are processors: a test waits for processes more than it computes."""
     return (os.cpu_count() or 1) + 1
@@ -315,7 +349,7 @@ def tool(tmp_path: Path) -> Iterator[Tools]:
 def until() -> Callable[[Callable[[], Any]], Any]:
     """Wait until something is true, looking often; fail when it takes too long."""
 
-    def wait(what: Callable[[], Any], seconds: float = 10) -> Any:
+    def wait(what: Callable[[], Any], seconds: float = 30) -> Any:
         end = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < end, "it never came"

@@ -60,7 +60,7 @@ def test_the_way_there_and_back_is_timed_and_nothing_is_lost_meanwhile(place):
         ear.listen("one")
         say(place, "one", "kept")
         took = ear.round_trip(Queue(database).ping)
-        assert 0 < took < 2
+        assert 0 < took < 5
         assert ear.poll() == [Notify("one", "kept")]
 
 
@@ -68,7 +68,7 @@ def test_a_trip_that_ends_nowhere_is_given_up(place):
     with connect(Ear, place.dsn()) as ear:
         begun = time.monotonic()
         assert ear.round_trip(lambda channel, token: None, within_s=0.1) is None
-        assert 0.1 <= time.monotonic() - begun < 1
+        assert 0.1 <= time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("ask", ["poll", "alive", "listen", "round_trip"])
@@ -101,7 +101,7 @@ def test_a_server_that_is_there_and_says_nothing_is_given_up(place, monkeypatch)
             begun = time.monotonic()
             with pytest.raises(AnswerLost):
                 database.run("whoami", statement_s=0.1)
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < 5
         finally:
             os.kill(pid, signal.SIGCONT)
         with pytest.raises(AnswerLost):

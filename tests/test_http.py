@@ -312,16 +312,16 @@ def stalling(handler: Handler) -> None:
     handler.end_headers()
     handler.wfile.write(b"x")
     handler.wfile.flush()
-    time.sleep(0.6)
+    time.sleep(9)
 
 
 def test_a_server_that_says_nothing_is_given_up_after_the_time_out(serve, client):
-    for reply in (stalling, lambda handler: time.sleep(0.6)):
+    for reply in (stalling, lambda handler: time.sleep(9)):
         server = serve(reply)
         began = time.monotonic()
         with pytest.raises(AnswerLost, match="timed out"):
             client(server.url, read_s=0.1).get("/")
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 8
 
 
 def test_a_body_that_trickles_in_is_given_up_too(serve, client, monkeypatch):
@@ -381,12 +381,12 @@ def test_a_length_that_is_waited_for_in_vain_ends_at_the_time_out_of_bodies(
     began = time.monotonic()
     with pytest.raises(AnswerLost, match="too slowly"):
         client(serve(trickle).url, read_s=0.1).get("/")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 8
 
 
 def late(handler: Handler) -> None:
     """Answer to who is still there."""
-    time.sleep(0.3)
+    time.sleep(1)
     with suppress(OSError):
         handler.send(200, b"{}")
 
@@ -398,7 +398,7 @@ def test_no_answer_is_waited_for_beyond_a_time_that_was_set_and_that_ends_with_i
     one, began = client(server.url), time.monotonic()
     with one.within(time.monotonic() + 0.1), pytest.raises(AnswerLost, match="timed out"):
         one.get("/")
-    assert time.monotonic() - began < 0.25
+    assert time.monotonic() - began < 0.9
     assert one.get("/").status == 200
 
 
@@ -527,7 +527,7 @@ def test_a_flow_that_is_silent_ends_at_the_time_out(serve, client):
         handler.send_response(200)
         handler.send_header("Content-Length", "9")
         handler.end_headers()
-        time.sleep(0.5)
+        time.sleep(9)
 
     server = serve(silent)
     with pytest.raises(AnswerLost, match="timed out"):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import psycopg2
@@ -559,6 +560,46 @@ def test_a_fence_that_a_crash_forgot_is_not_given_again(real):
     again = real.queue.claim("other", None, "mock")
     assert again.fence > found.fence
     assert not real.queue.done(found.id, found.fence, None)
+
+
+def test_a_fence_rises_also_where_the_clock_is_behind_it(real):
+    """The server's clock was set back, or another server's was ahead."""
+    name = real.add(fence=2**62)
+    assert real.queue.claim("w", None, "mock").fence == 2**62 + 1
+    real.skip(11)
+    assert real.queue.rescue() == [name]
+    assert real.queue.claim("w", None, "mock").fence == 2**62 + 2
+
+
+def test_two_who_rescue_at_once_do_not_wait_for_each_other_and_each_job_is_rescued_once(
+    place, real
+):
+    ours, theirs = real.add(), real.add()
+    for _ in range(2):
+        real.queue.claim("gone", None, "mock")
+    real.skip(11)
+    with place.cursor() as other:
+        other.execute("begin")
+        other.execute("select from imagen.jobs where id = %s for update", [theirs])
+        with ThreadPoolExecutor(1) as pool:
+            rescued = pool.submit(real.queue.rescue)
+            try:
+                assert rescued.result(20) == [ours]
+            finally:
+                other.execute("rollback")
+    assert real.queue.rescue() == [theirs]
+    assert real.queue.rescue() == []
+
+
+def test_what_is_put_back_without_an_error_keeps_the_earlier_one_with_its_detail(both):
+    found = claimed(both)
+    both.queue.retry(found.id, found.fence, 0, "not reached", DETAIL)
+    both.skip(1)
+    again = both.queue.claim("w", None, "mock")
+    both.queue.put_back(again.id, again.fence)
+    row = both.of(found.id)
+    assert (row["error"], row["error_detail"]) == ("not reached", DETAIL)
+    assert both.queue.claim("w", None, "mock").id == found.id, "it is due at once"
 
 
 @pytest.mark.parametrize("call", ["job_claim", "job_next"])

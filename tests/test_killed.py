@@ -1,6 +1,7 @@
 """Killed with SIGKILL at every step, and run again: one submit, one image, every time.
 
-`make test` adds a few rounds at random steps, others on each day; `make soak` a thousand.
+`make test` adds a few rounds at random steps, others in each run; `make soak` a thousand.
+$IMAGEN_SEED takes the same steps again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import os
 import random
 import shutil
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -20,11 +20,11 @@ import pytest
 
 from imagen.ledger import Ledger
 from killing import Ended, Rounds
+from seeds import SEED
 from servers.comfyui import ComfyUI
 from servers.replicate import SCHNELL, TOKEN, Replicate
 
 ROUNDS = int(os.environ.get("IMAGEN_SOAK", "8"))  # for each backend, at random steps
-SEED = int(time.time()) if "IMAGEN_SOAK" in os.environ else int(time.time() // 86400)
 ASKED = ("a cat", "--seed", 7, "--size", "64x64")
 
 
@@ -163,12 +163,12 @@ def test_killed_while_it_makes_three_images_the_next_run_has_three_under_their_n
     pictures = ["a-cat-7.png", "a-cat-7-2.png", "a-cat-7-3.png"]
     files = sorted([*pictures, *(name.replace(".png", ".json") for name in pictures)])
     assert place.left() == files
-    every = 1 if "IMAGEN_SOAK" in os.environ else 2  # the others on another day
+    every = 1 if "IMAGEN_SOAK" in os.environ else 2  # the others in another run
     for number in range(SEED % every, len(steps), every):
         place.fresh()
         before = place.submits()
         killed = place.run(*args, kill_at=number)
-        where = f"killed at step {number}, {killed.steps[-1]}"
+        where = f"IMAGEN_SEED={SEED}: killed at step {number}, {killed.steps[-1]}"
         ran = place.run(*args)
         assert ran.status == 0, f"{where}: {ran.err}"
         assert [one["id"] for one in ran.records] == ["k", "k.2", "k.3"], where
@@ -197,7 +197,7 @@ def test_killed_again_and_again_at_random_steps_it_comes_to_its_end(place):
         args = ("--id", "k", "--count", wanted)
         while (ran := place.run(*args, kill_at=chance.randrange(120 * wanted))).status == -9:
             trail.append(ran.steps[-1])
-        where = f"round {number} of seed {SEED}: {trail}"
+        where = f"IMAGEN_SEED={SEED}, round {number}: {trail}"
         assert ran.status == 0, f"{where}: {ran.err}"
         assert len(ran.records) == wanted, where
         assert all(Path(one["file"]).is_file() for one in ran.records), where
@@ -218,7 +218,8 @@ def test_two_at_once_with_one_id_are_one_submit_whoever_is_killed(place, rounds,
             with ThreadPoolExecutor(2) as pool:
                 killed = pool.submit(place.run, "--id", "k", kill_at=kill_at)
                 lives = pool.submit(place.run, "--id", "k", by=other)
-                ran, where = lives.result(), f"round {number}: {killed.result().steps[-1:]}"
+                ran, trail = lives.result(), killed.result().steps[-1:]
+            where = f"IMAGEN_SEED={SEED}, round {number}: {trail}"
             is_whole(place, ran, where)
             assert place.submits() - before == 1, where
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import stat
@@ -147,6 +148,52 @@ def test_whoever_waits_gets_it_next(path):
         order.append("first")
     thread.join(5)
     assert order == ["first", "second"]
+
+
+def open_descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def test_whoever_does_not_get_a_lock_leaves_no_descriptor_open(path):
+    mine, theirs = Ledger(path), Ledger(path)
+    with mine.lock("a"):
+        before = open_descriptors()
+        for _ in range(20):
+            with theirs.lock("a", wait=False) as held:
+                assert not held
+        assert open_descriptors() == before
+
+
+def test_a_lock_whose_file_is_replaced_meanwhile_leaves_no_descriptor_open(path, monkeypatch):
+    mine, real = Ledger(path), fcntl.flock
+    replaced = []
+
+    def flock(descriptor: int, how: int) -> None:
+        real(descriptor, how)
+        if len(replaced) < 20:
+            (file,) = locks(path)
+            file.unlink()
+            replaced.append(file)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    before = open_descriptors()
+    with mine.lock("a") as held:
+        assert held
+        assert open_descriptors() == before + 1
+    assert len(replaced) == 20
+
+
+def test_a_place_for_locks_that_goes_away_later_in_a_run_is_told_as_the_ledgers(path):
+    ours = Ledger(path)
+    with ours.lock("a") as held:
+        assert held
+    (path.parent / "locks").rmdir()
+    (path.parent / "locks").write_text("a file stands where the folder was")
+    with (
+        pytest.raises(LedgerFault, match=r"ledger\.sqlite3 cannot be used: no lock"),
+        ours.lock("b"),
+    ):
+        pass
 
 
 HOLD = """
@@ -319,6 +366,35 @@ def test_a_handle_is_on_the_disk_unless_the_intent_tells_it_already(journal, syn
     journal._db._db.set_trace_callback(said.append)
     assert journal.submitted("r", 1, "h", synced=synced)
     assert f"pragma synchronous = {mode}" in said
+
+
+# -- uploads ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("error", "mode"), [({"code": "unreachable"}, "full"), (None, "normal")])
+def test_an_upload_that_failed_is_on_the_disk_and_one_that_is_under_way_need_not_be(
+    path, error, mode
+):
+    said: list[str] = []
+    ours = Ledger(path)
+    ours.uploads._db._db.set_trace_callback(said.append)
+    ours.uploads.keep({"render_id": "r"}, error)
+    assert [line for line in said if "synchronous" in line] == [f"pragma synchronous = {mode}"]
+
+
+def test_what_is_to_be_uploaded_comes_oldest_first_and_keeps_its_place(path, monkeypatch):
+    uploads = Ledger(path).uploads
+    for name, at in (("b", 10.0), ("c", 30.0), ("a", 20.0), ("b", 40.0)):
+        monkeypatch.setattr(time, "time", lambda at=at: at)
+        uploads.keep({"render_id": name, "at": at}, {"code": "unreachable"})
+    assert uploads.kept() == [
+        {"render_id": "b", "at": 40.0},
+        {"render_id": "a", "at": 20.0},
+        {"render_id": "c", "at": 30.0},
+    ]
+
+
+# -- the journal: who takes up what ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

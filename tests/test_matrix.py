@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import random
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 
+import seeds
 from matrix import (
     KILLS,
     MOST_CELLS,
@@ -33,7 +33,7 @@ from places import comfyui, mock, replicate
 from playing import Player
 
 ROUNDS = int(os.environ.get("IMAGEN_SOAK", "0"))
-SEED = int(os.environ.get("IMAGEN_MATRIX_SEED", time.time()))
+SEED = int(os.environ.get("IMAGEN_MATRIX_SEED", seeds.SEED))
 PARTS = 40
 CELLS = all_cells() if ROUNDS else chosen_cells()
 FREE = free_cells(every=bool(ROUNDS))

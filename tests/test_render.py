@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagen import backends, files, image, signals
+from imagen import backends, files, image, outcome, signals
 from imagen.backends import Ask, Collected, Lost, Plan, Refusals, Sought, Wait
 from imagen.budget import CAPS
 from imagen.config import Config
@@ -428,6 +428,42 @@ def test_an_interrupt_of_a_paid_submit_whose_answer_is_awaited_says_money_may_ha
     _, fault = stopped(renderer(), ASKED)
     assert isinstance(fault, Interrupted)
     assert fault.billed == "unknown"
+
+
+def test_an_interrupt_before_a_paid_submit_was_begun_says_that_nothing_was_paid(renderer, paid):
+    def stop() -> None:
+        raise Stopped(130)
+
+    _, fault = stopped(renderer(more={"before_submit": stop}), ASKED)
+    assert paid.did("submit") == []
+    assert fault.billed != "unknown"
+
+
+UNSOUND = {
+    "no object": "approximated",
+    "empty": {},
+    "a name that nobody knows": {"guessed": [{"field": "width", "why": "w", "asked": 1}]},
+    "no list": {"dropped": {"field": "width", "why": "w", "asked": 1}},
+    "no field": {"dropped": [{"why": "w", "asked": 1}]},
+    "why is no text": {"dropped": [{"field": "width", "why": 1, "asked": 1}]},
+    "not what was got": {"approximated": [{"field": "width", "why": "w", "asked": 1}]},
+    "one of two": {
+        "dropped": [{"field": "width", "why": "w", "asked": 1}],
+        "approximated": [{"field": "width"}],
+    },
+}
+
+
+@pytest.mark.parametrize("what", UNSOUND)
+def test_an_unsound_fidelity_that_comes_back_is_forgotten(what):
+    line = {"prompt": "a cat", "model": "m", "fidelity": UNSOUND[what]}
+    assert outcome.sound(line) == {"prompt": "a cat", "model": "m"}
+
+
+def test_a_sound_fidelity_that_comes_back_stays():
+    change = {"field": "width", "why": "multiples of 16", "asked": 65, "got": 64}
+    line = {"prompt": "a cat", "fidelity": {"approximated": [change], "dropped": [change]}}
+    assert outcome.sound(line) == line
 
 
 def test_a_server_that_cannot_be_told_to_cancel_does_not_hide_the_interrupt(renderer, backend):

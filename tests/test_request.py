@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from imagen import record
 from imagen.errors import ImagenError, Refused
 from imagen.record import DRAWN_SEEDS, MAX_SEED
-from imagen.request import Told, fate, requests_of
+from imagen.request import Request, Told, fate, requests_of
 
 ASKED = {"prompt": "a"}
 FINISHED = {**ASKED, "id": "old", "seed": 9, "file": "/f.png"}
@@ -229,3 +229,12 @@ def test_a_line_tried_again_with_another_request_is_a_new_one():
 @pytest.mark.parametrize("name", ["file", "pending", "members", "error"])
 def test_what_is_null_is_not_said(name):
     assert fate({**ASKED, name: None}, PLAIN) == "new"
+
+
+def test_the_order_of_keys_makes_no_other_request_however_deep_they_are():
+    one = {"prompt": "a cat", "options": {"a": {"x": 1, "y": [{"m": 1, "n": 2}]}, "b": 2}}
+    other = {"options": {"b": 2, "a": {"y": [{"n": 2, "m": 1}], "x": 1}}, "prompt": "a cat"}
+    assert Request(one).key == Request(other).key
+    assert Request(one).is_of(Request(other).key, {})
+    swapped = {**one, "options": {"a": {"x": 1, "y": [{"m": 2, "n": 1}]}, "b": 2}}
+    assert Request(swapped).key != Request(one).key

@@ -225,7 +225,7 @@ def test_the_connection_may_be_lost_at_any_call(work, until, call, monkeypatch):
     if call == "claim":  # nobody knows of that claim: its lease must end
         until(lambda: failed)
         one.queue.skip(11)
-    until(lambda: status(one, name) == "done", 12)
+    until(lambda: status(one, name) == "done")
     assert one.queue.jobs[name].attempts == 1
 
 
@@ -281,7 +281,7 @@ def test_nobody_elses_job_is_rescued_sooner_than_5_seconds_after_a_reconnection(
     one.queue.calls.clear()
     time.sleep(3)
     assert "rescue" not in one.queue.calls
-    until(lambda: "rescue" in one.queue.calls, 4)
+    until(lambda: "rescue" in one.queue.calls)
     assert time.monotonic() - one.connects[1] > 4.9
 
 
@@ -297,9 +297,9 @@ def test_a_lease_that_may_be_over_kills_the_pipeline_and_the_line_comes_again(
     one.queue.faults += [AnswerLost("gone")]
     one.refuse = [AnswerLost("still gone")] * 4
     pipeline = one.worker._slots[0].pipeline
-    until(lambda: one.worker._slots[0].pipeline is not pipeline, 10)
+    until(lambda: one.worker._slots[0].pipeline is not pipeline)
     assert status(one, name) == "running", "it is still ours"
-    until(lambda: seen.read_bytes().count(b"\n") == 2, 10)
+    until(lambda: seen.read_bytes().count(b"\n") == 2)
     first, second = map(json.loads, seen.read_bytes().splitlines())
     assert one.queue.jobs[name].claims == 1
     assert second["id"] == first["id"] == name
@@ -370,7 +370,7 @@ def test_a_job_that_was_taken_over_is_killed_and_not_answered_for(work, until):
     job = one.queue.jobs[name]
     job.fence, job.worker = job.fence + 1, "another"
     job.lease += 1000
-    until(lambda: one.heard("another worker has it"), 5)
+    until(lambda: one.heard("another worker has it"))
     other = one.queue.add()
     one.notice()
     until(lambda: status(one, other) == "running")
@@ -379,7 +379,9 @@ def test_a_job_that_was_taken_over_is_killed_and_not_answered_for(work, until):
 
 def test_cancelling_a_running_job_interrupts_its_pipeline(work, until, tmp_path):
     said = tmp_path / "said"
-    one = work(f"trap 'echo INT >> {said}; exit' INT; while :; do sleep 0.05; done", poll_s=60)
+    ends = f"[ -e {said} ] && exec cat > /dev/null"  # the next one ends with its input
+    loops = f"trap 'echo INT >> {said}; exit' INT; while :; do sleep 0.05; done"
+    one = work(f"{ends}; {loops}", poll_s=60)
     name = one.queue.add()
     one.notice()
     until(lambda: one.worker._slots[0].sent)
@@ -390,6 +392,30 @@ def test_cancelling_a_running_job_interrupts_its_pipeline(work, until, tmp_path)
     until(lambda: one.worker._slots[0].is_free)
     assert said.read_text() == "INT\n"
     assert status(one, name) == "cancelled"
+
+
+def test_after_a_job_that_failed_at_once_the_next_is_claimed_at_once(work, until, monkeypatch):
+    """Not only when something else is due."""
+    monkeypatch.setattr(worker, "RESCUE_S", 600)
+    monkeypatch.setattr(worker, "HEAR_S", 600)
+    one = work(poll_s=600)
+    until(lambda: one.heard("waiting for jobs"))
+    bad = [one.queue.add(params={"output": "/etc/passwd"}) for _ in range(3)]
+    good = one.queue.add()
+    one.notice()
+    until(lambda: status(one, good) == "done", 20)
+    assert {status(one, name) for name in bad} == {"failed"}
+
+
+def test_answers_that_no_json_reader_takes_are_passed_over(work, until):
+    deep = "head -c 300000 /dev/zero | tr '\\0' '['; echo"
+    one = work(f"read -r line; {deep}; echo '[1]'; echo nonsense; echo \"$line\" | {DONE}; {DONE}")
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    later = one.queue.add()
+    one.notice()
+    until(lambda: status(one, later) == "done")
 
 
 def test_a_job_whose_pipeline_died_does_not_wait_for_all_that_came_after_it(work, tmp_path):
@@ -426,7 +452,7 @@ def test_a_pipeline_that_cannot_be_started_is_tried_later_each_time(work, until,
     time.sleep(1.3)
     assert len(one.heard("cannot be started")) <= 2
     monkeypatch.setattr(slots, "Pipeline", real)
-    until(lambda: status(one, name) == "done", 10)
+    until(lambda: status(one, name) == "done")
 
 
 def test_a_pipeline_may_end_any_number_of_times(work, until, tmp_path):
@@ -436,7 +462,7 @@ def test_a_pipeline_may_end_any_number_of_times(work, until, tmp_path):
     name = one.queue.add()
     one.worker._slots[0].crashes = 5000
     one.thread.start()
-    until(lambda: one.heard("in 30 s") or one.status, 10)
+    until(lambda: one.heard("in 30 s") or one.status)
     assert one.status is None
     one.worker._slots[0].restart = 0.0
     one.notice()
@@ -463,10 +489,10 @@ def test_a_job_whose_pipeline_was_killed_for_the_lease_is_not_late(work, until, 
     one.notice()
     turns = []
     monkeypatch.setattr(one.worker, "_stop_well", turns.append)
-    until(lambda: one.worker._slots[0].pipeline is None, 10)
-    until(lambda: not one.refuse, 10)
+    until(lambda: one.worker._slots[0].pipeline is None)
+    until(lambda: not one.refuse)
     assert len(turns) < 50
-    until(lambda: one.worker._slots[0].sent, 5)
+    until(lambda: one.worker._slots[0].sent)
     assert not one.worker._slots[0].late
     assert (status(one, name), one.queue.jobs[name].attempts) == ("running", 0)
     monkeypatch.undo()
@@ -499,7 +525,7 @@ def test_behind_a_pooler_it_says_so_once_and_looks_every_second(work, until):
     one.thread.start()
     until(lambda: one.heard("5432"))
     name = one.queue.add()
-    until(lambda: status(one, name) == "done", 3)
+    until(lambda: status(one, name) == "done", 20)
     assert len(one.heard("5432")) == 1
 
 
@@ -507,7 +533,7 @@ def test_a_queue_that_is_not_there_yet_is_said_once(work, until):
     one = work(begin=False, poll_s=60)
     one.refuse = [AnswerLost("no such host")] * 4
     one.thread.start()
-    until(lambda: one.heard("waiting for jobs"), 15)
+    until(lambda: one.heard("waiting for jobs"))
     assert len(one.heard("the queue is not there yet: no such host")) == 1
     assert not one.heard("lost")
 
@@ -517,7 +543,7 @@ def test_what_an_earlier_worker_of_the_name_left_is_taken_back_once(work, until)
     name = one.queue.add()
     one.queue.claim("w", None, "mock")
     one.thread.start()
-    until(lambda: status(one, name) == "done", 3)
+    until(lambda: status(one, name) == "done", 20)
     one.queue.faults = [AnswerLost("cut")]
     one.notice()
     until(lambda: len(one.connects) == 2)

@@ -219,12 +219,12 @@ def test_the_bytes_are_written_as_they_came(server: ComfyUI, make: Make) -> None
 def test_the_end_of_one_wait_does_not_cut_short_what_is_asked_later(
     server: ComfyUI, backend: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagen.backends.comfyui._AT_LEAST_S", 0.5)
+    monkeypatch.setattr("imagen.backends.comfyui._AT_LEAST_S", 1.5)
     server.held, one = True, backend()
     plan = one.plan(Ask(asked(), "a cat", None, ID))
     wait = Wait(time.monotonic(), lambda _: None)
     assert one.collect(one.submit(plan), wait, plan) is None
-    time.sleep(0.6)
+    time.sleep(1.6)
     assert one.find(plan, NOT_OWNED) == ID
 
 
@@ -949,8 +949,8 @@ def test_an_unreachable_server_comes_with_the_boot_hint(make: Make, closed_url: 
 
 def test_an_unreachable_server_is_told_at_once(make: Make, closed_url: str) -> None:
     began = time.monotonic()
-    assert failure(make(url=closed_url, patience_s=2)).code == "unreachable"
-    assert time.monotonic() - began < 1.5
+    assert failure(make(url=closed_url, patience_s=20)).code == "unreachable"
+    assert time.monotonic() - began < 10
 
 
 def test_a_server_that_goes_away_during_the_poll_is_waited_for(

@@ -549,6 +549,18 @@ def test_killed_after_some_creates_and_run_again_each_member_is_paid_once(
     assert both.paid("--resume", "--dry-run").out == b""
 
 
+def test_a_member_in_doubt_is_told_again_and_nothing_is_paid_a_second_time(both):
+    server = both.paid.server
+    server.add({"prompt": "x"}, data_removed=True, input={})
+    server.fail("POST", None)
+    first = both()
+    again = both()
+    for ran in (first, again):
+        retries = [one.get("error", {}).get("retry") for one in ran.records]
+        assert (ran.status, retries.count("reconcile")) == (1, 1)
+    assert server.asks("POST") == 2
+
+
 def test_a_comparison_that_was_handed_out_is_a_new_one_the_next_time(both, out_dir):
     assert both().status == 0
     assert both().status == 0

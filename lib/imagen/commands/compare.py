@@ -252,8 +252,12 @@ class Run:
             self._delivery.written(member)
 
     def is_over(self, turn: Turn, status: int) -> bool:
-        """Whether a member needs no other run: it was made, or it failed for good."""
-        if status not in (0, FAILED, REFUSED):
+        """Whether a member needs no other run: it was made, or it failed for good.
+
+        One in doubt is not over: a new comparison would pay for all members again.
+        """
+        error = self.records[-1].get("error", {})
+        if status not in (0, FAILED, REFUSED) or error.get("retry") == "reconcile":
             return False
         return self._comparisons is None or not self._comparisons.is_open(turn.id)
 
