@@ -17,7 +17,7 @@ help:
 	@echo 'make              set up .venv with all tools, and nothing else'
 	@echo 'make demo         set up, then make six images with the mock backend in ./demo-output'
 	@echo 'make demo-worker  three queued jobs through a worker, on a PostgreSQL of its own'
-	@echo 'make test         set up, then run all tests'
+	@echo 'make test         set up, then run all tests in random order (IMAGEN_SEED=… : in that order again)'
 	@echo 'make official     run the 27 operations of the official supabase client (81 MB, in $(OFFICIAL))'
 	@echo 'make dev-cloud    a throw-away Supabase project on this machine, until Ctrl-C (PORT=54321)'
 	@echo 'make lint         ruff, mypy, and shellcheck where it is installed'
