@@ -123,7 +123,8 @@ ALLOWED: dict[str, set[str]] = {
     "replicate_outputs": {"backends", "errors", "image", "replicate_api"},
     "replicate_plan": {"backends", "errors", "replicate_models"},
     "comfy_api": {"errors", "image"},  # image: the text chunks of a returned PNG
-    "files": {"errors", "record", "signals"},  # signals are put off while a file is made
+    "disk": set(),
+    "files": {"disk", "errors", "record", "signals"},  # signals are put off while a file is made
     "image": {"errors", "image"},
     "image.structure": set(),
     "ledger": {"errors", "record", "ledger"},
@@ -170,7 +171,17 @@ ALLOWED: dict[str, set[str]] = {
         *("backends", "budget", "clock", "errors", "ledger", "outcome", "retry", "settling"),
         "http",  # http.answers: which answers prove a refusal
     },
-    "store": {"backends", "errors", "files", "image", "ledger", "outcome", "record", "request"},
+    "store": {
+        "backends",
+        "disk",
+        "errors",
+        "files",
+        "image",
+        "ledger",
+        "outcome",
+        "record",
+        "request",
+    },
     "attach": {"ledger", "request"},
     "render": {
         *("attach", "ledger", "prompt", "backends", "budget", "submit", "store"),

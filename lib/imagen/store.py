@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import files, image, outcome
+from . import disk, files, image, outcome
 from .backends import Collected, Raw
 from .errors import BadImage, ImagenError, NotAnImage, TooFewImages, from_os
 from .ledger import Entry, Ledger, LedgerBusy, LedgerFault
@@ -109,7 +109,7 @@ class Store:
                 ours = entry.render_id if number == 1 else self._ledger.render_id(id_)
                 same = one.get("render_id") == ours and entry.handle in (None, one.get("submit"))
                 if same and files.is_intact(one):
-                    files.sync_folder(folder)  # its names may not have lasted yet
+                    disk.sync_folder(folder)  # its names may not have lasted yet
                     found[number] = one
         return [found[number] for number in sorted(found)]
 
