@@ -154,7 +154,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "record", "settings"},
     "preview": {"errors"},
     "sheet": {"errors", "record"},
-    "contact": {"errors", "record", "files", "image", "ledger", "sheet"},
+    "contact": {"disk", "errors", "record", "files", "image", "ledger", "sheet"},
     "compare": {"errors", "record", "sheet"},
     "comparison": {"attach", "errors", "ledger", "record", "request"},
     "chain": {"errors", "guard", "signals"},
