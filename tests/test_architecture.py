@@ -115,7 +115,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors", "workflow"},
     "hub": {"errors", "http"},
     "download": {
-        *("errors", "files", "http", "hub", "models", "retry", "settings", "workflow"),
+        *("disk", "errors", "files", "http", "hub", "models", "retry", "settings", "workflow"),
         "ledger",  # its locks
     },
     "replicate_api": {"errors", "replicate_models"},
@@ -127,9 +127,9 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"disk", "errors", "record", "signals"},  # signals are put off while a file is made
     "image": {"disk", "errors", "image"},
     "image.structure": set(),
-    "ledger": {"errors", "record", "ledger"},
+    "ledger": {"disk", "errors", "record", "ledger"},
     "ledger.locks": set(),
-    "ledger.database": {"errors", "ledger", "retry"},
+    "ledger.database": {"disk", "errors", "ledger", "retry"},
     "ledger.journal": {"clock", "ledger"},
     "clock": set(),
     "settling": {"backends", "clock", "ledger"},  # ledger: what is known of an attempt
@@ -220,7 +220,7 @@ ALLOWED: dict[str, set[str]] = {
 OF_BACKENDS = {
     *("http", "retry", "image", "workflow", "errors"),
     *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
-    "files",  # the mock keeps the memory of a server
+    *("disk", "files"),  # the mock keeps the memory of a server
     *("workflow_check", "workflow_classes"),  # what a server would refuse
     "workflow_images",  # how many images come
     *("prices", "replicate_api", "replicate_models", "replicate_outputs", "replicate_plan"),

@@ -90,7 +90,7 @@ class Store:
         if entry.state != "done" or not made or len(self.those_there(made)) < len(made):
             return None
         first = made[0]
-        data = Path(first["file"]).read_bytes()
+        data = disk.read_regular(first["file"])
         if self._image_out:
             self._image_out(data)
             return made
