@@ -126,7 +126,9 @@ def reserve(
         if claim is not None:
             ends = _taken(folder, name)
             before = bool(ends) and (claim == "dead" or owner.again)
-            ours = before and may_replace(folder / f"{name}.json", owner.image)
+            ours = before and may_replace(
+                folder / f"{name}.json", owner.image, died=claim == "dead"
+            )
             orphaned = claim == "dead" and ends == [".json"]
             if not ends or orphaned or ours:
                 return Place(folder, name, replace=ours, orphaned=orphaned, reservation=reservation)
@@ -143,13 +145,20 @@ def release(folder: Path, stem: str, render_id: str) -> None:
                 reservation.unlink(missing_ok=True)
 
 
-def may_replace(sidecar: Path, render_id: str) -> bool:
-    """Whether a sidecar is of this very image, whose file is as it was written, or not there."""
+def may_replace(sidecar: Path, render_id: str, died: bool = False) -> bool:
+    """Whether a sidecar is of this very image, whose file is as it was written, or not there.
+
+    Where its writer `died` an empty file counts as not there.
+    """
     record = _sidecar_in(sidecar)
     if record.get("render_id") != render_id:
         return False
     file = _file_beside(sidecar, record)
-    return not os.path.lexists(file) or _is_empty(file) or is_intact({**record, "file": str(file)})
+    return (
+        not os.path.lexists(file)
+        or (died and _is_empty(file))
+        or is_intact({**record, "file": str(file)})
+    )
 
 
 def _is_empty(path: Path) -> bool:
