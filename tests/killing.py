@@ -6,6 +6,7 @@ round is a fork, so that nothing is imported twice. `Rounds` is that program's o
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -80,6 +81,7 @@ def _steps() -> list[tuple[Any, str]]:
         (Journal, "delivered"),
         (Database, "write"),
         *((files, name) for name in ("publish", "store", "_move", "sync_folder", "_claimed")),
+        (files, "_unlink_durably"),
         (files.Place, "release"),
         (locks, "_locked"),
         (mock.Mock, "_accept"),
@@ -118,11 +120,18 @@ def _install(kill_at: int | None, trace: int, count: Path) -> None:
         setattr(owner, name, around(named, getattr(owner, name)))
 
 
+def _no_links(*_args: object, **_more: object) -> None:
+    """Stand in for a file system without hard links."""
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
 def _round(said: Mapping[str, Any]) -> None:
     os.environ.update(said["env"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, name in ((1, "round.out"), (2, "round.err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
+    if "NO_LINKS" in os.environ:
+        os.link = _no_links
     trace = os.open("round.steps", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     _install(said["kill_at"], trace, Path(os.environ["SUBMITS"]))
     from imagen.commands import render

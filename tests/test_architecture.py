@@ -115,7 +115,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors", "workflow"},
     "hub": {"errors", "http"},
     "download": {
-        *("errors", "files", "http", "hub", "models", "retry", "settings", "workflow"),
+        *("disk", "errors", "files", "http", "hub", "models", "retry", "settings", "workflow"),
         "ledger",  # its locks
     },
     "replicate_api": {"errors", "replicate_models"},
@@ -123,12 +123,13 @@ ALLOWED: dict[str, set[str]] = {
     "replicate_outputs": {"backends", "errors", "image", "replicate_api"},
     "replicate_plan": {"backends", "errors", "replicate_models"},
     "comfy_api": {"errors", "image"},  # image: the text chunks of a returned PNG
-    "files": {"errors", "record", "signals"},  # signals are put off while a file is made
-    "image": {"errors", "image"},
+    "disk": set(),
+    "files": {"disk", "errors", "record", "signals"},  # signals are put off while a file is made
+    "image": {"disk", "errors", "image"},
     "image.structure": set(),
-    "ledger": {"errors", "record", "ledger"},
+    "ledger": {"disk", "errors", "record", "ledger"},
     "ledger.locks": set(),
-    "ledger.database": {"errors", "ledger", "retry"},
+    "ledger.database": {"disk", "errors", "ledger", "retry"},
     "ledger.journal": {"clock", "ledger"},
     "clock": set(),
     "settling": {"backends", "clock", "ledger"},  # ledger: what is known of an attempt
@@ -153,7 +154,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "record", "settings"},
     "preview": {"errors"},
     "sheet": {"errors", "record"},
-    "contact": {"errors", "record", "files", "image", "ledger", "sheet"},
+    "contact": {"disk", "errors", "record", "files", "image", "ledger", "sheet"},
     "compare": {"errors", "record", "sheet"},
     "comparison": {"attach", "errors", "ledger", "record", "request"},
     "chain": {"errors", "group_guard", "signals"},
@@ -170,7 +171,10 @@ ALLOWED: dict[str, set[str]] = {
         *("backends", "budget", "clock", "errors", "ledger", "outcome", "retry", "settling"),
         "http",  # http.answers: which answers prove a refusal
     },
-    "store": {"backends", "errors", "files", "image", "ledger", "outcome", "record", "request"},
+    "store": {
+        *("backends", "disk", "errors", "files", "image", "ledger", "outcome", "record"),
+        "request",
+    },
     "attach": {"errors", "ledger", "request"},
     "render": {
         *("attach", "ledger", "prompt", "backends", "budget", "submit", "store"),
@@ -209,7 +213,7 @@ ALLOWED: dict[str, set[str]] = {
 OF_BACKENDS = {
     *("http", "retry", "image", "workflow", "errors"),
     *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
-    "files",  # the mock keeps the memory of a server
+    *("disk", "files"),  # the mock keeps the memory of a server
     *("workflow_check", "workflow_classes"),  # what a server would refuse
     "workflow_images",  # how many images come
     *("prices", "replicate_api", "replicate_models", "replicate_outputs", "replicate_plan"),
@@ -232,7 +236,7 @@ def test_a_backend_imports_only_what_is_below_it_and_no_other_backend(name):
 
 @pytest.mark.parametrize("name", [one for one in modules() if top(one) == "image"])
 def test_pictures_know_nothing_of_lines_and_servers(name):
-    assert {top(one) for one in modules()[name].ours} <= {"image", "errors", "sheet"}
+    assert {top(one) for one in modules()[name].ours} <= {"disk", "image", "errors", "sheet"}
 
 
 @pytest.mark.parametrize("name", [one for one in modules() if one.startswith("commands.")])

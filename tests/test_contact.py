@@ -40,8 +40,8 @@ def test_a_sheet_is_a_file_with_its_record_beside_it(members, tmp_path):
 
 def test_what_went_in_comes_out_of_it_by_address(members, tmp_path):
     made, _ = contact.make(members, Wanted(tmp_path, columns=2, cell=64), Ledger(None))
-    assert contact.members_of(Path(made["file"]), ["a2"]) == [members[2]]
-    assert contact.members_of(Path(made["file"]), []) == members
+    assert list(contact.members_of(Path(made["file"]), ["a2"])) == [members[2]]
+    assert list(contact.members_of(Path(made["file"]), [])) == members
 
 
 def test_a_second_sheet_of_the_day_gets_a_name_of_its_own(members, tmp_path):
@@ -70,9 +70,9 @@ def test_nothing_stays_behind_but_the_sheet_and_its_record(members, tmp_path):
 def test_an_address_that_the_sheet_does_not_have_is_refused(members, tmp_path):
     made, _ = contact.make(members, Wanted(tmp_path, cell=64), Ledger(None))
     with pytest.raises(Refused, match="no cell Z9"):
-        contact.members_of(Path(made["file"]), ["Z9"])
+        list(contact.members_of(Path(made["file"]), ["Z9"]))
 
 
 def test_a_picture_that_is_no_sheet_has_no_members(members):
     with pytest.raises(BadImage, match="no sheet"):
-        contact.members_of(Path(members[0]["file"]), [])
+        list(contact.members_of(Path(members[0]["file"]), []))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagen import files
+from imagen import disk, files
 from imagen.errors import ImagenError, OutputTaken
 
 
@@ -345,3 +347,241 @@ def test_the_sidecar_stands_before_the_image_does(folder, monkeypatch):
     monkeypatch.setattr(os, "link", watched)
     files.store(place, RECORD, b"data")
     assert order == [".json", ".png"]
+
+
+# -- files that others put there -------------------------------------------------------------------
+
+
+@pytest.fixture
+def kinds(folder) -> list[Path]:
+    """Things that are no regular files: a pipe, a device, a link to one, a file of the kernel's."""
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to(folder / "pipe")
+    (folder / "zero").symlink_to("/dev/zero")
+    return [folder / "pipe", folder / "link", folder / "zero", Path("/dev/zero"), folder]
+
+
+def test_only_regular_files_are_opened_and_nothing_is_waited_for(folder, kinds):
+    for path in [*kinds, Path("/proc/kmsg"), Path("/proc/self/status")]:
+        with pytest.raises(OSError, match=str(path)):
+            disk.open_regular(path)
+    (folder / "file").write_bytes(b"data")
+    (folder / "to-file").symlink_to("file")
+    assert disk.read_regular(folder / "to-file", most=4) == b"data"
+    with pytest.raises(OSError, match="too large"):
+        disk.read_regular(folder / "file", most=3)
+    with pytest.raises(OSError, match="no regular file"):
+        disk.open_regular(folder / "to-file", follow=False)
+
+
+def test_a_reservation_that_is_no_regular_file_takes_the_name(folder, kinds):
+    os.mkfifo(folder / ".cat-1.reserved")
+    (folder / ".cat-1-2.reserved").symlink_to("/dev/zero")
+    (folder / ".cat-1-3.reserved").symlink_to("nowhere")
+    (folder / ".cat-1-4.reserved").mkdir()
+    assert reserve(folder).stem == "cat-1-5"
+    with pytest.raises(OutputTaken, match="not a reservation"):
+        exactly(folder / "cat-1.png")
+    files.release(folder, "cat-1", "me")
+    assert not (folder / ".cat-1-5.reserved").exists()
+
+
+def test_a_sidecar_or_image_that_is_no_regular_file_is_none(folder, kinds):
+    (folder / "cat.png").write_bytes(b"data")
+    os.mkfifo(folder / "cat.json")
+    assert files.record_of(folder / "cat.png") == {"id": "cat", "file": str(folder / "cat.png")}
+    assert [*files.sidecars(folder, "cat")] == []
+    for path in kinds:
+        assert not files.is_intact({"file": str(path), "sha256": "0" * 64})
+    os.mkfifo(folder / "b.png")
+    assert files.images_in(folder) == [folder / "cat.png"]
+    os.mkfifo(folder / "x.raw.bin")
+    assert files.keep_raw(folder, "x", b"raw", ".bin").name == "x.raw-2.bin"
+
+
+@pytest.mark.parametrize("file", ["/", "..", "a\0b", ""])
+def test_a_sidecar_that_names_no_file_does_no_harm(folder, file):
+    record = {"file": file, "render_id": "me", "sha256": "0" * 64}
+    (folder / "cat-1.json").write_text(json.dumps(record))
+    assert len([*files.sidecars(folder, "cat-1")]) == 1
+    assert not files.may_replace(folder / "cat-1.json", "me")
+
+
+# -- whose a sidecar is ----------------------------------------------------------------------------
+
+
+def beside(folder: Path, **record: object) -> None:
+    (folder / "cat.json").write_text(json.dumps({"id": "mine", "prompt": "a cat", **record}))
+
+
+def test_a_sidecar_belongs_to_the_file_that_it_names(folder):
+    for name, data in (("cat.png", b"png"), ("cat.webp", b"webp")):
+        (folder / name).write_bytes(data)
+    beside(folder, file="/elsewhere/cat.png", sha256=hashlib.sha256(b"png").hexdigest())
+    assert files.record_of(folder / "cat.png")["id"] == "mine"
+    assert files.record_of(folder / "cat.webp") == {
+        "id": "cat.webp",
+        "file": str(folder / "cat.webp"),
+    }
+
+
+def test_a_renamed_image_is_told_by_its_bytes(folder):
+    (folder / "cat.png").write_bytes(b"png")
+    beside(folder, file="/x/dog.png", sha256=hashlib.sha256(b"png").hexdigest())
+    assert files.record_of(folder / "cat.png")["id"] == "mine"
+    beside(folder, file="/x/dog.png", sha256=hashlib.sha256(b"other").hexdigest())
+    assert files.record_of(folder / "cat.png")["id"] == "cat.png"
+
+
+def test_the_sidecar_of_another_file_is_not_replaced_even_if_forced(folder):
+    (folder / "cat.png").write_bytes(b"png")
+    beside(folder, file=str(folder / "cat.png"), sidecar=str(folder / "cat.json"))
+    with pytest.raises(OutputTaken, match=r"the sidecar of cat\.png"):
+        exactly(folder / "cat.webp", force=True)
+    (folder / "cat.png").unlink()
+    assert exactly(folder / "cat.webp", force=True).replace
+
+
+# -- replacing -------------------------------------------------------------------------------------
+
+
+def pair(folder: Path, monkeypatch) -> list[tuple[object, object]]:
+    """What a reader sees of cat.json and cat.png after each change of a name, as it happens."""
+    seen: list[tuple[object, object]] = []
+
+    def look(*_args: object) -> None:
+        sidecar, image = folder / "cat.json", folder / "cat.png"
+        record = json.loads(sidecar.read_bytes())["sha256"] if sidecar.exists() else None
+        data = hashlib.sha256(image.read_bytes()).hexdigest() if image.exists() else None
+        seen.append((record, data))
+
+    for owner, name in (
+        (os, "link"),
+        (Path, "unlink"),
+        (Path, "replace"),
+    ):
+        real = getattr(owner, name)
+
+        def watched(*args, real=real, **more):
+            done = real(*args, **more)
+            look()
+            return done
+
+        monkeypatch.setattr(owner, name, watched)
+    return seen
+
+
+def record_for(data: bytes, render_id: str) -> dict[str, object]:
+    sha = hashlib.sha256(data).hexdigest()
+    return {**RECORD, "sha256": sha, "bytes": len(data), "render_id": render_id}
+
+
+@pytest.mark.parametrize("before", ["me", "another"])
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("nameless", [False, True])
+def test_no_reader_sees_a_sidecar_beside_an_image_that_is_not_its_own(
+    folder, monkeypatch, before, same, nameless
+):
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    old, new = b"old", b"old" if same else b"new"
+    files.store(exactly(folder / "cat.png"), record_for(old, before), old)
+    seen = pair(folder, monkeypatch)
+    files.store(exactly(folder / "cat.png", force=True), record_for(new, "me"), new)
+    assert seen, "nothing was watched"
+    for record, data in seen:
+        assert record is None or data is None or record == data, seen
+    assert seen[-1] == (hashlib.sha256(new).hexdigest(),) * 2
+    if before != "me":
+        assert all(data for _record, data in seen), "the image was not there for a moment"
+
+
+# -- file systems without hard links ---------------------------------------------------------------
+
+
+@pytest.fixture(params=[True, False], ids=["nameless", "named"])
+def no_links(request, monkeypatch) -> None:
+    def refused(*_: object, **_more: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    if not request.param:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_hard_links_a_name_is_taken_by_one_only(folder):
+    def publish(number: int) -> int:
+        try:
+            files.publish(folder / "a.png", str(number).encode())
+        except FileExistsError:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(publish, range(200))) == 1
+    assert names(folder) == ["a.png"]
+    files.publish(folder / "a.png", b"new", replace=True)
+    assert (folder / "a.png").read_bytes() == b"new"
+
+
+def test_without_hard_links_the_published_copy_is_synced(folder, monkeypatch, no_links):
+    synced: list[bytes] = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").read_bytes()) or fsync(fd)
+    )
+    files.publish(folder / "a.png", b"data")
+    nameless = hasattr(os, "O_TMPFILE")
+    assert synced == [b"data"] * (2 if nameless else 1)
+
+
+def test_an_empty_reservation_is_being_written_until_it_is_old(folder):
+    (folder / ".cat-1.reserved").touch()
+    assert reserve(folder).stem == "cat-1-2"
+    os.utime(folder / ".cat-1.reserved", (1, 1))
+    assert reserve(folder).stem == "cat-1"
+
+
+def test_an_empty_file_that_a_killed_process_left_is_replaced(folder):
+    place = reserve(folder)
+    files.store(place, record_for(b"data", "me"), b"data")
+    place.image.write_bytes(b"")
+    again = reserve(folder)
+    assert (again.stem, again.replace) == ("cat-1", True)
+    files.store(again, record_for(b"data", "me"), b"data")
+    assert place.image.read_bytes() == b"data"
+
+
+# -- many of one name ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken", [1, 8, 9, 100, 2000])
+def test_a_free_name_takes_few_looks_however_many_are_taken(folder, monkeypatch, taken):
+    for number in range(1, taken + 1):
+        (folder / f"{files._numbered('cat-1', number)}.png").touch()
+    looks = 0
+    lexists = os.path.lexists
+
+    def counted(path: Path) -> bool:
+        nonlocal looks
+        looks += 1
+        return lexists(path)
+
+    monkeypatch.setattr(os.path, "lexists", counted)
+    assert reserve(folder).stem == f"cat-1-{taken + 1}"
+    assert looks < 300
+
+
+def test_folders_of_one_name_are_numbered_on(folder):
+    made = [files.new_folder(folder, "2026-01-02", "cat").name for _ in range(20)]
+    assert made == ["cat", *(f"cat-{number}" for number in range(2, 21))]
+
+
+def test_new_folders_are_synced_with_those_above_them(folder, monkeypatch):
+    synced: list[Path] = []
+    monkeypatch.setattr(disk, "sync_folder", synced.append)
+    reserve(folder / "a" / "b")
+    assert synced == [folder, folder / "a"]
+    reserve(folder / "a" / "b")
+    assert len(synced) == 2

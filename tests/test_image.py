@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from imagen import image
 from imagen.errors import BadImage
@@ -32,7 +35,7 @@ def animated(form: str) -> bytes:
     return encoded(noisy(), form, save_all=True, append_images=frames)
 
 
-FORMATS = [form.lower() for form in image.readers()]
+FORMATS = [form for form in image.FORMATS if image.can_decode(form)]
 MOVING = [form for form in FORMATS if form not in ("png", "jpeg")]
 
 
@@ -203,3 +206,63 @@ def test_any_prompt_is_drawn_at_any_size(prompt, size):
     picture = scene.draw(prompt, 2**64 - 1, *size, "a caption")
     assert picture.size == size
     assert picture.getcolors(1) is None, "it is not flat"
+
+
+# -- what comes with an image ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("after", [b"\0" * 2**20, b"PK\3\4 a zip" * 90_000])
+def test_bytes_after_an_images_end_do_no_harm(form, after):
+    data = encoded(noisy(), form)
+    assert not image.is_cut(data + after)
+    assert image.probe(data + after).format == form
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_jpeg_with_a_thumbnail_is_cut_where_only_the_thumbnail_ends(share):
+    exif = Image.Exif()
+    exif[0x010E] = b"\xff\xd8 thumbnail \xff\xd9".decode("latin-1")
+    data = encoded(noisy(size=(400, 300)), "jpeg", exif=exif)
+    assert not image.is_cut(data)
+    assert image.is_cut(data[: int(len(data) * share)])
+    assert not image.is_cut(encoded(noisy(size=(400, 300)), "jpeg", progressive=True) + b"x" * 5000)
+
+
+def much_text() -> bytes:
+    chunks = PngInfo()
+    chunks.add_text("prompt", "a" * 1_500_000, zip=True)
+    return encoded(noisy(), "png", pnginfo=chunks)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [much_text(), encoded(noisy(), "png", icc_profile=b"\0" * 2**21)],
+    ids=["1.5 MB of text", "a profile of 2 MB"],
+)
+def test_large_text_and_profiles_are_allowed_in_a_process_of_its_own(tmp_path, data):
+    """Pillow's limits are global: what opened an image before must not matter."""
+    (tmp_path / "x.png").write_bytes(data)
+    code = "import sys; from pathlib import Path; from imagen.image import sheet, probe; {}"
+    sheet = "print(sheet.fitted(Path(sys.argv[1]), 64, 10**8).size)"
+    render = "print(probe(Path(sys.argv[1]).read_bytes()).format)"
+    for what, says in ((sheet, "(40, 30)"), (render, "png")):
+        run = [sys.executable, "-c", code.format(what), tmp_path / "x.png"]
+        ran = subprocess.run(run, capture_output=True, text=True, check=False)
+        assert (ran.stdout.strip(), ran.stderr) == (says, "")
+
+
+def test_warnings_of_pillow_go_nowhere(tmp_path):
+    picture = Image.new("P", (8, 8))
+    picture.info["transparency"] = b"\x80" * 8
+    picture.save(tmp_path / "palette.png")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\xff"
+    noisy(size=(8, 8)).save(tmp_path / "exif.jpg", exif=exif)
+    code = (
+        "import sys, warnings; from pathlib import Path; from imagen.image import sheet, probe\n"
+        "for one in map(Path, sys.argv[1:]): sheet.fitted(one, 64, 10**8); probe(one.read_bytes())"
+    )
+    paths = [tmp_path / "palette.png", tmp_path / "exif.jpg"]
+    run = [sys.executable, "-W", "default", "-c", code, *paths]
+    ran = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")

@@ -6,6 +6,8 @@ $IMAGEN_SEED takes the same steps again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 import shutil
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from imagen.files import is_intact
 from imagen.ledger import Ledger
 from killing import Ended, Rounds
 from seeds import SEED
@@ -150,6 +153,48 @@ def test_killed_at_any_step_and_run_again_it_is_one_submit_and_one_image(place):
         where = f"killed at step {number}, {killed.steps[-1]}"
         is_whole(place, place.run("--id", "k"), where)
         assert place.submits() - before == 1, where
+
+
+def test_killed_at_any_step_without_hard_links_too(mock):
+    mock.env["NO_LINKS"] = "1"
+    steps = steps_of(mock, "--id", "k")
+    for number in range(len(steps)):
+        mock.fresh()
+        mock.run("--id", "k", kill_at=number)
+        _age_empty(mock)
+        where = f"killed at step {number}, {steps[number]}"
+        is_whole(mock, mock.run("--id", "k"), where)
+
+
+def _age_empty(place: Place) -> None:
+    """Let reservations that a killed process left empty be old."""
+    for path in (place.rounds.folder / f"n{place.number}").rglob(".*.reserved"):
+        os.utime(path, (1, 1))
+
+
+def test_killed_while_it_replaces_an_image_no_sidecar_stands_beside_another_image(mock):
+    output = mock.rounds.folder / "cat.png"
+    args = ("--id", "k", "--output", output, "--force")
+    old = ("--id", "old", "--output", output, "--force", "--new", "--set", "prompt=old")
+    assert mock.run(*old).status == 0
+    steps = mock.run(*args).steps
+    assert "before files._unlink_durably" in steps
+    assert "after files._unlink_durably" in steps
+    for number in range(len(steps)):
+        mock.fresh()
+        assert mock.run(*old).status == 0
+        before = mock.submits()
+        mock.run(*args, kill_at=number)
+        where = f"killed at step {number}, {steps[number]}"
+        assert output.exists(), where
+        if output.with_suffix(".json").exists():
+            record = json.loads(output.with_suffix(".json").read_bytes())
+            assert record["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest(), where
+        (made,) = mock.run(*args).records
+        assert made["id"] == "k", where
+        assert json.loads(output.with_suffix(".json").read_bytes())["id"] == "k", where
+        assert is_intact(made), where
+        assert mock.submits() - before == 1, where
 
 
 THREE = {"mock": "images=3", "rep": "num_outputs=3"}

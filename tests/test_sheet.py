@@ -23,6 +23,12 @@ def column_of(letters: str) -> int:
     return number - 1
 
 
+def read_members(text: dict[str, str], path: Path) -> dict[str, dict]:
+    return {
+        place: sheet.member(place, one, path) for place, one in sheet.texts_of(text, path).items()
+    }
+
+
 # -- addresses -------------------------------------------------------------------------------------
 
 
@@ -213,17 +219,17 @@ def test_a_record_comes_back_as_it_went_in(member):
     if isinstance(member.get("cloud"), dict):
         member["cloud"].pop("signed_url", None)
     text = sheet.embedded(member, Path("/a/d"))
-    assert sheet.members_of({"imagen:A1": text}, Path("/a/d/s.png")) == {"A1": member}
+    assert read_members({"imagen:A1": text}, Path("/a/d/s.png")) == {"A1": member}
 
 
 def test_paths_are_read_from_where_the_sheet_is_now():
     text = {"imagen:A1": sheet.embedded(CAT, Path("/x"))}
-    assert sheet.members_of(text, Path("/moved/s.png"))["A1"]["file"] == "/moved/cat.png"
+    assert read_members(text, Path("/moved/s.png"))["A1"]["file"] == "/moved/cat.png"
 
 
 def test_other_text_in_the_file_is_no_member():
     with pytest.raises(BadImage, match="no sheet of imagen") as caught:
-        sheet.members_of({"prompt": "{}", "Software": "x"}, Path("x.png"))
+        read_members({"prompt": "{}", "Software": "x"}, Path("x.png"))
     assert caught.value.exit_status == 1
 
 
@@ -233,9 +239,42 @@ def test_other_text_in_the_file_is_no_member():
 )
 def test_a_broken_map_is_said_to_be_broken(broken):
     with pytest.raises(BadImage, match="the record of B3 is broken"):
-        sheet.members_of({"imagen:B3": broken}, Path("x.png"))
+        read_members({"imagen:B3": broken}, Path("x.png"))
 
 
 def test_a_path_with_a_nul_is_no_crash():
-    found = sheet.members_of({"imagen:A1": '{"file": "a\\u0000b"}'}, Path("/x/s.png"))
+    found = read_members({"imagen:A1": '{"file": "a\\u0000b"}'}, Path("/x/s.png"))
     assert found["A1"]["file"] == "/x/a\0b"
+
+
+# -- limits ----------------------------------------------------------------------------------------
+
+
+def test_a_sheet_that_is_too_large_is_refused():
+    sheet.check_size(sheet.grid(1000, None, 256, 2, titled=True))
+    with pytest.raises(Refused, match="10000 cells has"):
+        sheet.check_size(sheet.grid(10_000, None, 256, 2, titled=True))
+    for cell in (16, 256, 4096):
+        with pytest.raises(Refused):
+            sheet.check_size(sheet.grid(sheet.most_cells(cell), None, cell, 1, titled=False))
+
+
+MIB = "x" * 2**20
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ([json.dumps({"id": MIB * 16})], "the record of A1 is longer"),
+        ([json.dumps({"id": MIB * 11})] * 3, "the records hold more than 32 MiB"),
+        ([json.dumps({"id": [[]] * 250_000})], "the record of A1 holds more than"),
+    ],
+    ids=["one", "in sum", "values"],
+)
+def test_more_text_than_a_reader_takes_is_refused_by_writer_and_reader(texts, says):
+    by_place = {f"A{number}": text for number, text in enumerate(texts, 1)}
+    with pytest.raises(Refused, match=says):
+        sheet.check_texts(by_place)
+    chunks = {f"imagen:{place}": text for place, text in by_place.items()}
+    with pytest.raises(BadImage):
+        read_members(chunks, Path("/x/s.png"))

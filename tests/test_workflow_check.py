@@ -284,3 +284,17 @@ def test_findings_are_counted_for_people():
     some = [Finding(severity, "x", "") for severity in ("error", "note", "note")]
     assert workflow_check.counted(some) == "1 error, 2 notes"
     assert workflow_check.counted([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "listed"),
+    [("SDXL\\x.safetensors", "SDXL/x.safetensors"), ("SDXL/x.safetensors", "SDXL\\x.safetensors")],
+)
+def test_a_model_that_is_listed_with_the_other_slash_is_there(written, listed):
+    spec = {"ckpt_name": [["a.safetensors", listed]]}
+    classes = {"Load": {"input": {"required": spec}, "output": [], "output_node": True}}
+    graph = {"1": {"class_type": "Load", "inputs": {"ckpt_name": written}}}
+    (found,) = workflow_classes.findings(graph, classes)
+    assert f"is there as {listed}" in found.message
+    assert "not installed" not in found.message
+    assert found.file is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from . import image
@@ -58,6 +58,21 @@ def choices(spec: Any) -> list[Any] | None:
     return None
 
 
+def other_spelling(name: str, offered: Iterable[Any]) -> str | None:
+    """Return how a server spells a file whose folders are named with other slashes, if it has it.
+
+    A server on Windows lists SDXL\\x.safetensors, others list SDXL/x.safetensors.
+    """
+    plain = name.replace("\\", "/")
+    names = (one for one in offered if isinstance(one, str) and one != name)
+    return next((one for one in names if one.replace("\\", "/") == plain), None)
+
+
+def there_as(name: str, other: str) -> str:
+    """Say that a file is on the server under another spelling."""
+    return f"{name} is there as {other}: write it so"
+
+
 def refusal(fault: Rejected) -> ImagenError:
     """Read a 400 of /prompt."""
     try:
@@ -80,8 +95,11 @@ def node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
             extra = one.get("extra_info") or {}
             named = str(extra.get("received_value", ""))
             if one.get("type") == "value_not_in_list" and named.endswith(MODEL_FILES):
-                missing.append(named)
                 folder = extra.get("input_name")
+                if other := other_spelling(named, choices(extra.get("input_config")) or []):
+                    texts.append(there_as(named, other) + f" (node {key}, {folder})")
+                    continue
+                missing.append(named)
                 texts.append(f"{named} is not installed ({node.get('class_type')} {key}, {folder})")
             else:
                 said = f"{one.get('message')}: {one.get('details')}"

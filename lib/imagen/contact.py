@@ -6,13 +6,14 @@ import hashlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import files, image, sheet
+from .disk import read_regular
 from .errors import Refused, from_os
 from .image import sheet as drawing
 from .ledger import Ledger
@@ -42,17 +43,19 @@ def make(
     labels = sheet.labels(members, fields, wanted.differences)
     most = max(map(len, labels))
     grid = sheet.grid(len(members), wanted.columns, wanted.cell, most, bool(wanted.title))
+    sheet.check_size(grid)
     owner = str(uuid.uuid4())
     with ledger.lock(owner):
         place = _place(wanted, owner, ledger)
         try:
             pairs = zip(members, labels, strict=True)
-            drawn = [drawing.Member(*sheet.shown(one), label) for one, label in pairs]
-            style = drawing.Style(wanted.title, wanted.font, wanted.max_pixels)
-            picture, faults = drawing.compose(grid, drawn, style)
             texts = {
                 grid.address(n): sheet.embedded(m, place.folder) for n, m in enumerate(members)
             }
+            sheet.check_texts(texts)
+            drawn = [drawing.Member(*sheet.shown(one), label) for one, label in pairs]
+            style = drawing.Style(wanted.title, wanted.font, wanted.max_pixels)
+            picture, faults = drawing.compose(grid, drawn, style)
             record = sheet.record(owner, members, grid, wanted.title)
             with tempfile.TemporaryFile() as stream:
                 drawing.save(picture, texts, stream)
@@ -87,15 +90,19 @@ def _stored(place: files.Place, record: Record, stream: Any) -> Record:
         raise from_os(fault, "cannot write the sheet") from None
 
 
-def members_of(path: Path, addresses: Collection[str]) -> list[Record]:
-    """Give the records of a sheet's cells, all of them when no address is named."""
+def members_of(path: Path, addresses: Collection[str]) -> Iterator[Record]:
+    """Yield the records of a sheet's cells, all of them when no address is named.
+
+    They are read one by one, for a small file can hold large ones.
+    """
     path = path.absolute()
     try:
-        members = sheet.members_of(image.text_of_png(path.read_bytes()), path)
+        texts = sheet.texts_of(image.text_of_png(read_regular(path)), path)
     except OSError as fault:
         raise from_os(fault, "cannot read the sheet") from None
     named = [sheet.known_address(one) for one in addresses]
     for place in named:
-        if place not in members:
-            raise Refused(f"no cell {place} in {path}", hint=f"the last one is {list(members)[-1]}")
-    return [members[place] for place in named or members]
+        if place not in texts:
+            raise Refused(f"no cell {place} in {path}", hint=f"the last one is {list(texts)[-1]}")
+    for place in named or texts:
+        yield sheet.member(place, texts[place], path)

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import files, http, models, retry
+from . import disk, files, http, models, retry
 from .errors import (
     AnswerLost,
     FileFault,
@@ -57,7 +57,7 @@ class Part:
 
     def _read_about(self) -> dict[str, Any]:
         with suppress(OSError, ValueError, RecursionError):
-            found = json.loads(self._about.read_bytes())
+            found = json.loads(disk.read_regular(self._about, follow=False, most=2**20))
             return found if isinstance(found, dict) else {}
         return {}
 
@@ -106,7 +106,7 @@ class Part:
 
 
 def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def fetch(model: Model, path: Path, hub: Hub, tell: Tell, note: Note) -> str | None:

@@ -16,6 +16,10 @@ from .record import Record
 
 PRIVATE = ("owner_user_id", "caller")
 KEY = "imagen:"  # the text chunks of a sheet: "imagen:B3" holds the record of the cell B3
+MAX_PIXELS = 160_000_000  # of a sheet: 640 MB while it is drawn, and other programs open it
+MAX_TEXT = 32 * 2**20  # bytes of the records in a sheet
+MAX_RECORD = 16 * 2**20 - 2**10  # of one of them: Pillow's limit for a chunk is ours, 16 MiB
+_MOST_VALUES = 200_000  # that a member's record may hold: each takes far more memory than its text
 _DIFFER = ("backend", "model", "prompt", "style", "width", "height", "seed", "steps", "cfg")
 _ALSO = ("sampler", "scheduler", "negative_prompt")
 
@@ -89,6 +93,45 @@ def grid(count: int, columns: int | None, cell: int, lines: int, titled: bool) -
     columns = min(columns or math.ceil(math.sqrt(count)), count)
     label = max(lines, 1) * line_height(text)
     return Grid(count, columns, cell, label, titled * text * 3, max(cell // 32, 2))
+
+
+def most_cells(cell: int) -> int:
+    """Give a number of cells of that size that no sheet can hold, whatever its layout."""
+    return MAX_PIXELS // cell**2 + 1
+
+
+def check_size(layout: Grid) -> None:
+    """Raise Refused when a sheet would be too large to be drawn."""
+    width, height = layout.size
+    if width * height > MAX_PIXELS:
+        says = f"a sheet of {layout.cells} cells has {width}×{height} pixels"
+        raise Refused(f"{says}; at most {MAX_PIXELS} fit", hint=_SMALLER)
+
+
+_SMALLER = "a smaller --cell, or several sheets"
+
+
+def check_texts(texts: Mapping[str, str]) -> None:
+    """Raise Refused when a reader of the sheet would refuse the members' records."""
+    for place, text in texts.items():
+        if why := _too_much(text):
+            raise Refused(f"the record of {place} {why}", hint="leave it out")
+    if _size(texts) > MAX_TEXT:
+        says = f"the records hold more than {MAX_TEXT // 2**20} MiB: no sheet holds so much"
+        raise Refused(says, hint="several sheets")
+
+
+def _size(texts: Mapping[str, str]) -> int:
+    return sum(len(text.encode()) for text in texts.values())
+
+
+def _too_much(text: str) -> str | None:
+    """Say why a record has no place in a sheet; None when it has."""
+    if len(text.encode()) > MAX_RECORD:
+        return f"is longer than {MAX_RECORD} bytes"
+    if sum(map(text.count, ",[{")) > _MOST_VALUES:
+        return f"holds more than {_MOST_VALUES} values"
+    return None
 
 
 def text_size(cell: int) -> int:
@@ -202,23 +245,25 @@ def embedded(member: Record, folder: Path) -> str:
     return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
 
-def members_of(text: Mapping[str, str], sheet: Path) -> dict[str, Record]:
-    """Read the members of a sheet, by address, from its text chunks; BadImage when it has none."""
-    found: dict[str, Record] = {}
-    for key, value in text.items():
-        if key.startswith(KEY):
-            found[key.removeprefix(KEY)] = _member(key, value, sheet)
-    if not found:
+def texts_of(text: Mapping[str, str], sheet: Path) -> dict[str, str]:
+    """Give the members' texts of a sheet by address; BadImage when it has none, or too much."""
+    texts = {key.removeprefix(KEY): one for key, one in text.items() if key.startswith(KEY)}
+    if not texts:
         raise BadImage(f"no sheet of imagen: {sheet}", hint="imagen-sheet makes one", retry="never")
-    return found
+    if _size(texts) > MAX_TEXT:
+        limit = f"more than {MAX_TEXT // 2**20} MiB of records in it"
+        raise BadImage(f"no sheet of imagen: {sheet}: {limit}", retry="never")
+    return texts
 
 
-def _member(key: str, value: str, sheet: Path) -> dict[str, Any]:
+def member(place: str, text: str, sheet: Path) -> Record:
+    """Read the record of a sheet's cell; BadImage when it is broken."""
     try:
-        member = records.parse(value.encode())
+        if why := _too_much(text):
+            raise BadLine(f"it {why}")
+        member = records.parse(text.encode())
     except BadLine as fault:
-        where = key.removeprefix(KEY)
-        why = f"{sheet}: the record of {where} is broken: {fault.message}"
+        why = f"{sheet}: the record of {place} is broken: {fault.message}"
         raise BadImage(why, retry="never") from None
     for name in ("file", "sidecar"):
         if member.get(name) and isinstance(member[name], str):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import files, image, outcome
+from . import disk, files, image, outcome
 from .backends import Collected, Raw
 from .errors import BadImage, ImagenError, NotAnImage, TooFewImages, from_os
 from .ledger import Entry, Ledger, LedgerBusy, LedgerFault
@@ -90,7 +90,7 @@ class Store:
         if entry.state != "done" or not made or len(self.those_there(made)) < len(made):
             return None
         first = made[0]
-        data = Path(first["file"]).read_bytes()
+        data = disk.read_regular(first["file"])
         if self._image_out:
             self._image_out(data)
             return made
@@ -109,7 +109,7 @@ class Store:
                 ours = entry.render_id if number == 1 else self._ledger.render_id(id_)
                 same = one.get("render_id") == ours and entry.handle in (None, one.get("submit"))
                 if same and files.is_intact(one):
-                    files.sync_folder(folder)  # its names may not have lasted yet
+                    disk.sync_folder(folder)  # its names may not have lasted yet
                     records[number] = one
         return [records[number] for number in sorted(records)]
 

@@ -214,6 +214,10 @@ def _check_file(image: Image, stream: BufferedReader) -> None:
         about = os.fstat(stream.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise Refused(f"no regular file: {image.file}", code="file")
+        if about.st_size == 0:  # nor is one that the kernel makes up read: it may never end
+            raise FileGone(
+                f"{image.file} is not the file that was recorded: another sha256, it is empty"
+            )
         stream.seek(0)
         found = hashlib.file_digest(stream, "sha256").hexdigest()
         length = about.st_size

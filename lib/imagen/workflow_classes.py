@@ -11,7 +11,7 @@ from typing import Any
 
 from . import graph as graphs
 from . import workflow_check
-from .comfy_api import MODEL_FILES, choices
+from .comfy_api import MODEL_FILES, choices, other_spelling, there_as
 from .errors import MissingModel, suggest
 from .graph import Graph, Link
 from .workflow import Workflow, fill
@@ -182,6 +182,9 @@ def _not_offered(
     if any(key.endswith("_upload") for key in rules):  # pictures in subfolders are not listed
         return at(graph, node, "warning", "custom_validation_failed", said, input=name)
     if isinstance(value, str) and value.endswith(MODEL_FILES):
+        if other := other_spelling(value, offered):
+            said = f"Value not in list: {there_as(value, other)}"
+            return at(graph, node, "error", "value_not_in_list", said, input=name)
         said = f"Value not in list: {_short(value)} is not installed"
         more = {"hint": MissingModel.hint, "file": value}
         return at(graph, node, "error", "value_not_in_list", said, input=name, **more)

@@ -57,7 +57,7 @@ def files_in(out_dir: Path) -> list[str]:
 # -- pictures of every kind ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [one.lower() for one in image.readers()])
+@pytest.mark.parametrize("form", [one for one in image.FORMATS if image.can_decode(one)])
 def test_a_picture_of_every_format_is_kept_byte_for_byte(paid, form):
     data = picture(form)
     returns(paid, {"image": data_url(data, f"image/{form}"), "caption": "a cat"})

@@ -489,3 +489,56 @@ def test_a_folder_of_dated_folders_is_looked_into(tool, out_dir):
     tool("render", "a cat", "--size", "64x64", "--count", "3")
     ran = tool("sheet", str(out_dir), "--output", "x.png")
     assert len(ran.record["members"]) == 3
+
+
+# -- limits, and files that others put there -------------------------------------------------------
+
+
+def test_a_sheet_that_is_too_large_is_refused_before_anything_is_written(tool):
+    lines = [{"id": str(number), "error": {"code": "x"}} for number in range(3000)]
+    ran = tool("sheet", "--output", "sheet.png", stdin=lines)
+    assert (ran.status, ran.out) == (2, b"")
+    assert "at most 160000000 fit" in ran.err
+    assert [*tool.folder.glob("*sheet*")] == []
+
+
+def test_text_in_sum_is_refused_when_the_sheet_is_written(tool, images):
+    lines = [{"id": str(n), "note": "x" * 9_000_000, "file": str(images[0])} for n in range(4)]
+    ran = tool("sheet", *SMALL, stdin=lines)
+    assert (ran.status, ran.out) == (2, b"")
+    assert "32 MiB" in ran.err
+    assert [*tool.folder.glob("*sheet*")] == []
+
+
+def test_a_small_file_that_unpacks_to_very_much_is_refused(tool):
+    hostile(tool.folder / "x.png", "[" + "[]," * 5_000_000 + "0]")
+    ran = tool("sheet", "--list", "x.png")
+    assert (ran.status, ran.out) == (1, b"")
+    assert "values" in ran.err
+
+
+@pytest.mark.parametrize("args", [["pipe.png"], ["."], ["zero.png"], ["--pick", "A1", "pipe.png"]])
+def test_pipes_and_devices_keep_nobody_waiting(tool, args):
+    os.mkfifo(tool.folder / "pipe.png")
+    os.mkfifo(tool.folder / "cat.json")
+    (tool.folder / "zero.png").symlink_to("/dev/zero")
+    paint(tool.folder / "cat.png")
+    ran = tool("sheet", *args, *(["--output", "sheet.png"] if "--pick" not in args else []))
+    if args == ["."]:
+        assert (ran.status, ran.record["members"]) == (0, ["cat"])
+    else:
+        assert "no regular file" in ran.err
+
+
+def test_a_record_whose_file_is_a_pipe_gets_a_cell_that_says_so(tool):
+    os.mkfifo(tool.folder / "pipe.png")
+    ran = tool("sheet", *SMALL, stdin=[{"id": "p", "file": str(tool.folder / "pipe.png")}])
+    assert ran.status == 1
+    assert "no regular file" in ran.err
+
+
+def test_two_files_of_one_stem_are_told_apart(tool):
+    for name in ("cat.png", "cat.jpg", "dog.png"):
+        paint(tool.folder / name)
+    made = tool("sheet", *SMALL, "cat.png", "cat.jpg", "dog.png").record
+    assert made["members"] == ["cat", "cat.jpg", "dog"]

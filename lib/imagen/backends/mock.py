@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import files, image
+from .. import disk, files, image
 from ..errors import (
     AnswerLost,
     ConfigFault,
@@ -168,7 +168,9 @@ class Mock:
     def _payload(self, handle: str, plan: Plan | None) -> dict[str, Any]:
         """Give what was accepted; a mock without faults has no need of a memory."""
         try:
-            found: dict[str, Any] = json.loads(self._accepted(handle).read_bytes())
+            found: dict[str, Any] = json.loads(
+                disk.read_regular(self._accepted(handle), follow=False)
+            )
             return found
         except OSError:
             if plan is None or self._rules_of(plan.payload):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
     and its record. Each cell has an address as in a spreadsheet: letter = column, number = row. The
     sheet carries the record of every member, so that --pick can tell which image was meant.
     """
-    from .. import config, contact, ledger, pipe
+    from .. import config, contact, ledger, pipe, sheet
     from .. import files as names
 
     if said.pop("lists") | bool(said["pick"]):
@@ -69,7 +70,8 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
         return common.pipe.status
     if said["output"]:  # before anything is rendered for us
         names.check_exactly(Path(said["output"]).absolute(), said["force"])
-    members = list(_members(common, files, said.pop("null")))
+    found = _members(common, files, said.pop("null"))
+    members = list(islice(found, sheet.most_cells(said["cell"])))  # so many are refused below
     if not members:
         raise UsageFault("nothing to put on a sheet", hint="imagen-render 'a cat' | imagen-sheet")
     del said["pick"]
@@ -106,6 +108,7 @@ def _members(common: Common, named: tuple[str, ...], null: bool) -> Iterator[Rec
 def _of_images(common: Common, named: tuple[str, ...]) -> Iterator[Record]:
     from .. import files, record
 
+    ids: set[Any] = set()
     for name in named:
         if record.is_unicode(name) and not os.path.lexists(name):
             raise UsageFault(f"no such file: {name}")
@@ -114,9 +117,18 @@ def _of_images(common: Common, named: tuple[str, ...]) -> Iterator[Record]:
             common.pipe.failed(ascii(path.name), BadLine("the file's name is not UTF-8"))
         elif path.is_dir():
             found = map(files.record_of, files.images_in(path))
-            yield from (one for one in found if "members" not in one)  # the sheets made there
+            members = (one for one in found if "members" not in one)  # the sheets made there
+            yield from (_told_apart(one, ids) for one in members)
         else:
-            yield files.record_of(path)
+            yield _told_apart(files.record_of(path), ids)
+
+
+def _told_apart(member: Record, ids: set[Any]) -> Record:
+    """Give an image without a sidecar its whole name as id when another has its stem."""
+    if member.keys() == {"id", "file"} and member["id"] in ids:
+        member = {**member, "id": Path(member["file"]).name}
+    ids.add(str(member.get("id")))
+    return member
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from ..errors import BadImage
 from .structure import is_cut, kind
@@ -11,10 +12,10 @@ from .structure import is_cut, kind
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FORMATS", "Picture", "can_decode", "encode_png", "is_cut", "kind", "probe", "readers"]
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF")
+__all__ = ["Picture", "can_decode", "encode_png", "is_cut", "kind", "open_image", "probe"]
+FORMATS = ("png", "jpeg", "gif", "webp", "avif")
 MAX_PIXELS = 16384 * 16384
-MAX_TEXT = 16 * 2**20  # bytes of one text chunk
+MAX_TEXT = 16 * 2**20  # bytes of one text chunk, or of a colour profile
 NO_AVIF = "this Pillow cannot decode AVIF", "Pillow 11.3 or newer can"
 
 
@@ -38,11 +39,6 @@ def can_decode(form: str) -> bool:
     return bool(AvifImagePlugin.SUPPORTED)
 
 
-def readers() -> list[str]:
-    """Return the formats that can be decoded here, as Pillow names them."""
-    return [form for form in FORMATS if can_decode(form)]
-
-
 def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     """Decode an image, an animation's first frame; BadImage when that is not possible.
 
@@ -60,7 +56,7 @@ def probe(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     if not can_decode(form):
         raise BadImage(f"the backend returned an AVIF: {NO_AVIF[0]}", hint=NO_AVIF[1], whole=True)
     try:
-        opened = _open(data, form)
+        opened = open_image(io.BytesIO(data), form)
         width, height = opened.size
         if width * height > max_pixels:
             raise BadImage(
@@ -80,28 +76,41 @@ def text_of_png(data: bytes) -> dict[str, str]:
     if kind(data) != "png":
         return {}
     try:
-        info = _open(data, "png").info
+        info = open_image(io.BytesIO(data), "png").info
         return {str(key): value for key, value in info.items() if isinstance(value, str)}
     except Exception:  # noqa: BLE001 - probe() says what is wrong with it
         return {}
 
 
-def _open(data: bytes, form: str) -> Image.Image:
+def open_image(stream: IO[bytes], form: str) -> Image.Image:
+    """Open an image of a known format undecoded, with our limits; the one way to Pillow's readers.
+
+    What Pillow raises on broken bytes is the caller's to catch; its warnings go nowhere.
+    """
     from PIL import Image
 
+    _silence_warnings()
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding
     if form == "png":
         from PIL import PngImagePlugin
 
         PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT  # a graph with a long prompt passes Pillow's 1 MiB
-        opened: Image.Image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        opened: Image.Image = PngImagePlugin.PngImageFile(stream)
         return opened
     if form == "avif":
         from PIL import AvifImagePlugin
 
-        moving: Image.Image = AvifImagePlugin.AvifImageFile(io.BytesIO(data))
+        moving: Image.Image = AvifImagePlugin.AvifImageFile(stream)
         return moving
-    return Image.open(io.BytesIO(data), formats=[form])
+    return Image.open(stream, formats=[form])
+
+
+@cache
+def _silence_warnings() -> None:
+    """Keep Pillow's warnings about broken metadata off stderr: a line there is ours."""
+    import warnings
+
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _is_flat(opened: Image.Image) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from ..disk import open_regular
 from ..errors import BadImage
 from ..sheet import KEY, Grid, line_height, text_size
-from . import NO_AVIF, can_decode, kind, lettering, readers
+from . import NO_AVIF, can_decode, kind, lettering, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -107,11 +107,8 @@ def fitted(path: Path, cell: int, max_pixels: int) -> Image.Image:
 
     Of an animation it is the first frame.
     """
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before anything is decoded
     try:
-        with Image.open(path, formats=readers()) as opened:
+        with open_regular(path) as stream, open_image(stream, _form(stream)) as opened:
             width, height = opened.size
             if width * height > max_pixels:
                 raise BadImage(f"{width}×{height} pixels; --max-pixels allows {max_pixels}")
@@ -124,17 +121,22 @@ def fitted(path: Path, cell: int, max_pixels: int) -> Image.Image:
         raise
     except FileNotFoundError:
         raise BadImage("the file is gone") from None
-    except Exception as fault:  # noqa: BLE001 - hostile bytes make decoders raise anything at all
-        why = str(fault).split(str(path))[0].rstrip(" '")
-        if not can_decode("avif") and _is_avif(path):
-            why = ": ".join(NO_AVIF)
+    except OSError as fault:
+        why = fault.strerror or str(fault)
         raise BadImage(f"no image that can be read: {why}") from None
+    except Exception as fault:  # noqa: BLE001 - hostile bytes make decoders raise anything at all
+        raise BadImage(f"no image that can be read: {fault}") from None
 
 
-def _is_avif(path: Path) -> bool:
-    with suppress(OSError), path.open("rb") as stream:
-        return kind(stream.read(256)) == "avif"
-    return False
+def _form(stream: IO[bytes]) -> str:
+    """Return the format that the first bytes name; BadImage when there is no reader for it."""
+    form = kind(stream.read(256))
+    stream.seek(0)
+    if form is None:
+        raise BadImage("no image that can be read: no PNG, JPEG, WebP, GIF or AVIF")
+    if not can_decode(form):
+        raise BadImage(f"no image that can be read: {': '.join(NO_AVIF)}")
+    return form
 
 
 def _plain(opened: Image.Image) -> Image.Image:

@@ -10,6 +10,7 @@ _MAGIC = {
     "avif": b"\0\0\0",
 }
 _SHORTEST = 12  # bytes from which a format can be told
+_NO_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9), 0xFF}  # JPEG markers that no length follows
 _TAIL = 1024  # bytes in which the end of a PNG or a JPEG is looked for
 
 
@@ -44,12 +45,35 @@ def is_cut(data: bytes) -> bool:
             data[: len(magic)] == magic[: len(data)] for magic in _MAGIC.values()
         )
     if form == "png":
-        return b"IEND\xaeB`\x82" not in data[-_TAIL:]
+        return b"IEND\xaeB`\x82" not in data[-_TAIL:] and not _ends_png(data)
     if form == "jpeg":
-        return b"\xff\xd9" not in data[-_TAIL:]
+        return b"\xff\xd9" not in data[-_TAIL:] and not _ends_jpeg(data)
     if form == "webp":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     return not _ends_gif(data) if form == "gif" else _is_cut_avif(data)
+
+
+def _ends_png(data: bytes) -> bool:
+    """Whether the chunks of a PNG lead to its last one, whatever comes after."""
+    at = 8
+    while at + 12 <= len(data):
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4])
+    return False
+
+
+def _ends_jpeg(data: bytes) -> bool:
+    """Whether the segments of a JPEG and what is coded between them lead to its end marker."""
+    at = 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 1:
+        marker = data[at + 1]
+        if marker == 0xD9:
+            return True
+        at += 1 if marker == 0xFF else 2
+        if marker not in _NO_LENGTH:
+            at += int.from_bytes(data[at : at + 2])
+    return False
 
 
 def _ends_gif(data: bytes) -> bool:
@@ -86,6 +110,8 @@ def _is_cut_avif(data: bytes) -> bool:
         names.add(data[at + 4 : at + 8])
         if length == 1:
             length, least = int.from_bytes(data[at + 8 : at + 16]), 16
+        if at + 8 <= len(data) and not data[at + 4 : at + 8].isalnum():
+            break  # no box: other bytes come after the image
         if length == 0 and len(data) >= at + least:  # it goes to the end of the file
             break
         at += max(length, least)

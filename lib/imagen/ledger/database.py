@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import retry
+from ..disk import make_folder
 from ..errors import TEMPORARY, ImagenError, Refused
 from . import locks
 
@@ -150,7 +151,7 @@ class Database:
 
         self.path = path
         if path:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(path.parent, mode=0o700)
             if path not in _open_here or not path.exists():
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             _open_here.add(path)

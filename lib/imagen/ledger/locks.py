@@ -48,7 +48,8 @@ def lock_file(path: Path, wait: bool = True) -> Iterator[bool]:
 def _locked(path: Path, wait: bool) -> int | None:
     """Lock the file of that name: after locking, the name must still be this file's."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             with suppress(FileNotFoundError):
