@@ -37,7 +37,7 @@ from ..workflow_images import expected_images
 from . import BASE_KEYS, Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {
-    "url": Key("url", "http://127.0.0.1:8188"),
+    "url": Key("server", "http://127.0.0.1:8188"),
     "workflow": Key("string", "flux1-schnell"),
     "boot_hint": Key("string"),
     "headers_env": Key("environment"),

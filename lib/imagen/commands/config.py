@@ -73,7 +73,7 @@ def _validate(report: Report, named: str | None) -> int:
     path = config.find(named)
     parsed = config.parse(path) if path else config.Parsed({}, {}, [])
     faults = [settings.Fault(place, "stands twice") for place in parsed.twice]
-    faults += settings.faults(parsed.tree)
+    faults += parsed.faults()
     if path:
         for name, said in _instances(parsed.tree):
             faults += backends.faults(backends.Instance(name, said, path.parent, path.parent))
