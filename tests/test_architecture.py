@@ -152,6 +152,7 @@ ALLOWED: dict[str, set[str]] = {
     "migrations": {"errors", "db"},
     "config": {"config_file", "errors", "settings"},
     "config_file": {"errors", "settings"},
+    "config_init": {"config", "errors", "http"},
     "preview": {"errors"},
     "sheet": {"errors", "record"},
     "contact": {"errors", "record", "files", "image", "ledger", "sheet"},

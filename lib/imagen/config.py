@@ -19,6 +19,7 @@ __all__ = [
     "Config",
     "Parsed",
     "all_values",
+    "chosen_path",
     "default_path",
     "find",
     "ledger_path",
@@ -78,13 +79,19 @@ def load(flag: str | None) -> Config:
 def find(flag: str | None) -> Path | None:
     """Give the path of the file in force; None when there is none and none was named."""
     named = flag or os.environ.get("IMAGEN_CONFIG")
-    path = expanded(named) if named else default_path()
+    path = chosen_path(flag)
     if path.exists():
         return path.absolute()
     if named:
         who = "" if flag else "$IMAGEN_CONFIG names "
         raise ConfigFault(f"{who}a configuration file that is not there: {path}")
     return None
+
+
+def chosen_path(flag: str | None) -> Path:
+    """Give the path of the file that is named, else the default one, whether it is there or not."""
+    named = flag or os.environ.get("IMAGEN_CONFIG")
+    return expanded(named) if named else default_path()
 
 
 def default_path() -> Path:

@@ -46,7 +46,8 @@ def differences(target: Target, folder: Path, now: datetime) -> Iterator[Differe
 
     Rows are read first: whose row comes in later has an object that is younger than _UNDER_WAY.
     """
-    rows, pathless = {}, []
+    rows: dict[str, Record] = {}
+    pathless: list[tuple[str, Record]] = []
     for row in target.tables.rows("images", "id,storage_path,sha256,bytes"):
         path = row.get("storage_path")
         if isinstance(path, str):
@@ -54,8 +55,8 @@ def differences(target: Target, folder: Path, now: datetime) -> Iterator[Differe
         else:
             pathless.append((repr(path), row))
     for path, entry in target.bucket.objects():
-        row, size = rows.pop(path, None), _size(entry)
-        if row is None:
+        size = _size(entry)
+        if (row := rows.pop(path, None)) is None:
             if now - _moment(entry.get("updated_at")) > _UNDER_WAY:
                 yield Difference("object_without_row", path, None, _of_object(folder, path, size))
         elif size not in (None, row.get("bytes")):
