@@ -56,11 +56,12 @@ def differences(target: Target, folder: Path, now: datetime) -> Iterator[Differe
             pathless.append((repr(path), row))
     for path, entry in target.bucket.objects():
         size = _size(entry)
-        if (row := rows.pop(path, None)) is None:
+        its_row = rows.pop(path, None)
+        if its_row is None:
             if now - _moment(entry.get("updated_at")) > _UNDER_WAY:
                 yield Difference("object_without_row", path, None, _of_object(folder, path, size))
-        elif size not in (None, row.get("bytes")):
-            yield Difference("object_differs", path, row["id"], _of_row(folder, path, row))
+        elif size not in (None, its_row.get("bytes")):
+            yield Difference("object_differs", path, its_row["id"], _of_row(folder, path, its_row))
     for path, row in [*rows.items(), *pathless]:
         yield Difference("row_without_object", path, row["id"], _of_row(folder, path, row))
 
