@@ -36,6 +36,30 @@ insert into imagen.migrations (name, sha256) values (%s, %s);
 select name from unnest(array['anon', 'authenticated', 'service_role', 'authenticator']) as name
 where to_regrole(name) is null;
 
+-- name: missing_rights
+-- What the migrations need and this role may not do, in words.
+select what from (values
+  ('create schemas in this database', has_database_privilege(current_database(), 'CREATE')),
+  ('insert into and update storage.buckets',
+    has_table_privilege(to_regclass('storage.buckets'), 'INSERT')
+    and has_table_privilege(to_regclass('storage.buckets'), 'UPDATE')),
+  ('make policies on storage.objects, as a member of its owner', (
+    select pg_has_role(relowner, 'MEMBER') from pg_class
+    where oid = to_regclass('storage.objects'))),
+  ('alter the role authenticator', (
+    select rolsuper or pg_has_role('authenticator', 'MEMBER WITH ADMIN OPTION')
+      or (rolcreaterole and current_setting('server_version_num')::int < 160000)
+    from pg_roles where rolname = current_user)),
+  ('set the parameter pgrst.db_schemas', has_parameter_privilege('pgrst.db_schemas', 'SET'))
+) as needed (what, may) where not coalesce(may, false);
+
+-- name: columns_there
+-- Those of these columns that a table has: name, type, and whether it is the type that is meant.
+select attname, format_type(atttypid, atttypmod), atttypid = to_regtype(kind)::oid
+from unnest(%s::text[], %s::text[]) as wanted (name, kind)
+join pg_attribute on attname = wanted.name and attnum > 0 and not attisdropped
+where attrelid = to_regclass(%s);
+
 -- name: foreign_schemas
 -- The schemas auth and storage where they are another's than our bootstrap's.
 select nspname from pg_namespace

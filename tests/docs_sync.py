@@ -179,6 +179,7 @@ def _key(key: Key) -> list[str]:
 _KINDS = {
     "string": "text",
     "url": "URL",
+    "server": "URL",
     "uuid": "UUID",
     "count": "whole number from 1",
     "seconds": "seconds",

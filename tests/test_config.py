@@ -195,3 +195,168 @@ def test_a_secret_is_the_variable_or_else_in_a_file_that_only_its_owner_may_read
     held.unlink()
     with pytest.raises(ConfigFault, match="cannot read the file that"):
         config.secret("MY_KEY")
+
+
+# -- what a shell, YAML or an editor makes of a file -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("output: {dir: $HOME/pics}", r"output.dir: .*'\$HOME/pics'"),
+        ("output: {dir: '${HOME}/pics'}", r"output.dir: "),
+        ("output: {dir: /data/$USER/pics}", r"output.dir: "),
+        ("output: {dir: '/data/x-${USER}'}", r"output.dir: "),
+        ("output: {dir: '%USERPROFILE%/pics'}", r"output.dir: "),
+        (r"output: {dir: C:\Users\me\pics}", r"output.dir: "),
+        (r"output: {dir: 'c:/pics'}", r"output.dir: "),
+        (r"output: {dir: '\\server\pics'}", r"output.dir: "),
+        ("models: {dir: $HOME/models}", r"models.dir: "),
+    ],
+)
+def test_a_path_that_only_a_shell_or_windows_can_read_is_refused_with_a_hint(tmp_path, text, says):
+    with pytest.raises(ConfigFault, match=says) as caught:
+        with_file(tmp_path, text)
+    assert "~" in str(caught.value.hint) or "/" in str(caught.value.hint)
+
+
+def test_a_path_from_the_environment_is_checked_alike(monkeypatch):
+    monkeypatch.setenv("IMAGEN_OUT_DIR", "$HOME/pics")
+    with pytest.raises(ConfigFault, match=r"\$IMAGEN_OUT_DIR"):
+        config.load(None)
+
+
+def test_no_variable_may_name_a_ledger_or_a_file_in_a_folder_called_home(monkeypatch):
+    monkeypatch.setenv("IMAGEN_LEDGER", "${HOME}/ledger.sqlite3")
+    with pytest.raises(ConfigFault, match="HOME"):
+        config.ledger_path()
+    with pytest.raises(ConfigFault, match="HOME"):
+        config.find("$HOME/mine.yaml")
+
+
+@pytest.mark.parametrize("path", ["/x/a$", "/x/$5", "~/US$notes", "100%/b%", "a:b"])
+def test_a_path_with_a_dollar_that_is_no_variable_is_taken(tmp_path, path):
+    with_file(tmp_path, f"output: {{dir: '{path}'}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "reads"),
+    [
+        ("backends:\n  a: {type: mock, timeout_s: 010}", "backends.a.timeout_s", "010 as 8"),
+        ("budget:\n  per_day: 1:30", "budget.per_day", "1:30 as 90"),
+        ("budget:\n  per_day: 1:30.5", "budget.per_day", "1:30.5 as 90.5"),
+        ("worker:\n  jobs: +0_10", "worker.jobs", "+0_10 as 8"),
+        ("backends:\n  a: {type: mock, options: {n: [010]}}", "backends.a.options.n.0", "010 as 8"),
+    ],
+)
+def test_a_number_that_yaml_reads_as_another_is_refused(tmp_path, text, place, reads):
+    with pytest.raises(ConfigFault) as caught:
+        with_file(tmp_path, text)
+    assert f"mine.yaml: {place}: YAML reads {reads}" in caught.value.message
+    assert "10" in str(caught.value.hint) or "quotes" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "number", ["0", "-0", "00", "07", "10", "0.5", "00.5", "1.5e+3", "0x10", "1_000"]
+)
+def test_every_other_number_is_taken_as_ever(tmp_path, number):
+    with_file(tmp_path, f"backends: {{a: {{type: mock, options: {{n: {number}}}}}}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("default_backend: no", 'put it in quotes: "no"'),
+        ("default_backend: 1", 'put it in quotes: "1"'),
+        ("supabase: {bucket: 2026-01-02}", 'put it in quotes: "2026-01-02"'),
+        ("supabase: {bucket: 010}", 'put it in quotes: "010"'),
+        ("supabase: {bucket: 1:30}", 'put it in quotes: "1:30"'),
+        ("output: {dir: 2026}", 'put it in quotes: "2026"'),
+        ("worker: {options: [on]}", 'put it in quotes: "on"'),
+        ("worker: {backends: [mock, 1]}", 'put it in quotes: "1"'),
+        ("styles: {x: {prefix: yes}}", 'put it in quotes: "yes"'),
+        ("styles: {no: {prefix: x}}", 'put it in quotes: "no"'),
+        ("backends: {1: {type: mock}}", 'put it in quotes: "1"'),
+        ("backends: {2026-01-02: {type: mock}}", 'put it in quotes: "2026-01-02"'),
+    ],
+)
+def test_text_that_yaml_reads_as_something_else_belongs_in_quotes(tmp_path, text, says):
+    with pytest.raises(ConfigFault) as caught:
+        with_file(tmp_path, text)
+    assert says in str(caught.value.hint), caught.value.as_line()
+
+
+def test_a_name_that_is_no_text_has_its_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("styles:\n  a: {prefix: x}\n  no: {prefix: x}\n")
+    lines = config.parse(path).lines
+    assert lines["styles", "False"] == lines["styles", "no"] == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("output: {}".encode("utf-16"), "UTF-16"),
+        ("output: {}".encode("utf-16-le"), "UTF-16"),
+        ("output: {}".encode("utf-16-be"), "UTF-16"),
+        ("output: {}".encode("utf-32"), "UTF-32"),
+        ("a: x\nstyles: {é: {prefix: ü}}".encode("latin-1"), "line 2: .*Latin-1"),
+        ("a: x\n# “quoted”".encode("cp1252"), "line 2: .*Latin-1"),
+    ],
+)
+def test_a_file_in_another_encoding_is_named_as_such(tmp_path, data, says):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigFault, match=says) as caught:
+        config.load(str(path))
+    assert "UTF-8" in str(caught.value.hint)
+
+
+def test_a_byte_order_mark_of_utf_8_is_passed_over(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("\ufeffdefault_backend: mock\n".encode())
+    assert config.load(str(path)).sources["default_backend"] == "file"
+
+
+NESTED = "a: " + "[" * 900 + "]" * 900
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("styles: &a {x: *a}", "line 1: .*itself"),
+        ("backends:\n  m: &m\n    type: mock\n    options: {x: *m}", "line 2: .*itself"),
+        ("a: &a [*a]", "line 1: .*itself"),
+        (NESTED, "nested"),
+        (NESTED.replace("[", "{b: ").replace("]", "}"), "nested"),
+        (LAUGHS, "too many"),
+        ("styles: {x: {prefix: !!binary aGk=}}", "line 1: .*bytes"),
+        ("backends: {m: {type: mock, options: {x: [!!binary aGk=]}}}", "line 1: .*bytes"),
+        ("!!binary aGk=: x", "line 1: .*bytes"),
+        ("styles: !!set {x, y}", "styles"),
+        ("output: {dir: !!set {x}}", "output.dir"),
+        ("output: {dir: 0001-13-45}", "mine.yaml"),
+    ],
+)
+def test_what_yaml_can_hold_and_a_configuration_cannot_is_one_line(tmp_path, text, says):
+    with pytest.raises(ConfigFault, match=says) as caught:
+        with_file(tmp_path, text)
+    assert "\n" not in caught.value.as_line()
+    assert len(caught.value.as_line()) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("supabase: {url: 'https://p.example.org/?apikey=hunter2'}", "supabase.url"),
+        ("models: {url: 'https://mirror.example.org?token=hunter2'}", "models.url"),
+        ("models: {url: 'https://mirror.example.org#hunter2'}", "models.url"),
+    ],
+)
+def test_a_query_in_an_address_is_refused_and_never_shown(tmp_path, text, key):
+    with pytest.raises(ConfigFault, match=key) as caught:
+        with_file(tmp_path, text)
+    assert "hunter2" not in caught.value.as_line()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
@@ -12,6 +13,7 @@ from imagen import repair, upload
 from imagen.storage import Bucket
 from imagen.supabase import Project, Tables
 from imagen.upload import Target
+from servers.gateway import JSON, Answer, Front
 from servers.supabase import BUCKET
 from uploads import DAY, belongs, emptied, made, rows
 
@@ -186,3 +188,47 @@ def test_a_record_that_is_refused_says_why(cloud, target, tmp_path):
     made(tmp_path, width=None)
     (lone,) = mended(target, tmp_path)
     assert (lone.mended, "no width" in lone.why) == (False, True)
+
+
+# -- servers and rows of any shape -----------------------------------------------------------------
+
+ENTRIES = [
+    {"name": PATH.rpartition("/")[2], "id": "1", "metadata": "text", "updated_at": 5},
+    {"name": "x\ny.png", "id": "2", "metadata": ["size"]},
+    {"name": "\ud800.png", "id": 7, "metadata": {"size": "9"}, "updated_at": "never"},
+    {"name": "z.png", "id": {}, "metadata": {"size": True}, "updated_at": "2026-13-45"},
+]
+ROWS = [
+    {"id": "1", "storage_path": None, "sha256": None, "bytes": None},
+    {"id": "2", "sha256": 5},
+    {"id": "3", "storage_path": ["x"], "bytes": "many"},
+    {"id": "4", "storage_path": "../../etc/passwd", "sha256": "x", "bytes": 1},
+    {"id": "5", "storage_path": f"{DAY}/a-cat-8.png", "sha256": {}, "bytes": []},
+]
+
+
+def test_entries_and_rows_of_any_shape_are_listed_and_stop_nothing(tmp_path):
+    made(tmp_path, 7)
+    made(tmp_path, 8)
+    (tmp_path / DAY / "a-cat-7.json").write_bytes(b"\xff{broken")
+    pages = {"images": [ROWS], "": [[{"name": DAY, "id": None}]], DAY: [ENTRIES]}
+
+    def respond(request):
+        body = json.loads(request.body) if request.body else {}
+        listed = pages["images" if "/rest/" in request.target else body["prefix"]]
+        return Answer(200, JSON, json.dumps(listed.pop(0) if listed else []).encode())
+
+    front = Front(respond)
+    opened = Project(front.url, "key", "MY_KEY")
+    try:
+        with closing(Tables(opened, "imagen")) as tables:
+            listed = found(Target(tables, Bucket(opened, BUCKET)), tmp_path)
+    finally:
+        front.stop()
+    problems = sorted((one.problem, one.image_id or "") for one in listed)
+    assert problems == [
+        *[("object_without_row", "")] * 4,
+        *[("row_without_object", one) for one in "12345"],
+    ]
+    for one in listed:
+        json.dumps(one.as_record())

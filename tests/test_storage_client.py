@@ -175,3 +175,27 @@ def test_a_server_that_is_no_supabase_is_said(monkeypatch):
     finally:
         opened.close()
         front.stop()
+
+
+def listing(front_answer):
+    """Give the paths that a bucket lists whose every page is this."""
+    front = Front(lambda _request: Answer(200, JSON, json.dumps(front_answer).encode()))
+    opened = Project(front.url, "key", "MY_KEY")
+    try:
+        return [path for path, _ in Bucket(opened, BUCKET).objects()], front.asks()
+    finally:
+        opened.close()
+        front.stop()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        [{"name": "a.png", "id": "1"}],
+        [{"name": "2026-11-23", "id": None}],
+        [{"name": "a", "id": None}, {"name": "b", "id": None}, {"name": "c.png", "id": "1"}],
+    ],
+)
+def test_a_server_that_ignores_offset_or_prefix_is_an_error_and_no_endless_loop(page):
+    with pytest.raises(ServerFault, match="again"):
+        listing(page)

@@ -16,6 +16,7 @@ from imagen import supabase
 from imagen.errors import ConfigFault, Rejected, ServerFault, Throttled, Unreachable
 from imagen.supabase import Project, Tables, Unauthorized
 from servers import postgres
+from servers.gateway import JSON, Answer, Front
 
 MOST = 2**64 - 1
 VARIABLE = "SUPABASE_SERVICE_ROLE_KEY"
@@ -365,3 +366,66 @@ def test_a_migration_is_served_without_a_restart(bare_database, serve):
             except Rejected:
                 time.sleep(0.05)
         assert [*tables.rows("images")] == []
+
+
+# -- the kinds of keys -----------------------------------------------------------------------------
+
+
+class Heads:
+    """Answers everything with an empty list, and keeps the headers of what was asked."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, request):
+        self.seen.append(request.headers)
+        return Answer(200, JSON, b"[]")
+
+
+def heads_for(key):
+    heads = Heads()
+    front = Front(heads)
+    try:
+        with closing(Tables(Project(front.url, key, VARIABLE), "mai")) as tables:
+            assert tables.some("imagen_usage", "id") == []
+    finally:
+        front.stop()
+    return heads.seen[0]
+
+
+def test_a_new_secret_key_goes_as_apikey_only():
+    heads = heads_for("sb_secret_abcdefgh")
+    assert heads["apikey"] == "sb_secret_abcdefgh"
+    assert heads["Authorization"] is None
+
+
+def test_a_legacy_key_goes_as_both():
+    heads = heads_for("eyJ.eyJ.sig")
+    assert (heads["apikey"], heads["Authorization"]) == ("eyJ.eyJ.sig", "Bearer eyJ.eyJ.sig")
+
+
+def test_a_publishable_key_is_refused_by_name_and_never_shown():
+    with pytest.raises(ConfigFault, match="publishable") as caught:
+        Project("http://127.0.0.1:1", "sb_publishable_abcdefgh", VARIABLE)
+    assert "sb_secret_" in caught.value.hint and f"${VARIABLE}" in caught.value.as_line()
+    assert "abcdefgh" not in caught.value.as_line()
+
+
+# -- servers that do not keep to what was asked ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "page",
+    [b'[{"id":"1"},{"id":"2"}]', b'[{"id":"2"},{"id":"1"}]', b'[{"x":1}]', b"[7]", b'[{"id":[]}]'],
+)
+def test_rows_that_come_again_or_have_no_key_are_an_error_and_no_endless_loop(page):
+    front = Front(lambda _request: Answer(200, JSON, page))
+    try:
+        with (
+            closing(Tables(Project(front.url, "key", VARIABLE), "mai")) as tables,
+            pytest.raises(Rejected, match="does not answer as Supabase does"),
+        ):
+            list(tables.rows("imagen_usage", "id"))
+        assert front.asks() <= 2
+    finally:
+        front.stop()

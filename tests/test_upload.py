@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from contextlib import closing
 
 import pytest
 
 from imagen import files, record, supabase, upload
-from imagen.errors import Refused, Rejected, ServerFault, Throttled, Unreachable
+from imagen.errors import ImagenError, Refused, Rejected, ServerFault, Throttled, Unreachable
 from imagen.record import MAX_SEED
 from imagen.storage import Bucket
 from imagen.supabase import Project, Tables, Unauthorized
@@ -579,3 +580,91 @@ def test_the_hash_is_of_what_is_there(cloud, target, tmp_path):
 def test_a_storable_record_has_no_nul_anywhere_not_even_in_a_key():
     with pytest.raises(Refused, match="NUL"):
         record.check_storable({"a": [{"x\0": 1}]})
+
+
+# -- what is not Storage, and what is no clash -----------------------------------------------------
+
+LOGIN = Answer(200, {"content-type": "text/html"}, b"<html>please log in</html>")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        LOGIN,
+        Answer(200, JSON, b"{}"),
+        Answer(200, JSON, b"[]"),
+        Answer(200, JSON, b'{"Key":5}'),
+        Answer(200, JSON, b'{"Key":"imagen-generated/another.png"}'),
+        Answer(204),
+    ],
+)
+def test_an_answer_that_is_not_storages_writes_no_row(answer, cloud, target, tmp_path):
+    cloud.gateway.fail(PUT, answer)
+    with pytest.raises(Rejected, match="does not answer as Supabase Storage") as caught:
+        brought(made(tmp_path), target)
+    assert "supabase.url" in caught.value.hint
+    assert (cloud.gateway.asks(PUT), cloud.gateway.asks(ROW)) == (1, 0)
+
+
+def test_a_signed_url_that_is_none_is_named_alike(cloud, target, tmp_path):
+    path = brought(made(tmp_path), target)
+    cloud.gateway.fail("POST /storage/v1/object/sign", LOGIN)
+    with pytest.raises(ImagenError, match="signed URL"):
+        target.bucket.signed_url(path["path"], 60)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "details"),
+    [
+        ("23503", 'insert or update on table "images" violates a foreign key', "Key (owner)=(x)"),
+        (
+            *("23505", 'duplicate key value violates unique constraint "images_sha256_key"'),
+            "Key (sha256)=(x) already exists.",
+        ),
+        ("23P01", 'conflicting key value violates exclusion constraint "x"', None),
+        ("", "", None),
+    ],
+)
+def test_a_409_that_is_no_clash_of_id_or_path_is_its_own_error(
+    code, message, details, cloud, target, tmp_path
+):
+    body = json.dumps({"code": code, "message": message, "details": details}).encode()
+    cloud.gateway.fail(ROW, Answer(409, JSON, body), times=2)
+    with pytest.raises(RowMissing) as caught:
+        brought(made(tmp_path), target)
+    assert code in caught.value.message and message in caught.value.message
+    assert (caught.value.retry, len(cloud.storage.objects())) == ("never", 1)
+    assert "then imagen-upload --retry-pending" in caught.value.hint
+
+
+def test_a_foreign_key_of_ones_own_is_named_and_no_second_object_is_put(cloud, target, tmp_path):
+    with cloud.database.cursor() as cursor:
+        cursor.execute(
+            "alter table imagen.images add constraint mine foreign key (owner_user_id)"
+            " references auth.users (id) not valid"
+        )
+    try:
+        with pytest.raises(RowMissing, match="23503"):
+            brought(made(tmp_path), target)
+    finally:
+        with cloud.database.cursor() as cursor:
+            cursor.execute("alter table imagen.images drop constraint mine")
+    assert len(cloud.storage.objects()) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "retry", "says"),
+    [
+        (LATER, "safe", "kept; imagen-upload --retry-pending sends it"),
+        (Answer(403), "never", "; then imagen-upload --retry-pending"),
+        (Answer(404, JSON, b'{"code":"PGRST205"}'), "never", "imagen-migrate makes the tables"),
+    ],
+)
+def test_the_hint_of_a_missing_row_agrees_with_its_retry(
+    answer, retry, says, cloud, target, tmp_path
+):
+    cloud.gateway.fail(ROW, answer)
+    with pytest.raises(RowMissing) as caught:
+        brought(made(tmp_path), target)
+    assert caught.value.retry == retry
+    assert says in caught.value.hint

@@ -74,7 +74,9 @@ def there_as(name: str, other: str) -> str:
 
 
 def refusal(fault: Rejected) -> ImagenError:
-    """Read a 400 of /prompt."""
+    """Read a 400 of /prompt; another status is of what stands before the server."""
+    if fault.status in (401, 403, 407) or fault.status < 400:
+        return fault
     try:
         said = json.loads(fault.body)
         error = said["error"]

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from .config_file import Parsed, line_of, parse, stands_twice
 from .errors import ConfigFault
-from .settings import (
-    KEYS,
-    SECRET,
-    Key,
-    Place,
-    Tree,
-    check,
-    expanded,
-    faults,
-    hide_password,
-    resolved,
-)
+from .settings import KEYS, SECRET, Key, Tree, check, expanded, hide_password, resolved
+
+__all__ = [
+    "SAMPLE",
+    "Config",
+    "Parsed",
+    "all_values",
+    "chosen_path",
+    "default_path",
+    "find",
+    "ledger_path",
+    "line_of",
+    "load",
+    "parse",
+    "secret",
+    "shown",
+    "stands_twice",
+    "variable",
+]
 
 SAMPLE = Path(__file__).parent / "data" / "sample.yaml"
 
@@ -50,13 +58,13 @@ def load(flag: str | None) -> Config:
     for twice in parsed.twice:  # YAML would keep the last one, and a cap of the first is gone
         raise stands_twice(path, twice, parsed.lines)
     tree = parsed.tree
-    found = list(faults(tree))
-    if found:
-        place = ".".join(found[0].place)
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    faults = parsed.faults()
+    if faults:
+        place = ".".join(faults[0].place)
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ConfigFault(
-            f"{path}: {place}: {found[0].message}{more}",
-            hint=found[0].hint or "imagen-config validate",
+            f"{path}: {place}: {faults[0].message}{more}",
+            hint=faults[0].hint or "imagen-config validate",
         )
     config = Config(path, styles=tree.get("styles") or {}, prices=tree.get("prices") or {})
     for section in ("backends", "styles", "prices"):
@@ -71,13 +79,19 @@ def load(flag: str | None) -> Config:
 def find(flag: str | None) -> Path | None:
     """Give the path of the file in force; None when there is none and none was named."""
     named = flag or os.environ.get("IMAGEN_CONFIG")
-    path = expanded(named) if named else default_path()
+    path = chosen_path(flag)
     if path.exists():
         return path.absolute()
     if named:
         who = "" if flag else "$IMAGEN_CONFIG names "
         raise ConfigFault(f"{who}a configuration file that is not there: {path}")
     return None
+
+
+def chosen_path(flag: str | None) -> Path:
+    """Give the path of the file that is named, else the default one, whether it is there or not."""
+    named = flag or os.environ.get("IMAGEN_CONFIG")
+    return expanded(named) if named else default_path()
 
 
 def default_path() -> Path:
@@ -94,77 +108,6 @@ def ledger_path() -> Path:
 def _xdg(variable: str, otherwise: str) -> Path:
     folder = os.environ.get(variable, "")  # the XDG rule: a relative path counts as not set
     return expanded(folder if folder.startswith("/") else otherwise) / "imagen"
-
-
-class Parsed(NamedTuple):
-    """A configuration file as a tree, the line of each place in it, and keys that stand twice."""
-
-    tree: Tree
-    lines: dict[Place, int]
-    twice: list[Place]
-
-
-def stands_twice(path: Path | None, place: Place, lines: Mapping[Place, int]) -> ConfigFault:
-    """Return the error for a key that stands twice in a file, at its second line."""
-    where = f"{path}:{line_of(place, lines)}: {'.'.join(place)}"
-    return ConfigFault(f"{where}: stands twice", hint="keep only one of them")
-
-
-def parse(path: Path) -> Parsed:
-    """Read a YAML file with the line of every key; ConfigFault when it is none."""
-    import yaml
-
-    loader_class: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        loader = loader_class(path.read_text(encoding="utf-8"))
-        try:
-            node = loader.get_single_node()
-            lines: dict[Place, int] = {(): 1}
-            twice: list[Place] = []
-            _mark(node, (), lines, twice, set())
-            tree = loader.construct_document(node) if node else {}
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as fault:
-        mark = getattr(fault, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigFault(
-            f"{path}{where}: not YAML: {getattr(fault, 'problem', None) or fault}"
-        ) from None
-    except (RecursionError, ValueError) as fault:
-        why = fault if isinstance(fault, UnicodeDecodeError) else "it cannot be read as YAML"
-        if type(fault) is ValueError:  # of a date that is none
-            why = f"{why}: {fault}"
-        raise ConfigFault(f"{path}: {why}") from None
-    except OSError as fault:
-        raise ConfigFault(f"cannot read {path}: {fault.strerror}") from None
-    if not isinstance(tree, dict):
-        raise ConfigFault(
-            f"{path}: the file must hold keys and values", hint="imagen-config sample"
-        )
-    return Parsed(tree, lines, twice)
-
-
-def _mark(
-    node: Any, place: Place, lines: dict[Place, int], twice: list[Place], seen: set[int]
-) -> None:
-    import yaml
-
-    if isinstance(node, yaml.MappingNode) and id(node) not in seen:
-        seen.add(id(node))  # an alias is the same node again: once is enough
-        for key, value in node.value:
-            inner = (*place, str(key.value))
-            if inner in lines:
-                if key.value != "<<":
-                    twice.append(inner)
-                for old in [place for place in lines if place[: len(inner)] == inner]:
-                    del lines[old]
-            lines[inner] = key.start_mark.line + 1
-            _mark(value, inner, lines, twice, seen)
-    elif isinstance(node, yaml.SequenceNode) and id(node) not in seen:
-        seen.add(id(node))
-        for number, value in enumerate(node.value):
-            _mark(value, (*place, str(number)), lines, twice, seen)
 
 
 def _effective(tree: Tree) -> Iterator[tuple[str, Key, Any, str]]:
@@ -221,13 +164,6 @@ def secret(variable: str) -> str | None:
 def variable(name: str) -> str | None:
     """Give what an environment variable that is no secret says, None when it is not set."""
     return os.environ.get(name) or None
-
-
-def line_of(place: Place, lines: Mapping[Place, int]) -> int:
-    """Give the line of a place in the file, or of the nearest key around it."""
-    while place not in lines and place:
-        place = place[:-1]
-    return lines.get(place, 1)
 
 
 def all_values(config: Config) -> Iterator[tuple[str, Any, str]]:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .db import SQL, Database, Row, Transaction
-from .errors import ConfigFault, Refused
+from .db import SQL, Database, DatabaseBusy, DatabaseFault, Row, Transaction
+from .errors import ConfigFault, ImagenError, Refused
 
 STATEMENT_S, LOCK_S, TURN_S = 300, 10, 30
 BOOTSTRAP = "bootstrap"
+NEEDS: dict[str, tuple[str, ...]] = {  # a migration that is not named here needs all before it
+    "002_imagen_schema_grants": ("001_imagen_schema_init",),
+    "003_imagen_storage_policies": ("001_imagen_schema_init",),
+    "004_imagen_pgrst_expose": ("001_imagen_schema_init",),
+    "005_mai_usage": (),
+    "006_imagen_jobs": ("001_imagen_schema_init",),
+    "007_imagen_storage_image_types": ("003_imagen_storage_policies",),
+    "008_imagen_jobs_released": ("006_imagen_jobs",),
+}
+_TABLE = re.compile(r"^create table if not exists ([\w.]+) \(\n(.*?)^\)", re.MULTILINE | re.DOTALL)
+_COLUMN = re.compile(
+    r"^  (?!unique\b|check\b|primary\b)(\w+) ([a-z]+(?: precision)?)\b", re.MULTILINE
+)
 
 
 class MigrationFault(ConfigFault):
@@ -85,14 +99,80 @@ def _applied(step: Transaction) -> dict[str, Row]:
 
 
 def apply(database: Database, files: Sequence[Migration]) -> Iterator[dict[str, Any]]:
-    """Apply what is pending, each in a transaction of its own; yield what was done, as done."""
+    """Apply what is pending, each in a transaction of its own; yield what was done, as done.
+
+    After one that fails those that do not need it are applied; then the first failure is raised.
+    """
     with database.transaction() as step:
         check(states(files, _applied(step)))
         _check_roles(step)
-    for one in files:
+        there = {*_applied(step)}
+    faults: dict[str, ImagenError] = {}
+    skipped: list[str] = []
+    for number, one in enumerate(files):
+        needs = NEEDS.get(one.name, [earlier.name for earlier in files[:number]])
+        if one.name not in there and any(name in faults or name in skipped for name in needs):
+            skipped.append(one.name)
+            yield {"migration": one.name, "status": "skipped"}
+            continue
         begun = time.monotonic()
-        if _apply_one(database, files, one):
+        try:
+            is_new = _apply_one(database, files, one)
+        except (Refused, DatabaseFault) as fault:
+            if isinstance(fault, (DatabaseBusy, MigrationFault)):
+                raise
+            faults[one.name] = fault
+            yield {"migration": one.name, "status": "failed", "error": fault.message}
+            continue
+        if is_new:
             yield _line(one, begun)
+    if faults:
+        raise _summary(database, faults, skipped)
+
+
+def _summary(
+    database: Database, faults: Mapping[str, ImagenError], skipped: Sequence[str]
+) -> ImagenError:
+    """Return the first failure, with what else failed and what was not tried for it."""
+    first = next(iter(faults.values()))
+    texts = [f"{name}: {fault.message}" for name, fault in faults.items()]
+    texts += [f"not tried, as it needs one that failed: {', '.join(skipped)}"] if skipped else []
+    if any(fault.code == "not_permitted" for fault in faults.values()):
+        with database.transaction() as step:
+            lacks = [text for (text,) in step.named("missing_rights")]
+        if lacks:
+            first.hint = f"the role lacks the right to {'; to '.join(lacks)}"
+    first.message = "; ".join(texts)
+    return first
+
+
+def columns_of(sql: str) -> dict[str, dict[str, str]]:
+    """Return the columns of the tables that a migration makes, each with its type."""
+    return {table: dict(_COLUMN.findall(body)) for table, body in _TABLE.findall(sql)}
+
+
+def _check_columns(step: Transaction, one: Migration) -> None:
+    """Refused where a table was there before with other columns: it would fail later, or lose."""
+    for table, columns in columns_of(one.sql).items():
+        there = {name: (kind, sames) for name, kind, sames in _columns_there(step, table, columns)}
+        if not there:
+            continue
+        lacks = [name for name in columns if name not in there]
+        other = [
+            f"{name} ({there[name][0]})" for name in columns if name in there and not there[name][1]
+        ]
+        wrong = [f"no column {', '.join(lacks)}"] if lacks else []
+        wrong += [f"another type of {', '.join(other)}"] if other else []
+        if wrong:
+            raise Refused(
+                f"a table {table} was there before, with {' and '.join(wrong)}",
+                code="not_ours",
+                hint=f"rename it, or give it the columns of sql/{one.name}.sql, and run again",
+            )
+
+
+def _columns_there(step: Transaction, table: str, columns: Mapping[str, str]) -> list[Row]:
+    return step.named("columns_there", [*columns], [*columns.values()], table)
 
 
 def _apply_one(database: Database, files: Sequence[Migration], one: Migration) -> bool:
@@ -105,6 +185,8 @@ def _apply_one(database: Database, files: Sequence[Migration], one: Migration) -
         check(found)
         if State(one.name, "pending") not in found:
             return False
+        step.rows("select set_config('standard_conforming_strings', 'on', true)")
+        _check_columns(step, one)
         step.rows(one.sql)
         step.named("migrations_record", one.name, one.sha256)
         return True

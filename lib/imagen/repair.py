@@ -46,18 +46,23 @@ def differences(target: Target, folder: Path, now: datetime) -> Iterator[Differe
 
     Rows are read first: whose row comes in later has an object that is younger than _UNDER_WAY.
     """
-    rows = {
-        row["storage_path"]: row
-        for row in target.tables.rows("images", "id,storage_path,sha256,bytes")
-    }
+    rows: dict[str, Record] = {}
+    pathless: list[tuple[str, Record]] = []
+    for row in target.tables.rows("images", "id,storage_path,sha256,bytes"):
+        path = row.get("storage_path")
+        if isinstance(path, str):
+            rows[path] = row
+        else:
+            pathless.append((repr(path), row))
     for path, entry in target.bucket.objects():
-        row, size = rows.pop(path, None), _size(entry)
-        if row is None:
+        size = _size(entry)
+        its_row = rows.pop(path, None)
+        if its_row is None:
             if now - _moment(entry.get("updated_at")) > _UNDER_WAY:
                 yield Difference("object_without_row", path, None, _of_object(folder, path, size))
-        elif size not in (None, row["bytes"]):
-            yield Difference("object_differs", path, row["id"], _of_row(folder, path, row))
-    for path, row in rows.items():
+        elif size not in (None, its_row.get("bytes")):
+            yield Difference("object_differs", path, its_row["id"], _of_row(folder, path, its_row))
+    for path, row in [*rows.items(), *pathless]:
         yield Difference("row_without_object", path, row["id"], _of_row(folder, path, row))
 
 
@@ -82,7 +87,7 @@ def mend(found: Difference, target: Target, owner: str | None) -> None:
 
 def _of_row(folder: Path, path: str, row: Mapping[str, Any]) -> Path | None:
     """Give the local file that a row is of."""
-    return _local(folder, path, lambda record: record.get("sha256") == row["sha256"])
+    return _local(folder, path, lambda record: record.get("sha256") == row.get("sha256"))
 
 
 def _of_object(folder: Path, path: str, size: int | None) -> Path | None:
@@ -109,8 +114,9 @@ _TAKEN = re.compile(r"(.+)-[0-9a-f]{8}(\.\w+)")
 
 
 def _size(entry: Mapping[str, Any]) -> int | None:
-    size = (entry.get("metadata") or {}).get("size")
-    return size if isinstance(size, int) else None
+    metadata = entry.get("metadata")
+    size = metadata.get("size") if isinstance(metadata, dict) else None
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def _moment(text: Any) -> datetime:

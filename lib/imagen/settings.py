@@ -14,6 +14,7 @@ from .errors import ConfigFault, suggest
 from .record import canonical_uuid
 
 SECRET = "***"
+QUOTES = "put it in quotes"
 Tree = dict[str, Any]
 Place = tuple[str, ...]
 
@@ -35,7 +36,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "cloud_sync": Key(MODES, "auto", "IMAGEN_CLOUD_SYNC"),
     },
     "supabase": {
-        "url": Key("url", None, "SUPABASE_URL"),
+        "url": Key("server", None, "SUPABASE_URL"),
         "service_key_env": Key("variable", "SUPABASE_SERVICE_ROLE_KEY"),
         "bucket": Key("string", "imagen-generated"),
         "schema": Key("string", "imagen"),
@@ -43,7 +44,7 @@ KEYS: dict[str, dict[str, Key]] = {
     },
     "models": {
         "dir": Key("path", None, "IMAGEN_MODELS_DIR"),
-        "url": Key("url", "https://huggingface.co", "HF_ENDPOINT"),
+        "url": Key("server", "https://huggingface.co", "HF_ENDPOINT"),
     },
     "usage": {"sink": Key("local|supabase|both", "local")},
     "budget": {
@@ -114,9 +115,7 @@ def _check_names(tree: Tree) -> Iterator[Fault]:
 
 def _check_named(section: str, name: Any, settings: Any) -> Iterator[Fault]:
     if not isinstance(name, str):
-        yield Fault(
-            (section, str(name)), f"the name must be text, not {name!r}", "put it in quotes"
-        )
+        yield Fault((section, str(name)), f"the name must be text, not {name!r}", QUOTES)
     elif section == "styles":
         yield from check_keys((section, name), STYLE_KEYS, settings)
     else:
@@ -178,7 +177,42 @@ def check(place: Place, kind: str, value: Any) -> Iterator[Fault]:
     wrong = (isinstance(value, bool) and bool not in types) or not isinstance(value, types)
     if wrong or not good(value):
         said = "" if kind in _SECRETIVE else f", not {hide_password(str(value))[:80]!r}"
-        yield Fault(place, f"must be {says}{said}")
+        yield Fault(place, f"must be {says}{said}", _hint(kind, value))
+
+
+def _hint(kind: str, value: Any) -> str | None:
+    """Return how a value of the wrong kind becomes a right one, where that is known."""
+    if kind in _TEXTS:
+        values = value if isinstance(value, list) and kind == "strings" else [value]
+        if any(isinstance(each, (bool, int, float, date)) for each in values):
+            return QUOTES
+    if kind in ("any", "mapping") and isinstance(value, date):
+        return QUOTES
+    if not isinstance(value, str):
+        return None
+    if kind == "path":
+        return (
+            "no shell reads this file: ~ stands for your home"
+            if "$" in value or "%" in value
+            else "write it with slashes, such as ~/pictures"
+        )
+    if kind == "server" and _is_url(value):
+        return "leave out what follows the ? or #; headers_env sends a token"
+    return None
+
+
+def _is_path(value: str) -> bool:
+    """Tell whether a path needs no shell, and no Windows, to be read as it is meant."""
+    return bool(value) and not _FOREIGN.search(value)
+
+
+_FOREIGN = re.compile(r"(^|/)\$[A-Za-z_]|\$\{|(^|/)%\w+%|^[A-Za-z]:[\\/]|^\\\\")
+_TEXTS = ("string", "path", "strings")
+
+
+def _is_server(value: str) -> bool:
+    """Tell whether a URL is a server's address: what follows a ? or # would never be sent."""
+    return _is_url(value) and "?" not in value and "#" not in value
 
 
 def _always(_value: Any) -> bool:
@@ -224,8 +258,9 @@ def _positive(value: float) -> bool:
 _SECRETIVE = ("variable", "environment")  # a secret may stand where its variable's name belongs
 _KINDS: dict[str, tuple[tuple[type, ...], str, Any]] = {
     "string": ((str,), "text", len),
-    "path": ((str,), "a path", len),
+    "path": ((str,), "a path", _is_path),
     "url": ((str,), "a URL that starts with http:// or https://", _is_url),
+    "server": ((str,), "a URL that starts with http:// or https://, without ? and #", _is_server),
     "uuid": ((str,), "a UUID", lambda value: not value or canonical_uuid(value)),
     "count": ((int,), "a whole number from 1", lambda value: value >= 1),
     "number": ((int, float), "a number", _always),
@@ -251,7 +286,9 @@ def _switch(value: Any) -> Any:
 
 
 def expanded(text: str) -> Path:
-    """Give a path with ~ expanded; ConfigFault when there is no such home."""
+    """Give a path with ~ expanded; ConfigFault when it has no home, or needs a shell."""
+    if text and not _is_path(text):
+        raise ConfigFault(f"no path for this machine: {text[:80]!r}", hint=_hint("path", text))
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -266,6 +303,6 @@ def resolved(kind: str, value: Any) -> Any:
 
 
 def hide_password(url: str) -> str:
-    """Give a URL with whoever stands before its @ and what follows its ? replaced."""
+    """Give a URL with whoever stands before its @ and what follows its ? or # replaced."""
     without = re.sub(r"(://)[^/\s]*@", rf"\1{SECRET}@", url)
-    return re.sub(r"(://[^?\s]*\?).*", rf"\1{SECRET}", without)
+    return re.sub(r"(://[^?#\s]*[?#]).*", rf"\1{SECRET}", without)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SLOWEST = 2**16  # bytes a second: a line that is slower is a dead one
 _LISTED = 1000  # objects a page
+_DEEPEST = 50  # folders inside one another
 
 
 class Bucket:
@@ -31,7 +32,10 @@ class Bucket:
         self.name = name
 
     def put(self, path: str, stream: IO[bytes], length: int, kind: str) -> None:
-        """Store an open file under a path, over what is there; from its start at each try."""
+        """Store an open file under a path, over what is there; from its start at each try.
+
+        Rejected when the answer is not Storage's: then nothing says that the object is there.
+        """
         where = self._path("object", path)
         headers = {"Content-Type": kind, "x-upsert": "true"}
 
@@ -39,7 +43,9 @@ class Bucket:
             stream.seek(0)
             return server.put(where, stream, headers)
 
-        self._project.ask(put, sends_s=length / SLOWEST)
+        answer = parsed(self._project.ask(put, sends_s=length / SLOWEST).body)
+        if not isinstance(answer, dict) or answer.get("Key") != f"{self.name}/{path}":
+            raise self._project.stranger("Supabase Storage")
 
     def size(self, path: str) -> int | None:
         """Give an object's length in bytes, None when there is no such object."""
@@ -72,17 +78,23 @@ class Bucket:
         base = f"{self._project.server.url}/storage/v1/"
         return urljoin(base, quote(said.lstrip("/"), safe="/?=&%.-_~"))  # its path is not quoted
 
-    def objects(self, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield the path and the entry of every object, folder by folder."""
+    def objects(self, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the path and the entry of every object, folder by folder.
+
+        ServerFault when the server does not keep to the folder and the page that it is asked for.
+        """
+        if depth > _DEEPEST:
+            raise ServerFault("Supabase lists the same folder inside itself again and again")
         for entry in self._entries(prefix):
             path = f"{prefix}/{entry['name']}" if prefix else str(entry["name"])
             if entry.get("id") is not None:
                 yield path, entry
             elif entry["name"]:  # the look inside a folder without a name would be this one again
-                yield from self.objects(path)
+                yield from self.objects(path, depth + 1)
 
     def _entries(self, prefix: str) -> Iterator[Mapping[str, Any]]:
         offset = 0
+        earlier: set[str] = set()  # names of the page before
         while True:
             asked = {
                 "prefix": prefix,
@@ -95,8 +107,11 @@ class Bucket:
                 raise ServerFault("Supabase gave no list of objects")
             if not found:
                 return
-            yield from found
-            offset += len(found)
+            names = {entry["name"] for entry in found}
+            if names <= earlier:
+                raise ServerFault("Supabase lists the same objects again, whatever the offset")
+            yield from (entry for entry in found if entry["name"] not in earlier)
+            offset, earlier = offset + len(found), names
 
     def _path(self, verb: str, path: str | None = None) -> str:
         whole = self.name if path is None else f"{self.name}/{path}"

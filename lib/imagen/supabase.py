@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -34,6 +35,24 @@ class Unauthorized(Rejected):
     code = "unauthorized"
 
 
+class Conflict(Rejected):
+    """A row clashes with what is in the database"""
+
+    state = ""  # SQLSTATE
+    columns = ""  # of a unique index, as the database names them
+
+    @classmethod
+    def of(cls, message: str, entry: Mapping[str, Any], **facts: Any) -> Conflict:
+        """Return it with what PostgREST says of it; its details are read, and not kept."""
+        key = re.match(r"Key \(([\w, ]+)\)=", str(entry.get("details") or ""))
+        name = re.search(r'unique constraint "([^"]+)"', str(entry.get("message") or ""))
+        columns = key[1] if key else _UNIQUE.get(name[1], "") if name else ""
+        return cls(message, state=str(entry.get("code") or ""), columns=columns, **facts)
+
+
+_UNIQUE = {"images_pkey": "id", "images_storage_path_key": "storage_path"}  # sql/001
+
+
 class Project:
     """A Supabase project, spoken to as its service role: row level security does not bind it."""
 
@@ -46,7 +65,8 @@ class Project:
     ) -> None:
         """Take supabase.url and the service key; `key_name` is the variable that holds the key.
 
-        `patience_s` goes over PATIENCE_S. ConfigFault when one of them is missing.
+        `patience_s` goes over PATIENCE_S. ConfigFault when one of them is missing, or is no
+        secret key. A new one (sb_secret_…) is no JWT, so it is sent as `apikey` only.
         """
         if not url:
             raise ConfigFault(
@@ -54,13 +74,17 @@ class Project:
             )
         if not key:
             raise ConfigFault("no key for Supabase", hint=f"set ${key_name}, or ${key_name}_FILE")
+        if key.startswith("sb_publishable_"):
+            raise ConfigFault(
+                f"${key_name} holds a publishable key (sb_publishable_…), which may write nothing",
+                hint="it must hold a secret key (sb_secret_…) or the legacy service_role key",
+            )
         self.key_name = key_name
         self._patience_s = patience_s
         self._is_down = False
-        headers = {
-            "apikey": key,  # the hosted gateway wants this one, the servers behind it the other
-            "Authorization": f"Bearer {key}",
-        }
+        headers = {"apikey": key}  # the hosted gateway wants this one
+        if not key.startswith("sb_secret_"):
+            headers["Authorization"] = f"Bearer {key}"  # and the servers behind it this one
         self.server = Server(url, headers, who="Supabase")
 
     def ask(self, ask: Callable[[Server], Answer], sends_s: float = 0) -> Answer:
@@ -106,10 +130,17 @@ class Project:
         if status == 401 or (status == 403 and code in _BAD_KEY):
             hint = f"${self.key_name} must hold this project's service key"
             return Unauthorized(message, **facts, hint=hint)
+        if status == 409:
+            return Conflict.of(message, found, **facts, hint=_hint(code, status))
         kind: type[ImagenError] = type(fault)
         if status == 429 or status >= 500:
             kind = Throttled if status == 429 else ServerFault
         return kind(message, **facts, hint=_hint(code, status))
+
+    def stranger(self, service: str = "Supabase") -> Rejected:
+        """Return the error for an answer that the service cannot have given."""
+        message = f"the server at {self.server.url} does not answer as {service} does"
+        return Rejected(message, hint="look at supabase.url, and what stands before it")
 
     def close(self) -> None:
         """Close the connections."""
@@ -155,9 +186,13 @@ class Tables:
         for until one is empty: a short one need not be the last, the server has its own limit.
         """
         after: Any = None
+        earlier: set[Any] = set()
         while page := self._page(table, select, key, after, filters):
+            keys = {row.get(key) for row in page if isinstance(row.get(key), (str, int))}
+            if len(keys) < len(page) or keys & earlier:  # it does not keep to order and filter
+                raise self._project.stranger()
             yield from page
-            after = page[-1][key]
+            after, earlier = page[-1][key], keys
 
     def _page(
         self, table: str, select: str, key: str, after: Any, filters: Mapping[str, Any]
@@ -172,11 +207,8 @@ class Tables:
 
     def _rows(self, ask: Callable[[Server], Answer]) -> list[Row]:
         found = parsed(self._project.ask(ask).body)
-        if not isinstance(found, list):
-            raise Rejected(
-                f"the server at {self._project.server.url} does not answer as Supabase does",
-                hint="look at supabase.url",
-            )
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise self._project.stranger()
         return found
 
 

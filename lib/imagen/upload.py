@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import files
-from .errors import ImagenError, Refused, Rejected
+from .errors import TEMPORARY, ImagenError, Refused
 from .record import Record, canonical_uuid, check_storable, checked
 from .storage import Bucket
-from .supabase import Tables
+from .supabase import Conflict, Tables
 
 KINDS = {form: f"image/{form}" for form in files.SUFFIXES}
 _PATH = re.compile(r"(\d{4}-\d\d-\d\d)/[a-z0-9-]{1,200}\.(png|jpg|webp|gif|avif)", re.ASCII)
@@ -46,7 +46,7 @@ class RowMissing(ImagenError):
 
     code = "row_missing"
     retry = "safe"
-    hint = "imagen-upload --retry-pending finishes it"
+    hint = "kept; imagen-upload --retry-pending sends it"
 
 
 class Different(Refused):
@@ -292,11 +292,24 @@ def _recorded(image: Image, target: Target, path: str) -> bool:
     try:
         return bool(target.tables.insert_ignoring("images", [row_of(image, path)], "id"))
     except ImagenError as fault:
-        if isinstance(fault, Rejected) and fault.status == 409:
+        if isinstance(fault, Conflict) and (fault.state, fault.columns) in _SAME:
             return False
         says = f"the object is there, its row is not: {fault.message}"
         facts = {"retry": fault.retry, "retry_after_s": fault.retry_after_s}
-        raise RowMissing(says, hint=fault.hint or RowMissing.hint, **facts) from None
+        raise RowMissing(says, hint=kept_hint(fault), **facts) from None
+
+
+_SAME = (("23505", "id"), ("23505", "storage_path"))  # what another image has already
+
+
+def kept_hint(fault: ImagenError) -> str:
+    """Return the hint of an upload that is kept: what to do first, and what sends it."""
+    if fault.hint and "imagen-upload --retry-pending" in fault.hint:
+        return fault.hint
+    if fault.exit_status == TEMPORARY:
+        return f"{fault.hint}; {RowMissing.hint}" if fault.hint else str(RowMissing.hint)
+    first = fault.hint or "mend what the message says"
+    return f"{first}; then imagen-upload --retry-pending sends it: it is kept"
 
 
 def _put(image: Image, stream: BufferedReader, target: Target, path: str) -> None:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from servers.answering import Answering
 from servers.comfyui import ComfyUI
 from servers.replicate import SCHNELL, TOKEN, Replicate
 from servers.replicate import Answer as Late
@@ -241,3 +242,48 @@ def test_on_terminal_it_is_a_table(tool, configure):
 def test_colour_is_for_terminals_that_want_it(tool):
     assert "\x1b[32mok" in tool.on_terminal("backends")
     assert "\x1b" not in tool.on_terminal("backends", NO_COLOR="1")
+
+
+# -- what stands before a server -------------------------------------------------------------------
+
+LOGIN = "headers_env sends a token or a cookie"
+PAGE = b"\n<!doctype html><title>Log in</title>"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "place", "says"),
+    [
+        (301, b"", "https://me:hunter2@new.example.org/c", "301: to https://new.example.org/c"),
+        (302, b"moved", "/login?next=%2Fhunter2", "302: to /login: moved"),
+        (401, b'{"error": "who are you?"}', "", "answered 401"),
+        (200, PAGE, "", "no JSON object"),
+    ],
+)
+def test_a_redirect_a_401_and_a_login_page_name_headers_env(
+    tool, configure, status, body, place, says
+):
+    headers = {"Location": place} if place else {}
+    with Answering(lambda handler: handler.send(status, body, **headers)) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        configure(local(url, patience_s="1"))
+        listed = tool("backends", "--check", "local")
+        rendered = tool("render", "a cat", "--backend", "local", "--size", "64x64")
+    for text in (listed.record["status"], rendered.err):
+        assert says in text and LOGIN in text, text
+        assert "hunter2" not in text
+
+
+def test_the_tools_reach_a_loopback_server_though_a_dead_proxy_is_set(tool, configure):
+    with ComfyUI() as server:
+        configure(f"backends: {{c: {{type: comfyui, url: {server.url}}}}}\n")
+        dead = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+        ran = tool("render", "a cat", "--backend", "c", "--size", "64x64", env=dead)
+    assert ran.status == 0, ran.err
+
+
+def test_a_dead_proxy_is_named_by_the_tools(tool, configure):
+    configure("backends: {c: {type: comfyui, url: 'http://comfyui.test:8188', patience_s: 1}}\n")
+    dead = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    ran = tool("render", "a cat", "--backend", "c", "--size", "64x64", env=dead)
+    assert ran.status == 75
+    assert "through the proxy at 127.0.0.1:9: connection refused" in ran.err

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from imagen import record
+from imagen import config_init, record
+from servers.comfyui import ComfyUI
 
 SAMPLE_INSTANCES = [
     "mock",
@@ -184,22 +185,29 @@ def test_validate_takes_a_file(tool):
 
 
 @pytest.mark.parametrize(
-    ("sync", "owner", "warns"),
+    ("sync", "owner", "url", "lacks"),
     [
-        ("on", "", True),
-        ("auto", "", True),
-        (None, "", True),
-        ("off", "", False),
-        ("on", "ac6c9501-0000-4000-8000-2cff4288382b", False),
+        ("on", "", "https://p.supabase.co", "supabase.owner_user_id"),
+        ("auto", "", "https://p.supabase.co", "supabase.owner_user_id"),
+        (None, "", "https://p.supabase.co", "supabase.owner_user_id"),
+        ("on", "", "", "supabase.url"),
+        ("on", "ac6c9501-0000-4000-8000-2cff4288382b", "", "supabase.url"),
+        ("auto", "", "", None),
+        (None, "", "", None),
+        ("off", "", "https://p.supabase.co", None),
+        ("on", "ac6c9501-0000-4000-8000-2cff4288382b", "https://p.supabase.co", None),
     ],
 )
-def test_validate_warns_of_a_sync_without_an_owner(tool, configure, sync, owner, warns):
+def test_validate_warns_only_of_a_cloud_that_is_half_configured(
+    tool, configure, sync, owner, url, lacks
+):
     configure(
         (f"output: {{cloud_sync: {sync}}}\n" if sync else "")
-        + f'supabase: {{owner_user_id: "{owner}"}}\n'
+        + f'supabase: {{owner_user_id: "{owner}"{f", url: {url!r}" if url else ""}}}\n'
     )
     ran = tool("config", "validate")
-    assert (ran.status, "owner_user_id" in ran.err) == (0, warns)
+    assert ran.status == 0
+    assert (f"{lacks} is empty" in ran.err) if lacks else ran.err == ""
 
 
 def test_validate_without_a_file_is_fine(tool):
@@ -314,9 +322,11 @@ def test_a_broken_configuration_stops_every_tool_before_it_starts(tool, configur
         assert "did you mean output" in ran.err
 
 
-@pytest.mark.parametrize("args", [[], ["nonsense"], ["show", "x"], ["sample", "x"], ["path", "x"]])
-def test_wrong_usage_is_status_2(tool, args):
-    ran = tool("config", *args)
+@pytest.mark.parametrize(
+    "args", [[], ["nonsense"], ["show", "x"], ["sample", "x"], ["path", "x"], ["init", "x"]]
+)
+def test_wrong_usage_is_status_2(tool, what):
+    ran = tool("config", *what.split())
     assert (ran.status, ran.out) == (2, b"")
     assert ran.err.startswith("imagen-config: ")
 
@@ -390,6 +400,10 @@ TWICE = "budget:\n  per_day: 0.001\noutput: {dir: pictures}\nbudget:\n  per_mont
         ("workflow", ["list"]),
         ("config", ["show"]),
         ("config", ["validate"]),
+        ("jobs", []),
+        ("jobs", ["retry", "11111111-2222-4333-8444-555555555555"]),
+        ("migrate", ["--status"]),
+        ("migrate", []),
     ],
 )
 def test_a_second_budget_block_is_refused_by_every_tool(tool, configure, name, args):
@@ -406,3 +420,90 @@ def test_validate_names_a_key_that_stands_twice_beside_all_else(tool, configure)
     assert ran.status == 2
     assert f"{path}:4: budget: stands twice" in ran.err
     assert f"{path}:6: colour: unknown key" in ran.err
+
+
+@pytest.mark.parametrize("name", ["jobs", "migrate"])
+def test_a_configuration_that_is_named_and_not_there_is_refused_before_the_database(tool, name):
+    env = {"IMAGEN_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/x"}
+    ran = tool(name, "--config", "no-such.yaml", env=env)
+    assert (ran.status, ran.out) == (2, b"")
+    assert "a configuration file that is not there: no-such.yaml" in ran.err
+
+
+# -- init ------------------------------------------------------------------------------------------
+
+
+def mode(path):
+    return path.stat().st_mode & 0o777
+
+
+def test_init_makes_folder_and_file_for_their_owner_alone(tool):
+    (tool.folder / "config").rmdir()
+    ran = tool("config", "init", umask=0o022)
+    path = tool.folder / "config" / "imagen" / "config.yaml"
+    assert (ran.status, ran.out.decode()) == (0, f"{path}\n")
+    assert (mode(path), mode(path.parent)) == (0o600, 0o700)
+    assert tool("config", "validate").status == 0
+
+
+def test_what_init_writes_is_the_sample_but_for_its_default_backend(tool):
+    ran = tool("config", "init")
+    path = Path(ran.out.decode().strip())
+    text, sample = path.read_text(), tool("config", "sample").out.decode()
+    differ = [
+        one
+        for one, other in zip(text.splitlines(), sample.splitlines(), strict=True)
+        if one != other
+    ]
+    assert all("default_backend" in one or one.startswith("#") for one in differ)
+    backend = yaml.safe_load(text)["default_backend"]
+    assert backend in ("mock", "flux-schnell-local")
+    assert backend in ran.err
+
+
+@pytest.mark.parametrize("held", ["default_backend: mock\n", ""])
+def test_init_replaces_no_file(tool, configure, held):
+    path = configure(held)
+    ran = tool("config", "init")
+    assert (ran.status, ran.out) == (2, b"")
+    assert f"{path} is there already" in ran.err
+    assert path.read_text() == held
+
+
+def test_init_follows_no_link_that_leads_nowhere(tool):
+    path = tool.folder / "config" / "imagen" / "config.yaml"
+    path.parent.mkdir()
+    path.symlink_to(tool.folder / "elsewhere")
+    assert tool("config", "init").status == 2
+    assert not (tool.folder / "elsewhere").exists()
+
+
+def test_init_writes_where_the_flag_or_the_variable_says(tool):
+    ran = tool("config", "init", "--config", "a/b/mine.yaml")
+    assert (ran.status, (tool.folder / "a/b/mine.yaml").is_file()) == (0, True)
+    ran = tool("config", "init", env={"IMAGEN_CONFIG": str(tool.folder / "c/mine.yaml")})
+    assert (ran.status, (tool.folder / "c/mine.yaml").is_file()) == (0, True)
+
+
+def test_init_where_no_folder_can_be_made_is_one_line(tool):
+    (tool.folder / "file").write_text("")
+    ran = tool("config", "init", "--config", "file/mine.yaml")
+    assert (ran.status, ran.out) == (2, b"")
+    assert re.fullmatch(r"imagen-config: [^\n]+\n", ran.err)
+    assert "itself" not in ran.err
+
+
+def test_two_inits_at_once_leave_one_whole_file(tool):
+    running = [tool.start("config", "init") for _ in range(4)]
+    ended = [tool.ended(child) for child in running]
+    assert sorted(ran.status for ran in ended) == [0, 2, 2, 2]
+    assert tool("config", "validate").status == 0
+    folder = tool.folder / "config" / "imagen"
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_the_default_backend_of_init_is_a_comfyui_only_where_one_answers():
+    with ComfyUI() as server:
+        assert config_init.default_backend(server.url) == "flux-schnell-local"
+        url = server.url
+    assert config_init.default_backend(url) == "mock"

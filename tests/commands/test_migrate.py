@@ -276,3 +276,103 @@ def test_states_compare_files_with_what_was_applied():
         State("003", "pending"),
         State("4", "unknown", said),
     ]
+
+
+# -- where a migration fails -----------------------------------------------------------------------
+
+
+def test_the_migration_that_fails_is_named_and_those_that_do_not_need_it_go_on(
+    bare_database, migrate
+):
+    with bare_database.cursor() as cursor:
+        cursor.execute("drop table storage.buckets cascade")
+    ran = migrate(bare_database)
+    assert ran.status == 1
+    assert "003_imagen_storage_policies: " in ran.err and "storage.buckets" in ran.err
+    assert "007_imagen_storage_image_types" in ran.err
+    status = dict(done(ran))
+    assert [name for name, one in status.items() if one == "failed"] == [NAMES[2]]
+    assert [name for name, one in status.items() if one == "skipped"] == [NAMES[6]]
+    assert {one for name, one in status.items() if name not in (NAMES[2], NAMES[6])} == {"applied"}
+
+
+def test_the_rights_that_a_role_lacks_are_named(bare_database, migrate):
+    with bare_database.cursor() as cursor:
+        cursor.execute("revoke all on storage.buckets from migrator, supabase_storage_admin")
+        cursor.execute("revoke supabase_storage_admin from migrator")
+    try:
+        ran = migrate(bare_database)
+    finally:
+        with bare_database.cursor() as cursor:
+            cursor.execute("grant supabase_storage_admin to migrator")
+    assert ran.status == 2
+    assert "003_imagen_storage_policies: " in ran.err
+    assert "the role lacks the right to " in ran.err
+    assert "make policies on storage.objects" in ran.err
+    assert "create schemas" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("(id uuid primary key, prompt text)", "no column created_at, owner_user_id"),
+        ("(like pattern including all, mine text)", None),
+    ],
+)
+def test_a_table_that_was_there_before_must_have_our_columns(bare_database, migrate, table, says):
+    columns = migrations.columns_of(migrations.read()[0].sql)["imagen.images"]
+    whole = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+    with bare_database.cursor() as cursor:
+        cursor.execute(f"create table pattern ({whole}, primary key (id))")
+        cursor.execute(f"create schema imagen; create table imagen.images {table}")
+        cursor.execute("alter schema imagen owner to migrator")
+        cursor.execute("alter table imagen.images owner to migrator")
+    ran = migrate(bare_database)
+    if says:
+        assert ran.status == 2
+        assert "a table imagen.images was there before" in ran.err and says in ran.err
+        assert dict(done(ran))[NAMES[4]] == "applied", "mai.imagen_usage does not need it"
+    else:
+        assert ran.status == 0, ran.err
+
+
+def test_a_column_of_another_type_is_named(bare_database, migrate):
+    with bare_database.cursor() as cursor:
+        cursor.execute("create schema mai")
+        cursor.execute("create table mai.imagen_usage (id bigint primary key, submit text)")
+        cursor.execute("alter schema mai owner to migrator")
+        cursor.execute("alter table mai.imagen_usage owner to migrator")
+    ran = migrate(bare_database)
+    assert ran.status == 2
+    assert "another type of id (bigint)" in ran.err
+
+
+def test_every_table_of_the_migrations_is_compared():
+    tables = {name for one in migrations.read() for name in migrations.columns_of(one.sql)}
+    assert tables == {"imagen.images", "mai.imagen_usage", "imagen.jobs"}
+
+
+def test_the_columns_of_the_migrations_are_those_of_the_database(database):
+    for one in migrations.read():
+        for table, columns in migrations.columns_of(one.sql).items():
+            with database.cursor() as cursor:
+                cursor.execute(
+                    "select attname from pg_attribute where attrelid = %s::regclass"
+                    " and attnum > 0 and not attisdropped",
+                    [table],
+                )
+                later = {"released_at"}
+                assert {*columns} == {name for (name,) in cursor.fetchall()} - later
+
+
+def test_it_works_where_backslashes_are_escapes_by_default(bare_database, migrate):
+    with bare_database.cursor() as cursor:
+        cursor.execute(f"alter database {bare_database.name} set standard_conforming_strings = off")
+    ran = migrate(bare_database)
+    assert ran.status == 0, ran.err
+    with bare_database.cursor() as cursor:
+        cursor.execute(
+            "select pg_get_constraintdef(oid) from pg_constraint"
+            " where conrelid = 'imagen.jobs'::regclass"
+        )
+        assert any("\\S" in text for (text,) in cursor.fetchall())

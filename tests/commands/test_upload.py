@@ -219,6 +219,8 @@ def test_whatever_fails_is_no_success_is_kept_and_finished_later(
     assert "cloud" not in ran.record
     assert (error["tool"], error["code"] == "row_missing") == ("imagen-upload", start == ROW)
     assert ran.err.startswith("imagen-upload: a-cat-7: ")
+    assert "imagen-upload --retry-pending sends it" in ran.err and "kept" in ran.err
+    assert (error["retry"] == "safe") == ("(hint: kept; " in ran.err)
     assert len(rows(cloud)) == 0
     again = tool("upload", "--retry-pending")
     assert (again.status, again.record["cloud"]["path"], kept()) == (

@@ -37,7 +37,7 @@ from ..workflow_images import expected_images
 from . import BASE_KEYS, Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {
-    "url": Key("url", "http://127.0.0.1:8188"),
+    "url": Key("server", "http://127.0.0.1:8188"),
     "workflow": Key("string", "flux1-schnell"),
     "boot_hint": Key("string"),
     "headers_env": Key("environment"),
@@ -54,6 +54,7 @@ _AT_LEAST_S = 1  # for the one look that even a wait of no time needs
 _FETCH_S = 600  # for all images of a prompt, as long as they keep coming
 _MOST_IMAGES = 100  # of one prompt, where no more are planned: each is held in memory
 _TOO_OLD = "this ComfyUI does not take the prompt_id that a client chooses"
+_LOGIN = "check url; behind a proxy that asks for a login, headers_env sends a token or a cookie"
 _LOOK_S = 1.0  # how often /queue, which carries whole graphs, is asked beside /history
 
 
@@ -309,7 +310,7 @@ class ComfyUI:
         except Unreachable as fault:
             return Status("unreachable", self._with_boot_hint(fault).as_line())
         except ImagenError as fault:
-            return Status("unreachable", fault.message)
+            return Status("unreachable", fault.as_line())
         lacks = [one for one in findings if one.severity == "error" and one.what != "no_value"]
         return self._incomplete(lacks) if lacks else Status("ok")
 
@@ -358,7 +359,7 @@ class ComfyUI:
     def _server(self) -> http.Server:
         if self._opened is None:
             url = self._settings.get("url", KEYS["url"].default)
-            self._opened = http.Server(url, self._headers(), who="ComfyUI")
+            self._opened = http.Server(url, self._headers(), who="ComfyUI", login_hint=_LOGIN)
         return self._opened
 
     def _headers(self) -> dict[str, str]:

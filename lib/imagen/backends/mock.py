@@ -248,7 +248,7 @@ def _from_file(instance: Instance) -> Any:
     path = instance.config_folder / expanded(named)
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as fault:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as fault:
         raise ConfigFault(
             f"backend {instance.name}: cannot read the faults in {path}: {fault}"
         ) from None

@@ -36,7 +36,7 @@ from . import Ask, Collected, Instance, Lost, Plan, Ran, Refusals, Sought, Statu
 KEYS = {
     "model": Key("string"),
     "api_token_env": Key("variable", "REPLICATE_API_TOKEN"),
-    "base_url": Key("url", "https://api.replicate.com", "REPLICATE_BASE_URL"),
+    "base_url": Key("server", "https://api.replicate.com", "REPLICATE_BASE_URL"),
     "cancel_after_s": Key("seconds"),
     "prefer_wait_s": Key("count"),
     "poll_s": Key("seconds", 0.5),
@@ -406,7 +406,7 @@ class Replicate:
     def _base(self) -> str:
         name = str(KEYS["base_url"].env)
         said = variable(name)
-        for fault in check((f"${name}",), "url", said):
+        for fault in check((f"${name}",), "server", said):
             raise ConfigFault(f"${name} {hide_password(fault.message)}", hint=fault.hint)
         return replicate_api.base(said or self._get("base_url"))
 

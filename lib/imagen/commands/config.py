@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 Examples:
-  imagen-config sample > ~/.config/imagen/config.yaml
+  imagen-config init
   imagen-config show | jq -r 'select(.source != "default") | .key'
   imagen-config schema record > record.schema.json
 """
 
 
 @tool("config", epilog=EXAMPLES)
-@click.argument("what", type=click.Choice(["sample", "validate", "show", "path", "schema"]))
+@click.argument("what", type=click.Choice(["init", "sample", "validate", "show", "path", "schema"]))
 @click.argument("which", required=False)
 def main(common: Common, what: str, which: str | None) -> int:
-    """sample prints a commented file; validate [FILE] names every fault with its line; show prints
-    the values in force and where each came from; path prints where the file is or would be; schema
-    [request|record] prints the JSON Schema.
+    """init writes a first file, and replaces none; sample prints it, commented; validate [FILE]
+    names every fault with its line; show prints the values in force and where each came from; path
+    prints where the file is or would be; schema [request|record] prints the JSON Schema.
     """
     import json
 
@@ -37,7 +37,9 @@ def main(common: Common, what: str, which: str | None) -> int:
 
     if which and what not in ("validate", "schema"):
         raise UsageFault(f"{what} takes nothing more")
-    if what == "sample":
+    if what == "init":
+        _init(common)
+    elif what == "sample":
         write_out(config.SAMPLE.read_bytes())
     elif what == "path":
         write_out(f"{config.find(common.config_file) or config.default_path()}\n".encode())
@@ -48,6 +50,35 @@ def main(common: Common, what: str, which: str | None) -> int:
     else:
         return _validate(common.report, which or common.config_file)
     return DONE
+
+
+def _init(common: Common) -> None:
+    """Write the first configuration file; ConfigFault when there is one already."""
+    import os
+
+    from .. import config, config_init, files
+    from ..errors import from_os
+    from ..pipe import write_out
+
+    path = config.chosen_path(common.config_file).absolute()
+    taken = ConfigFault(
+        f"{path} is there already", hint="imagen-config sample prints one to compare with it"
+    )
+    if os.path.lexists(path):
+        raise taken
+    text, note = config_init.first_file()
+    os.umask(0o077)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.publish(path, text.encode())
+    except FileExistsError:
+        raise taken from None
+    except OSError as fault:
+        error = from_os(fault, "cannot write the configuration")
+        error.hint = "name another file with --config"
+        raise error from None
+    write_out(f"{path}\n".encode())
+    common.report.note(note)
 
 
 def _schema(which: str | None) -> dict[str, Any]:
@@ -73,7 +104,7 @@ def _validate(report: Report, named: str | None) -> int:
     path = config.find(named)
     parsed = config.parse(path) if path else config.Parsed({}, {}, [])
     faults = [settings.Fault(place, "stands twice") for place in parsed.twice]
-    faults += settings.faults(parsed.tree)
+    faults += parsed.faults()
     if path:
         for name, said in _instances(parsed.tree):
             faults += backends.faults(backends.Instance(name, said, path.parent, path.parent))
@@ -83,14 +114,22 @@ def _validate(report: Report, named: str | None) -> int:
     if faults:
         return REFUSED
     values = config.load(named)
-    if values["output.cloud_sync"] != "off" and not values["supabase.owner_user_id"]:
-        sync = f"output.cloud_sync is {values['output.cloud_sync']}"
-        report.say(
-            f"{sync}, but supabase.owner_user_id is empty: nothing can be uploaded"
-            " (hint: imagen-config sample shows how to find it)"
-        )
+    if lacking := _cloud_lacks(values):
+        report.say(lacking)
     write_out(f"{path}: ok\n".encode() if path else b"no configuration file; the defaults are ok\n")
     return DONE
+
+
+def _cloud_lacks(values: Config) -> str | None:
+    """Return what is missing in a cloud that is half configured, None where nothing is."""
+    mode, url = values["output.cloud_sync"], values["supabase.url"]
+    if mode == "off" or (mode == "auto" and not url):
+        return None
+    for key in ("supabase.url", "supabase.owner_user_id"):
+        if not values[key]:
+            sync = f"output.cloud_sync is {mode}, but {key} is empty: nothing can be uploaded"
+            return f"{sync} (hint: imagen-config sample shows how to find it)"
+    return None
 
 
 def _instances(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -53,6 +53,7 @@ def main(
     if action and (status or since or not ids):
         raise UsageFault(f"{action} takes the ids of jobs, and no --status or --since")
     from_time = usage.asked_time("--since", since, datetime.now(UTC))
+    config.load(common.config_file)
     where = db.chosen(database_url, config.secret(db.VARIABLE))
     with closing(db.Database(where, "imagen-jobs")) as database:
         queue = jobs.Queue(database)

@@ -39,6 +39,7 @@ def main(
     if status and (bootstrap or dry_run):
         raise UsageFault("--status goes with no other option")
     files = migrations.read()
+    config.load(common.config_file)
     where = db.chosen(database_url, config.secret(db.VARIABLE))
     database = db.Database(where, "imagen-migrate")
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..command import Common, tool
-from ..errors import TEMPORARY, ImagenError, Refused, UsageFault
+from ..errors import ImagenError, Refused, UsageFault
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -154,8 +154,8 @@ class Upload:
                 raise
             except ImagenError as fault:
                 self._keep(image, fault)
-                if self._has_ledger and fault.exit_status == TEMPORARY:
-                    fault.hint = fault.hint or upload.RowMissing.hint
+                if self._has_ledger:
+                    fault.hint = upload.kept_hint(fault)
                 raise
         self._forget(image)
         return cloud

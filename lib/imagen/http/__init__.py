@@ -66,10 +66,12 @@ class Server:
         read_s: float = 60,
         who: str = "server",
         connect_s: float = CONNECT_S,
+        login_hint: str | None = None,
     ) -> None:
         """Take the base URL, headers that go with every request, and the time-outs.
 
-        What stands in `headers` is a secret, and hidden wherever the server says it again.
+        `login_hint` says how to get past a 401, a redirect or a login page. What stands in
+        `headers` is a secret, and hidden wherever the server says it again.
         """
         import requests
         from requests.utils import get_auth_from_url, urldefragauth
@@ -81,6 +83,7 @@ class Server:
         except ValueError:
             raise ConfigFault(f"the {who}'s address cannot be used: {url[:100]!r}") from None
         self.who = who
+        self._login_hint = login_hint
         self.read_s = read_s
         self.connect_s = connect_s
         self.until = math.inf  # of time.monotonic(): nothing is waited for any longer
@@ -264,7 +267,8 @@ class Server:
             exchange.until = min(whole, time.monotonic() + self._body_s())
             body = self._body(response, limit, where)
             _check_whole(response)
-            return Answer(response.status_code, response.headers, body, self._secrets)
+            head = response.status_code, response.headers
+            return Answer(*head, body, self._secrets, self._login_hint)
 
     @contextmanager
     def _translating(self, exchange: Exchange, where: str) -> Iterator[None]:

@@ -29,6 +29,7 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     hidden: Collection[str] = ()
+    login_hint: str | None = None  # where a page of HTML came instead: who may have sent it
 
     def for_people(self) -> bytes:
         """Give the body with the secrets that a server echoes hidden."""
@@ -54,7 +55,10 @@ class Answer(NamedTuple):
         except (ValueError, RecursionError):
             entry = None
         if not isinstance(entry, dict):
-            raise ServerFault(f"the server answered no JSON object: {excerpt(self.for_people())}")
+            shown = excerpt(self.for_people())
+            is_page = self.body.lstrip()[:1] == b"<"
+            hint = self.login_hint if is_page else None
+            raise ServerFault(f"the server answered no JSON object: {shown}", hint=hint)
         return entry
 
 
@@ -77,9 +81,15 @@ def judged(answer: Answer, who: str, where: str) -> Answer:
 
     body = answer.for_people()
     message = f"the {who} at {where} answered {answer.status}: {excerpt(body)}"
+    place = answer.headers.get("Location") if answer.status < 400 else None
+    if place:
+        more = f": {excerpt(body)}" if body.strip() else ""
+        message = f"the {who} at {where} answered {answer.status}: to {_shown(answer, place)}{more}"
     shown = {name: answer.hide(value) for name, value in answer.headers.items()}
     headers = CaseInsensitiveDict(shown)
     facts: dict[str, Any] = {"status": answer.status, "body": body, "headers": headers}
+    if answer.status == 401 or place:
+        facts["hint"] = answer.login_hint
     if answer.status >= 500 or answer.status == 429:
         facts["retry_after_s"] = _seconds(answer.headers.get("Retry-After"))
     if answer.status >= 500:
@@ -89,6 +99,16 @@ def judged(answer: Answer, who: str, where: str) -> Answer:
     if answer.status == 402:
         raise OutOfCredit(message, **facts)
     raise Rejected(message, **facts)
+
+
+def _shown(answer: Answer, place: str) -> str:
+    """Return where a redirect leads, without what may be a secret in it."""
+    without = place.partition("?")[0].partition("#")[0]
+    scheme, found, rest = without.partition("://")
+    if found:
+        host, slash, path = rest.partition("/")
+        without = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return excerpt(answer.hide(without).encode(errors="replace"))
 
 
 REFUSALS = frozenset(
