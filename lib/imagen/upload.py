@@ -291,7 +291,7 @@ def _recorded(image: Image, target: Target, path: str) -> bool:
         if isinstance(fault, Rejected) and fault.status == 409:
             return False
         says = f"the object is there, its row is not: {fault.message}"
-        facts = {"retry": fault.retry, "retry_after_s": fault.retry_after_s}
+        facts = {"retry": fault.retry, "retry_after_s": fault.retry_after_s, "scope": fault.scope}
         raise RowMissing(says, hint=fault.hint or RowMissing.hint, **facts) from None
 
 

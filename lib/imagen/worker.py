@@ -115,7 +115,7 @@ class Worker:
         self._stops_at: float | None = None  # when what runs is ended too
         self._counts = {"done": 0, "failed": 0, "again": 0, "cancelled": 0}
         self._next_due: float | None = None
-        self._reasons: set[str] = set()  # for which jobs went back, as they were said
+        self._reasons: dict[str, float] = {}  # for which jobs went back, and when it was said
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -331,16 +331,16 @@ class Worker:
         return found
 
     def _say(self, job: Claimed, found: Verdict) -> None:
-        """Say what became of a job; why jobs go back is said once, until another thing happens."""
+        """Say what became of a job; a reason for which jobs go back is said once a minute."""
         kind = {"back": "again", "retry": "again"}.get(found.kind, found.kind)
         self._counts[kind] += 1
         why = f": {found.error}" if found.error else ""
-        if found.kind != "back":
-            self._reasons.clear()
-        elif why and why in self._reasons:
-            return
-        else:
-            self._reasons.add(why)
+        if found.kind == "back" and why:
+            now = boottime()
+            if now - self._reasons.get(why, float("-inf")) < REPEAT_S:
+                return
+            recent = {text: at for text, at in self._reasons.items() if now - at < REPEAT_S}
+            self._reasons = {**recent, why: now}
         self._tell(f"{job.id}: {kind if kind != 'again' else 'put back'}{why}")
 
     # -- the queue -------------------------------------------------------------------------------
