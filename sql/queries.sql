@@ -190,16 +190,26 @@ returning id::text;
 -- name: job_cancel
 -- Cancel what is not over yet.
 update imagen.jobs set status = 'cancelled', finished_at = now(), lease = null
-where id = %s and status in ('pending', 'running')
-returning 1;
+where id = any (%s::uuid[]) and status in ('pending', 'running')
+returning id::text, status, left(prompt, 200);
 
 -- name: job_again
--- What failed or was cancelled is tried again, as a job with all its attempts.
+-- What failed or was cancelled is tried again, as a job with all its attempts; what may be paid only
+-- where that is said. Its line and intended_at stay, so that what was sent is looked for first.
 update imagen.jobs set
   status = 'pending', run_after = now(), attempts = 0, claims = 0, finished_at = null,
   error = null, error_detail = null
-where id = %s and status in ('failed', 'cancelled')
-returning 1;
+where id = any (%s::uuid[]) and status in ('failed', 'cancelled') and (
+  %s or (
+    coalesce(error_detail ->> 'billed', 'no') = 'no'
+    and error_detail ->> 'retry' is distinct from 'reconcile'
+  )
+)
+returning id::text, status, left(prompt, 200);
+
+-- name: job_between
+-- The ids from one to another, a few: those that begin alike.
+select id::text from imagen.jobs where id between %s::uuid and %s::uuid order by id limit 3;
 
 -- name: job_status
 -- The status of jobs by their ids.
@@ -218,7 +228,7 @@ select to_jsonb(job)::text from (
 -- Jobs of some statuses since a time, the newest first, as objects; how long each is in its status.
 select to_jsonb(job)::text from (
   select id, created_at, status, priority, owner_user_id, backend, left(prompt, 200) as prompt,
-    attempts, max_attempts, claims, worker, image_id, error,
+    attempts, max_attempts, claims, worker, image_id, error, error_detail ->> 'code' as code,
     case when status = 'pending' and run_after > now() then run_after end as run_after,
     status = 'running' and lease < now() as stuck,
     extract(epoch from now() - case status when 'pending' then created_at

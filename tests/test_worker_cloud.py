@@ -118,7 +118,7 @@ def named_by_the_environment() -> Iterator[Project]:
 @pytest.fixture
 def worker(tool, configure, project, until) -> Callable[[], Any]:
     """Start a worker with its own pipeline: render, upload, log-usage."""
-    mock = f"{project.backend}: {{type: mock, faults: [{{fault: out_of_credit, match: poor}}]}}"
+    mock = f"{project.backend}: {{type: mock, faults: [{{fault: fewer_images, match: poor}}]}}"
     allowed = f"worker: {{backends: [{project.backend}]}}"
     configure(f"usage: {{sink: both}}\nbackends:\n  {mock}\n{allowed}\n")
 
