@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .db import Database, Row
 
 LEASE_S = 10  # of sql/queries.sql: job_claim, job_renew
+_LONGEST_S = 1e10  # since a time in a row, or until it
 _AT_ONCE = 500  # jobs that are cancelled or queued again in one statement
 MOST_CLAIMS = 5  # of job_rescue: without an answer
 WAKE, DONE = "imagen_jobs", "imagen_jobs_done"  # the channels of sql/006_imagen_jobs.sql
@@ -50,7 +51,7 @@ class Claimed(NamedTuple):
     request: dict[str, Any] | None  # the line that was sent before, to be sent again
     intended_age_s: float | None  # how long ago, by the database's clock, that was stored
     released_age_s: float | None  # how long ago who had it lost it; None: nothing is on its way
-    broken: str | None = None  # why params cannot be read; they are {} then
+    broken: str | None = None  # why the row cannot be read; the job fails alone
 
     @property
     def first(self) -> bool:
@@ -233,7 +234,7 @@ class Queue:
 
     def name_lock(self, worker: str) -> bool:
         """See QueueLike."""
-        ((held,),) = self._database.run("job_name_lock", lock_number(worker))
+        ((held, *_),) = self._database.run("job_name_lock", lock_number(worker))
         return bool(held)
 
     def waiting(
@@ -321,12 +322,17 @@ def _asker(
 
 def _claimed(row: Row) -> Claimed:
     params, request, *ages_s = row[8:12]
-    broken = None
+    broken, sent = None, None
     try:
         read = record.parse(params.encode())
     except BadLine as fault:  # Postgres keeps numbers and depths that Python does not read
-        read, broken = {}, fault.message
-    sent = json.loads(request) if request else None
+        read, broken = {}, f"params cannot be read: {fault.message}"
+    try:
+        sent = record.parse(request.encode()) if request else None
+    except BadLine as fault:
+        broken = f"request cannot be read: {fault.message}"
+    if not all(age_s is None or abs(age_s) < _LONGEST_S for age_s in ages_s):
+        ages_s, broken = [None, None], "intended_at or released_at is no time"
     return Claimed._make((*row[:8], read, sent, *ages_s, broken))
 
 
