@@ -107,7 +107,7 @@ class Worker:
         self._db: Connected | None = None
         self._retry_at, self._failures = 0.0, 0
         self._said_last, self._said_at = "", 0.0
-        self._next_renewal = self._next_rescue = self._next_proof = 0.0
+        self._next_renewal = self._next_rescue = self._next_proof = self._next_feed = 0.0
         self._noticed = self._deaf = self._ready = self._idle = self._named = False
         self._stops = 0
         self._stopped_at = 0.0
@@ -143,6 +143,7 @@ class Worker:
 
     def _turn(self) -> None:
         """Do what is due."""
+        self._feed_watchdog()
         now = boottime()
         self._stop_well(now)
         for slot in self._slots:
@@ -192,10 +193,20 @@ class Worker:
             except ImagenError as fault:
                 self._lose_queue(fault)
 
+    def _feed_watchdog(self) -> None:
+        """Tell systemd that the loop turns, whether or not the database is there."""
+        every, now = watchdog_s(), boottime()
+        if every is None or not self._ready or now < self._next_feed:
+            return
+        self._next_feed = now + every / 4
+        away = [f"STATUS=database away; {len(self._held())} running here"] if not self._db else []
+        notify("WATCHDOG=1", *away)
+
     def _pause(self) -> float:
         """Give the seconds until something is due, whether or not anything comes."""
         now = boottime()
         due = [now + (DEAF_S if self._deaf else self._said.poll_s)]
+        due += [self._next_feed] if self._ready and watchdog_s() else []
         due += [slot.deadline for slot in self._slots if slot.deadline and slot.told is None]
         due += [slot.patience for slot in self._slots if slot.told or slot.killed]
         due += [slot.restart for slot in self._slots if slot.restart > now]
@@ -261,7 +272,7 @@ class Worker:
         slot.released_at = None if age_s is None else claimed_at - age_s
         try:
             if job.broken:
-                raise Refused(f"params cannot be read: {job.broken}")
+                raise Refused(job.broken)
             seed = 1 + random.randrange(DRAWN_SEEDS - 1)
             slot.request = job.request or joblines.request_of(
                 job, self._said.rules, datetime.now(UTC), seed
