@@ -15,7 +15,7 @@ import pytest
 from fake_queue import FakeQueue
 from imagen import slots, worker
 from imagen.db import DatabaseFault
-from imagen.errors import AnswerLost, ConfigFault
+from imagen.errors import AnswerLost, ConfigFault, Refused
 from imagen.joblines import Rules
 from imagen.jobs import as_json
 
@@ -266,6 +266,14 @@ def test_any_number_of_jobs_that_fail_at_once_keep_it_from_nothing_else(work, un
     one.stop()
     assert one.ended(5) == 0
     assert status(one, bad[-1]) == "pending"
+
+
+def test_rights_that_are_missing_at_the_start_are_waited_for(work, until):
+    one = work(begin=False, poll_s=60)
+    one.refuse = [Refused("permission denied for table jobs", code="not_permitted")] * 2
+    one.thread.start()
+    until(lambda: one.heard("waiting for jobs"), 15)
+    assert len(one.heard("not there yet: permission denied for table jobs")) == 1
 
 
 def test_a_database_without_the_queue_ends_it_at_once_with_the_way_out(work):

@@ -499,7 +499,7 @@ def _told(queue: QueueLike, job: Claimed, found: Verdict) -> bool:
 
 def _raise_if_lasting(fault: ImagenError) -> None:
     """At the start, end with what another try does not help."""
-    if fault.exit_status == ConfigFault.exit_status:
+    if isinstance(fault, ConfigFault):
         raise fault
     if isinstance(fault, DatabaseFault) and fault.sqlstate in ("42P01", "42703", "3F000", "42883"):
         raise ConfigFault(
