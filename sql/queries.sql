@@ -92,8 +92,10 @@ where id = any (array(
   for update skip locked
 ))
 returning id::text, fence, attempts, max_attempts, claims, owner_user_id::text, prompt, backend,
-  params::text, request::text, extract(epoch from now() - intended_at)::float8,
-  extract(epoch from now() - released_at)::float8,
+  params::text, request::text,
+  -- each by itself: before PostgreSQL 17 a time that is infinite cannot be subtracted
+  (extract(epoch from now()) - extract(epoch from intended_at))::float8,
+  (extract(epoch from now()) - extract(epoch from released_at))::float8,
   case when request is null then set_config('synchronous_commit', 'off', true) end;
 
 -- name: job_next
@@ -185,12 +187,21 @@ where id = any (array(
 returning id::text;
 
 -- name: job_name_lock
--- Nobody else works under this name as long as this connection lives.
-select pg_try_advisory_lock(4920818, %s);
+-- Nobody else works under this name as long as this connection lives; when its other end is dead
+-- without having said so, the server notices within 40 s.
+select pg_try_advisory_lock(4920818, %s), set_config('tcp_keepalives_idle', '20', false),
+  set_config('tcp_keepalives_interval', '5', false),
+  set_config('tcp_keepalives_count', '4', false),
+  set_config('tcp_user_timeout', '40000', false);
+
+-- name: notifications_drained
+-- Let go of what all listeners have heard; how full the queue of notifications is, from 0 to 1.
+select pg_notification_queue_usage();
 
 -- name: job_waiting
--- Seconds until a job is due that who asks may claim; less than 0 when one was before.
-select extract(epoch from min(run_after) - now())::float8
+-- Seconds until a job is due that who asks may claim; less than 0 when one was before. A job whose
+-- run_after is infinity is parked.
+select (extract(epoch from min(run_after)) - extract(epoch from now()))::float8
 from imagen.jobs
 where status = 'pending' and (%s::text[] is null or coalesce(backend, %s) = any (%s::text[]));
 
@@ -214,16 +225,26 @@ returning id::text;
 -- name: job_cancel
 -- Cancel what is not over yet.
 update imagen.jobs set status = 'cancelled', finished_at = now(), lease = null
-where id = %s and status in ('pending', 'running')
-returning 1;
+where id = any (%s::uuid[]) and status in ('pending', 'running')
+returning id::text, status, left(prompt, 200);
 
 -- name: job_again
--- What failed or was cancelled is tried again, as a job with all its attempts.
+-- What failed or was cancelled is tried again, as a job with all its attempts; what may be paid only
+-- where that is said. Its line and intended_at stay, so that what was sent is looked for first.
 update imagen.jobs set
   status = 'pending', run_after = now(), attempts = 0, claims = 0, finished_at = null,
   error = null, error_detail = null
-where id = %s and status in ('failed', 'cancelled')
-returning 1;
+where id = any (%s::uuid[]) and status in ('failed', 'cancelled') and (
+  %s or (
+    coalesce(error_detail ->> 'billed', 'no') = 'no'
+    and error_detail ->> 'retry' is distinct from 'reconcile'
+  )
+)
+returning id::text, status, left(prompt, 200);
+
+-- name: job_between
+-- The ids from one to another, a few: those that begin alike.
+select id::text from imagen.jobs where id between %s::uuid and %s::uuid order by id limit 3;
 
 -- name: job_status
 -- The status of jobs by their ids.
@@ -242,12 +263,12 @@ select to_jsonb(job)::text from (
 -- Jobs of some statuses since a time, the newest first, as objects; how long each is in its status.
 select to_jsonb(job)::text from (
   select id, created_at, status, priority, owner_user_id, backend, left(prompt, 200) as prompt,
-    attempts, max_attempts, claims, worker, image_id, error,
+    attempts, max_attempts, claims, worker, image_id, error, error_detail ->> 'code' as code,
     case when status = 'pending' and run_after > now() then run_after end as run_after,
     status = 'running' and lease < now() as stuck,
-    extract(epoch from now() - case status when 'pending' then created_at
-      when 'running' then started_at else finished_at end)::float8 as for_s,
-    extract(epoch from finished_at - created_at)::float8 as took_s
+    (extract(epoch from now()) - extract(epoch from case status when 'pending' then created_at
+      when 'running' then started_at else finished_at end))::float8 as for_s,
+    (extract(epoch from finished_at) - extract(epoch from created_at))::float8 as took_s
   from imagen.jobs
   where status = any (%s) and (%s::timestamptz is null or created_at >= %s)
   order by created_at desc, id

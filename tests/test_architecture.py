@@ -147,8 +147,9 @@ ALLOWED: dict[str, set[str]] = {
     "http.connections": {"clock", "errors", "http"},  # http.addresses, http.exchange
     "http.exchange": set(),
     "db": {"db", "errors"},
-    "db.connection": {"errors"},
+    "db.connection": {"db", "errors"},
     "db.ear": {"db"},
+    "db.hosts": set(),
     "db.kept": set(),
     "migrations": {"errors", "db"},
     "config": {"config_file", "errors", "settings"},

@@ -6,12 +6,13 @@ import itertools
 import re
 import socket
 import threading
+import time
 from contextlib import closing
 
 import pytest
 
 from imagen import db
-from imagen.db import Database, DatabaseBusy, DatabaseFault, connection
+from imagen.db import Database, DatabaseBusy, DatabaseFault, connection, hosts
 from imagen.errors import AnswerLost, ConfigFault, Refused, Unreachable
 
 SECRET = "hunter2hunter2"
@@ -109,7 +110,7 @@ def test_a_database_that_is_not_there(cluster):
 def test_a_database_that_lets_nobody_in_is_unreachable_for_now(database):
     with database.cluster.cursor() as cursor:
         cursor.execute(f"alter database {database.name} with allow_connections false")
-    with pytest.raises(Unreachable, match="busy"):
+    with pytest.raises(Unreachable, match="is not currently accepting connections"):
         Database(db.address(database.dsn()), "t")
 
 
@@ -120,12 +121,122 @@ def test_a_database_that_lets_nobody_in_is_unreachable_for_now(database):
         "the database system is shutting down",
         "the database system is not yet accepting connections\nDETAIL:  Consistent recovery state",
         "terminating connection due to administrator command",
+        "Tenant or user not found",
+        "MaxClientsInSessionMode: max clients reached",
+        "sorry, too many clients already",
+        'permission denied for database "x"',
+        "no more connections allowed (max_client_conn)",
     ],
 )
-def test_a_server_that_is_restarted_is_unreachable_for_now(said):
-    """What a PostgreSQL was seen to say to those who connect meanwhile."""
+def test_a_server_that_turns_us_away_for_now_is_unreachable_and_its_sentence_is_shown(said):
+    """What PostgreSQL and poolers were seen to say to those who connect meanwhile."""
     where = db.address("host=h")
-    assert isinstance(connection._turned_away(f"FATAL:  {said}\n", where), Unreachable)
+    fault = connection._turned_away(f"connection to server failed: FATAL:  {said}\n", where)
+    assert isinstance(fault, Unreachable)
+    assert said.partition("\n")[0] in fault.message
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'password authentication failed for user "m"',
+        'no pg_hba.conf entry for host "10.0.0.1", user "m", database "x", no encryption',
+        'role "m" is not permitted to log in',
+        'role "m" does not exist',
+        'database "x" does not exist',
+    ],
+)
+def test_only_who_asks_and_for_which_database_is_lasting(said):
+    fault = connection._turned_away(f"FATAL:  {said}\n", db.address("host=h"))
+    assert isinstance(fault, ConfigFault)
+    assert said in fault.message
+
+
+def test_a_password_in_the_servers_sentence_is_not_shown():
+    said = f"FATAL:  odd password {SECRET}\n"
+    assert SECRET not in connection._turned_away(said, db.address("host=h"), SECRET).message
+
+
+def test_a_silent_first_host_leaves_time_for_the_others(database):
+    port = database.cluster.parts["port"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ports = f"{silent.getsockname()[1]},{port}"
+        dsn = database.dsn("migrator", host="127.0.0.1,127.0.0.1", port=ports, connect_timeout=8)
+        began = time.monotonic()
+        with connect(dsn) as found, found.transaction() as step:
+            assert 3 < time.monotonic() - began < 8
+            assert step.rows("select 1") == [(1,)]
+
+
+def test_of_several_hosts_one_that_refuses_is_passed_over_and_a_wrong_password_is_not(database):
+    port = database.cluster.parts["port"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        ports = f"{taken.getsockname()[1]},{port}"
+        where = {"host": "127.0.0.1,127.0.0.1", "port": ports}
+        with connect(database.dsn("migrator", **where)):
+            pass
+        with pytest.raises(Unreachable, match="connection refused"):
+            Database(db.address(database.dsn("migrator", **where, password=SECRET)), "t")
+        twice = {"host": "127.0.0.1,127.0.0.1", "port": f"{port},{port}"}
+        with pytest.raises(ConfigFault, match="the password is wrong"):
+            Database(db.address(database.dsn("migrator", **{**twice, "password": SECRET})), "t")
+
+
+def test_of_several_hosts_one_that_may_be_written_to_is_chosen(database):
+    port = database.cluster.parts["port"]
+    where = {"host": "127.0.0.1,127.0.0.1", "port": f"{port},{port}"}
+    for kind in ("read-write", "primary", "prefer-standby", "any"):
+        with connect(database.dsn("migrator", **where, target_session_attrs=kind)):
+            pass
+    with pytest.raises(Unreachable):
+        Database(db.address(database.dsn("migrator", **where, target_session_attrs="standby")), "t")
+
+
+def test_a_silent_first_address_of_a_host_leaves_time_for_the_others(monkeypatch):
+    infos = [(0, 0, 0, "", (address, 0)) for address in ("10.0.0.1", "10.0.0.2", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_more: infos)
+    targets = hosts.targets({"host": "db.example.net", "port": "6000"})
+    assert targets == [
+        {"host": "db.example.net", "hostaddr": address, "port": "6000"}
+        for address in ("10.0.0.1", "10.0.0.2")
+    ]
+
+
+def test_a_database_that_is_not_utf8_is_refused_by_name(database):
+    name = f"latin_{database.name}"
+    with database.cluster.cursor() as cursor:
+        cursor.execute(f"create database {name} encoding 'LATIN1' locale 'C' template template0")
+    try:
+        with pytest.raises(ConfigFault, match=f"{name} at .* has the encoding LATIN1") as caught:
+            Database(db.address(database.cluster.dsn(name)), "t")
+        assert "createdb --encoding UTF8" in caught.value.hint
+    finally:
+        with database.cluster.cursor() as cursor:
+            cursor.execute(f"drop database {name}")
+
+
+def test_text_travels_as_utf8_whatever_the_environment_says(database, monkeypatch):
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with connect(database.dsn()) as connected, connected.transaction() as step:
+        assert step.rows("select %s", "日本") == [("日本",)]
+
+
+@pytest.mark.parametrize(
+    ("dsn", "hint"),
+    [
+        ("postgresql://m@h/x?pgbouncer=true", "leave out ?pgbouncer=…"),
+        ("postgresql://m@h/x?supa=base-pooler.x", "leave out ?supa=…"),
+        ("postgresql://m@h/x?schema=imagen", "leave out ?schema=…"),
+        ('"postgresql://m@h/x"', "without the quotes"),
+        ("'postgresql://m@h/x'", "without the quotes"),
+        ("postgresql://m@h/x\n?sslmode=require", "on one line"),
+    ],
+)
+def test_an_address_made_for_other_clients_gets_a_hint_that_fits(dsn, hint):
+    with pytest.raises(ConfigFault, match="cannot be read") as caught:
+        db.address(dsn)
+    assert hint in caught.value.hint
 
 
 # -- transactions ----------------------------------------------------------------------------------

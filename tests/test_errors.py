@@ -64,6 +64,7 @@ def test_an_error_in_a_record_leaves_out_what_it_does_not_know():
         "message": "The account is out of credit",
         "billed": "no",
         "retry": "never",
+        "scope": "setup",
     }
     fault = errors.Throttled("slow down", retry_after_s=0.0, hint="wait", billed="unknown")
     assert fault.as_record("t") == {

@@ -118,7 +118,10 @@ def test_an_answer_that_is_one_is_read(serve, client):
         (401, Rejected, "never"),
         (402, OutOfCredit, "never"),
         (404, Rejected, "never"),
+        (408, ServerFault, "safe"),
         (422, Rejected, "never"),
+        (423, ServerFault, "safe"),
+        (425, ServerFault, "safe"),
         (429, Throttled, "after"),
         (500, ServerFault, "safe"),
         (502, ServerFault, "safe"),
@@ -137,6 +140,20 @@ def test_a_bad_status_is_an_error_of_ours(serve, client, status, kind, retry):
     assert "\n" not in fault.message
     if body:
         assert fault.message.endswith("the reason")
+
+
+@pytest.mark.parametrize("status", [301, 308, 402, 404, 405])
+def test_a_status_that_no_request_can_cause_is_of_the_setup(serve, client, status):
+    with pytest.raises(ImagenError) as caught:
+        client(serve(answering(status, b"{}")).url).get("/")
+    assert caught.value.as_record("t")["scope"] == "setup"
+
+
+@pytest.mark.parametrize("status", [400, 403, 409, 413, 422, 500])
+def test_a_status_that_a_request_can_cause_is_not(serve, client, status):
+    with pytest.raises(ImagenError) as caught:
+        client(serve(answering(status, b"{}")).url).get("/")
+    assert "scope" not in caught.value.as_record("t")
 
 
 def test_a_redirect_is_not_followed_and_takes_no_header_elsewhere(serve, client):

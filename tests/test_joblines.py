@@ -180,6 +180,24 @@ def test_a_fault_of_the_worker_itself_puts_a_job_back_for_a_minute_with_the_reas
     assert found.detail == {"code": code, "retry": "safe", "message": "m"}
 
 
+@pytest.mark.parametrize("code", ["out_of_credit", "rejected", "missing_model", "server_too_old"])
+def test_a_fault_of_the_setup_puts_a_job_back_for_a_minute_however_often(code):
+    error = {"code": code, "retry": "never", "message": "m", "scope": "setup"}
+    found = joblines.verdict({"error": error}, 4, 5)
+    assert (found.kind, found.after_s, found.error, found.answered) == ("back", 60, "m", True)
+    del error["scope"]
+    assert joblines.verdict({"error": error}, 0, 5).kind == "failed"
+
+
+def test_a_job_that_chose_what_is_missing_fails_alone():
+    error = {"code": "missing_model", "retry": "never", "scope": "setup"}
+    error["message"] = "ComfyUI: mine.safetensors is not installed"
+    of = {"options": {"model": "mine.safetensors", "quality": 3}, "error": error}
+    assert joblines.verdict(of, 0, 5).kind == "failed"
+    of["options"] = {"model": "other.safetensors"}
+    assert joblines.verdict(of, 0, 5).kind == "back"
+
+
 def test_a_job_in_doubt_waits_until_time_has_settled_it_and_uses_no_attempt():
     made = {"code": "answer_lost", "billed": "unknown", "retry": "after", "message": "m"}
     found = joblines.verdict({"error": made | {"retry_after_s": 95.5}}, 4, 5)

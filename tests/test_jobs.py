@@ -682,7 +682,7 @@ def test_params_that_python_cannot_read_break_nothing(real):
     )
     found = real.queue.claim("w", None, "mock")
     assert found.params == {}
-    assert found.broken == "not JSON: a number has too many digits"
+    assert found.broken == "params cannot be read: not JSON: a number has too many digits"
 
 
 REFUSED = {
@@ -947,3 +947,82 @@ def test_the_pages_curl_lines_queue_and_cancel(database, rest, needs, tmp_path):
     assert (row["prompt"], row["owner_user_id"], row["status"]) == ("a cat", OWNER, "pending")
     assert answer(cancel, id=row["id"]) is True
     assert answer(cancel, id=row["id"]) is False
+
+
+# -- rows that nobody expects ----------------------------------------------------------------------
+
+
+def test_a_job_whose_time_is_infinite_is_parked_and_holds_nobody_up(real):
+    parked = real.add("parked", run_after="infinity", priority=9)
+    assert real.queue.claim("w", None, "mock") is None
+    assert real.queue.waiting(None, "mock") == float("inf")
+    row = next(row for row in real.queue.listed() if row["id"] == parked)
+    assert (row["status"], row["run_after"]) == ("pending", "infinity")
+    due = real.add("due")
+    assert real.queue.claim("w", None, "mock").id == due
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"intended_at": "infinity", "request": LINE},
+        {"intended_at": "-infinity", "request": LINE},
+        {"intended_at": "now", "released_at": "-infinity", "request": LINE},
+        {"intended_at": "now", "request": '{"a": ' + "9" * 5000 + "}"},
+        {"intended_at": "now", "request": '{"a": ' + "[" * 5000 + "]" * 5000 + "}"},
+        {"params": '{"seed": ' + "9" * 5000 + "}"},
+    ],
+    ids=lambda columns: str(columns)[:60],
+)
+def test_a_row_that_cannot_be_read_is_claimed_as_broken_and_does_not_block(real, columns):
+    broken = real.add("broken", **columns)
+    behind = real.add("behind")
+    one = real.queue.claim("w", None, "mock")
+    assert one.id == broken
+    assert one.broken
+    assert real.queue.failed(one.id, one.fence, one.broken, {"code": "bad_request"})
+    assert real.queue.claim("w", None, "mock").id == behind
+    assert len(real.queue.listed()) == 2
+
+
+@pytest.fixture
+def no_room(real):
+    real.cursor.execute(
+        "create function imagen.no_room() returns trigger language plpgsql as"
+        " $$ begin raise 'too many notifications' using errcode = '54000'; end $$;"
+        "create trigger no_room before insert on imagen.jobs"
+        " for each statement execute function imagen.no_room()"
+    )
+    yield real
+    real.cursor.execute("drop function imagen.no_room() cascade")
+
+
+ROW = {"id": str(uuid.UUID(int=7)), "owner_user_id": OWNER, "prompt": "a", "params": {}}
+
+
+def test_a_full_queue_of_notifications_is_drained_and_then_temporary(no_room, monkeypatch):
+    usage = db.queries()
+    monkeypatch.setitem(usage, "notifications_drained", "select 1.0::float8;")
+    with pytest.raises(db.DatabaseBusy, match="queue of notifications is 100% full") as caught:
+        no_room.queue.enqueue([ROW])
+    assert caught.value.exit_status == 75
+
+
+def test_another_limit_of_a_statement_is_its_own_fault(no_room):
+    with pytest.raises(DatabaseFault, match="54000") as caught:
+        no_room.queue.enqueue([ROW])
+    assert caught.value.exit_status == 1
+
+
+def test_a_dead_peer_frees_its_name_and_its_connection_within_a_minute(place):
+    where = db.address(place.tcp("migrator", place.cluster.password))
+    names = ("idle", "interval", "count")
+    asks = ", ".join(f"current_setting('tcp_keepalives_{name}')::int" for name in names)
+    with closing(Database(where, "t")) as database, closing(Ear(where, "t")) as ear:
+        assert Queue(database).name_lock("somebody")
+        with database.transaction() as step:
+            ((idle, interval, count),) = step.rows(f"select {asks}")
+        assert idle + interval * count < 60
+        with ear._connection.cursor() as cursor:
+            cursor.execute(f"select {asks}")
+            assert cursor.fetchone() == (idle, interval, count)

@@ -222,3 +222,33 @@ def test_comfyui_listens_on_this_machine_only_unless_its_env_file_says_otherwise
     for setting in defaults:
         name = setting.partition("=")[0]
         assert f"${{{name}}}" in text or f" ${name}\n" in text
+
+
+# -- time and text ---------------------------------------------------------------------------------
+
+
+def test_no_timer_runs_in_an_hour_that_daylight_saving_skips():
+    """Clocks go forward at 0, 1, 2 or 3 o'clock, depending on the country."""
+    hours = {
+        unit.name: re.search(r"^OnCalendar=(?:.* )?(\S+):\S+$", unit.read_text(), re.MULTILINE)[1]
+        for unit in UNITS
+        if unit.suffix == ".timer"
+    }
+    assert len(hours) == 2
+    assert all(hour == "*" or int(hour) >= 4 for hour in hours.values()), hours
+
+
+EXAMPLE = Path(__file__).parents[1] / "systemd" / "imagen-worker.env.example"
+
+
+@pytest.mark.parametrize("odd", ["a&b", "a$HOME", "a#b", "a b", 'a"b', "a;b", "a\\b", "a`b"])
+def test_a_value_in_the_form_of_the_example_is_text_for_a_shell_too(odd, tmp_path):
+    """Single quotes are the one form that systemd and a shell read alike."""
+    path = tmp_path / "env"
+    text = re.sub("^#(?=[A-Z_]+=)", "", EXAMPLE.read_text(), flags=re.MULTILINE)
+    values = re.findall(r"^([A-Z_]+)='[^']*'$", text, re.MULTILINE)
+    assert values == re.findall(r"^([A-Z_]+)=", text, re.MULTILINE)
+    path.write_text(re.sub("='.*'$", lambda _: f"='{odd}'", text, flags=re.MULTILINE))
+    shell = 'set -a; . "$0"; set +a; printf %s "$IMAGEN_DATABASE_URL"'
+    ran = subprocess.run(["sh", "-c", shell, path], capture_output=True, text=True, check=True)
+    assert ran.stdout == odd

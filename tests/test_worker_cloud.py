@@ -7,6 +7,7 @@ the environment names as well (docs/operate.md says how); what it makes there it
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import uuid
@@ -117,7 +118,7 @@ def named_by_the_environment() -> Iterator[Project]:
 @pytest.fixture
 def worker(tool, configure, project, until) -> Callable[[], Any]:
     """Start a worker with its own pipeline: render, upload, log-usage."""
-    mock = f"{project.backend}: {{type: mock, faults: [{{fault: out_of_credit, match: poor}}]}}"
+    mock = f"{project.backend}: {{type: mock, faults: [{{fault: fewer_images, match: poor}}]}}"
     allowed = f"worker: {{backends: [{project.backend}]}}"
     configure(f"usage: {{sink: both}}\nbackends:\n  {mock}\n{allowed}\n")
 
@@ -166,9 +167,9 @@ def test_a_user_reads_why_a_job_failed(project, worker, until, out_dir):
     until(lambda: {project.seen(job)["status"] for job in (hostile, poor)} == {"failed"}, 30)
     assert "'output'" in project.seen(hostile)["error"]
     seen = project.seen(poor)
-    assert "credit" in seen["error"]
+    assert "fewer images" in seen["error"]
     assert "\n" not in seen["error"]
-    assert (seen["error_detail"]["code"], seen["attempts"]) == ("out_of_credit", 1)
+    assert (seen["error_detail"]["code"], seen["attempts"]) == ("too_few_images", 1)
     assert seen["image_id"] is None
     made = "select 1 from imagen.images where job_id = any (%s::uuid[])"
     assert project.sql(made, [hostile, poor]) == []
@@ -227,6 +228,48 @@ def test_a_worker_without_the_right_key_fails_no_job_and_renders_it_once(
         ((status, attempts, hint),) = cursor.fetchall()
         assert (status, attempts) == ("pending", 0)
         assert "$SUPABASE_SERVICE_ROLE_KEY" in hint
+        cursor.execute("update imagen.jobs set run_after = now()")
+        drained(paid.tool, cloud, tmp_path / "machine")
+        cursor.execute("select status, attempts, error from imagen.jobs")
+        assert cursor.fetchall() == [("done", 1, None)]
+    assert paid.creates == 1
+    assert belongs(cloud)
+
+
+def refusal(status: int, **body: str) -> Answer:
+    return Answer(status, dict(JSON), json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("fails", "answer"),
+    [
+        ("PUT /storage/v1/object", refusal(400, statusCode="404", code="NoSuchBucket")),
+        ("PUT /storage/v1/object", refusal(402, message="the project is over its quota")),
+        ("POST /rest/v1/images", refusal(406, code="PGRST106", message="Invalid schema")),
+        ("POST /rest/v1/images", refusal(400, code="PGRST204", message="no such column")),
+        ("POST /rest/v1/images", refusal(404, code="PGRST205", message="no such table")),
+        ("POST /rest/v1/images", refusal(403, code="42501", message="permission denied")),
+        ("POST /rest/v1/images", Answer(301, {"Location": "https://elsewhere"}, b"")),
+    ],
+    ids=str,
+)
+def test_a_project_that_is_not_set_up_fails_no_job_and_it_is_rendered_once(
+    fails, answer, cloud, paid, tmp_path
+):
+    paid.configure("worker: {backends: [rep]}")
+    with cloud.database.cursor() as cursor:
+        cursor.execute(
+            "insert into imagen.jobs (owner_user_id, prompt, params)"
+            """ values (%s, 'a cat', '{"width": 512, "height": 512}')""",
+            [cloud.new_user()],
+        )
+        cloud.gateway.fail(fails, answer, times=9)
+        drained(paid.tool, cloud, tmp_path / "machine")
+        cursor.execute(
+            "select status, attempts, run_after > now(), error_detail ->> 'scope' from imagen.jobs"
+        )
+        assert cursor.fetchall() == [("pending", 0, True, "setup")]
+        cloud.gateway.forget()
         cursor.execute("update imagen.jobs set run_after = now()")
         drained(paid.tool, cloud, tmp_path / "machine")
         cursor.execute("select status, attempts, error from imagen.jobs")

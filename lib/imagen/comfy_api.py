@@ -86,7 +86,8 @@ def refusal(fault: Rejected) -> ImagenError:
     if said.get("node_errors"):
         return node_fault(said["node_errors"], error.get("message") or "the workflow is refused")
     text = ": ".join(part for part in (error.get("message"), error.get("details")) if part)
-    return RenderFailed(f"ComfyUI refuses the workflow: {text}", code="workflow_refused")
+    says = f"ComfyUI refuses the workflow: {text}"  # the graph itself, not a value in a node
+    return RenderFailed(says, code="workflow_refused", scope="setup")
 
 
 def node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:

@@ -30,6 +30,7 @@ class ImagenError(Exception):
     hint: str | None = None
     retry_after_s: float | None = None
     record: dict[str, Any] | None = None  # what the line had become when it failed
+    scope: str | None = None  # "setup": of the machine, account or project, not of this request
     ends = False  # whether a render that was submitted is over by it; else it can be taken up again
 
     def __init__(self, message: str = "", **facts: Any) -> None:
@@ -43,7 +44,7 @@ class ImagenError(Exception):
     @classmethod
     def of_record(cls, error: Mapping[str, Any], record: dict[str, Any]) -> ImagenError:
         """Give the error that a record's `error` object was made of, about this record."""
-        names = ("code", "hint", "billed", "retry", "retry_after_s")
+        names = ("code", "hint", "billed", "retry", "retry_after_s", "scope")
         facts = {name: error[name] for name in names if error.get(name) is not None}
         return cls(error["message"], record=record, **facts)
 
@@ -62,6 +63,7 @@ class ImagenError(Exception):
             "billed": self.billed,
             "retry": self.retry,
             "retry_after_s": self.retry_after_s,
+            "scope": self.scope,
         }
         return {key: value for key, value in found.items() if value is not None}
 
@@ -182,6 +184,7 @@ class OutOfCredit(ImagenError):
     """The account is out of credit"""
 
     code = "out_of_credit"
+    scope = "setup"
     status = 0
     body = b""
     headers: Mapping[str, str] = {}
@@ -191,6 +194,7 @@ class MissingModel(ImagenError):
     """The server does not have a model file that the workflow names"""
 
     code = "missing_model"
+    scope = "setup"
     files: Iterable[str] = ()
     hint = "docs/setup-comfyui-mrock.md says where it belongs"
 
@@ -199,6 +203,7 @@ class ServerTooOld(ImagenError):
     """The server is too old for imagen"""
 
     code = "server_too_old"
+    scope = "setup"
     hint = "update ComfyUI to 0.3.45 or later; if it is, one of its custom nodes replaces /prompt"
 
 

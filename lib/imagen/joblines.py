@@ -25,7 +25,11 @@ MENDED_S = 60  # until a job is tried again that met a fault of the worker's own
 # codes of such faults, whatever their retry, and with this retry: the job is not to blame
 _OF_THE_WORKER = ("config", "unauthorized", "unpriced", "ledger", "ledger_busy")
 _OF_ITS_DISK = ("file", "safe")  # full, or broken; a file that can never be is the job's own fault
-_UNTIL_THEN = ("over_budget", "answer_lost")  # with `after`, time alone settles these
+_UNTIL_THEN = (
+    "over_budget",
+    "answer_lost",
+    "server_fault",
+)  # with `after`, time alone settles these
 _BACKOFF_S, _LONGEST_S = 5.0, 600.0
 _MOST_TEXT = 500  # characters of an error in the row
 
@@ -144,8 +148,7 @@ def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) 
     if error.get("code") in _UNTIL_THEN and error.get("retry") == "after":
         wait_s = max(_seconds(error), _BACKOFF_S)
         return Verdict("back", after_s=wait_s, error=text, detail=detail, answered=True)
-    of_disk = (error.get("code"), error.get("retry")) == _OF_ITS_DISK
-    if of_disk or error.get("code") in _OF_THE_WORKER:
+    if _is_of_the_setup(error, made):
         return Verdict("back", after_s=MENDED_S, error=text, detail=detail, answered=True)
     again = error.get("retry") in ("safe", "after")
     if not again:
@@ -153,6 +156,22 @@ def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) 
     if attempts + 1 >= most:
         return Verdict("failed", error=f"{text} (after {attempts + 1} attempts)", detail=detail)
     return Verdict("retry", after_s=backoff(attempts, _seconds(error)), error=text, detail=detail)
+
+
+def _is_of_the_setup(error: Record, made: Mapping[str, Any]) -> bool:
+    """Tell whether the worker's machine, its account or its project is at fault, not the job.
+
+    A fault that names a value of the job's own options is the job's, whatever else it says: the job
+    would come back for ever.
+    """
+    if (error.get("code"), error.get("retry")) == _OF_ITS_DISK:
+        return True
+    if error.get("code") in _OF_THE_WORKER:
+        return True
+    options, text = made.get("options"), str(error.get("message"))
+    values = options.values() if isinstance(options, dict) else ()
+    names = [value for value in values if isinstance(value, str) and value]
+    return error.get("scope") == "setup" and not any(name in text for name in names)
 
 
 def _can_keep(value: Any) -> bool:

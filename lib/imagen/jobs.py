@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .db import Database, Row
 
 LEASE_S = 10  # of sql/queries.sql: job_claim, job_renew
+_LONGEST_S = 1e10  # since a time in a row, or until it
+_AT_ONCE = 500  # jobs that are cancelled or queued again in one statement
 MOST_CLAIMS = 5  # of job_rescue: without an answer
 WAKE, DONE = "imagen_jobs", "imagen_jobs_done"  # the channels of sql/006_imagen_jobs.sql
 # A claim reads its index in order; with old statistics the planner would sort all that waits. Its
@@ -28,7 +30,7 @@ POISONOUS = {
     "tool": "imagen-listen",
     "code": "poisonous",
     "message": f"{MOST_CLAIMS} workers took it and none of them answered",
-    "hint": "look into the worker's log; imagen-jobs retry tries it again",
+    "hint": "look into the worker's log; imagen-jobs retry --even-paid tries it again",
     "billed": "unknown",
     "retry": "never",
 }
@@ -49,7 +51,7 @@ class Claimed(NamedTuple):
     request: dict[str, Any] | None  # the line that was sent before, to be sent again
     intended_age_s: float | None  # how long ago, by the database's clock, that was stored
     released_age_s: float | None  # how long ago who had it lost it; None: nothing is on its way
-    broken: str | None = None  # why params cannot be read; they are {} then
+    broken: str | None = None  # why the row cannot be read; the job fails alone
 
     @property
     def first(self) -> bool:
@@ -232,7 +234,7 @@ class Queue:
 
     def name_lock(self, worker: str) -> bool:
         """See QueueLike."""
-        ((held,),) = self._database.run("job_name_lock", lock_number(worker))
+        ((held, *_),) = self._database.run("job_name_lock", lock_number(worker))
         return bool(held)
 
     def waiting(
@@ -271,11 +273,36 @@ class Queue:
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job that is not over; False when it is, or there is none."""
-        return bool(self._database.run("job_cancel", job_id))
+        return bool(self.cancel_all([job_id]))
+
+    def cancel_all(self, ids: Sequence[str]) -> list[dict[str, str]]:
+        """Cancel those that are not over; give their id, status and prompt."""
+        return self._changed("job_cancel", ids)
 
     def again(self, job_id: str) -> bool:
         """Queue a failed or cancelled job again; False when it is neither, or there is none."""
-        return bool(self._database.run("job_again", job_id))
+        return bool(self.again_all([job_id], even_paid=True))
+
+    def again_all(self, ids: Sequence[str], even_paid: bool = False) -> list[dict[str, str]]:
+        """Queue those that failed or were cancelled again; give their id, status and prompt.
+
+        Unless `even_paid`, what may have been paid stays: `billed` yes or unknown, or reconcile.
+        """
+        return self._changed("job_again", ids, even_paid)
+
+    def _changed(self, name: str, ids: Sequence[str], *more: Any) -> list[dict[str, str]]:
+        changed: list[dict[str, str]] = []
+        for start in range(0, len(ids), _AT_ONCE):
+            some = [*ids[start : start + _AT_ONCE]]
+            rows = self._database.run(name, some, *more, statement_s=60)
+            changed += [dict(zip(("id", "status", "prompt"), row, strict=True)) for row in rows]
+        return changed
+
+    def ids_from(self, start: str) -> list[str]:
+        """Give up to three ids that begin with these hexadecimal digits and dashes."""
+        digits = start.replace("-", "")
+        ends = (digits.ljust(32, digit) for digit in "0f")
+        return [row[0] for row in self._database.run("job_between", *ends)]
 
     def listed(
         self, statuses: Sequence[str] = STATUSES, since: str | None = None
@@ -295,12 +322,17 @@ def _asker(
 
 def _claimed(row: Row) -> Claimed:
     params, request, *ages_s = row[8:12]
-    broken = None
+    broken, sent = None, None
     try:
         read = record.parse(params.encode())
     except BadLine as fault:  # Postgres keeps numbers and depths that Python does not read
-        read, broken = {}, fault.message
-    sent = json.loads(request) if request else None
+        read, broken = {}, f"params cannot be read: {fault.message}"
+    try:
+        sent = record.parse(request.encode()) if request else None
+    except BadLine as fault:
+        broken = f"request cannot be read: {fault.message}"
+    if not all(age_s is None or abs(age_s) < _LONGEST_S for age_s in ages_s):
+        ages_s, broken = [None, None], "intended_at or released_at is no time"
     return Claimed._make((*row[:8], read, sent, *ages_s, broken))
 
 

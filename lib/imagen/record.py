@@ -48,6 +48,7 @@ _ERROR = _object(
     billed={"enum": ["no", "yes", "unknown"]},
     retry={"enum": ["safe", "after", "never", "reconcile"]},
     retry_after_s={"type": "number", "minimum": 0},
+    scope={"enum": ["setup"]},
 )
 _CHANGE = {"field": _TEXT, "asked": {}, "got": {}, "why": {"type": "string"}}
 _FIDELITY = _object(

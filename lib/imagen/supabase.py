@@ -19,7 +19,7 @@ from .errors import (
     Throttled,
     Unreachable,
 )
-from .http import CONNECT_S, Answer, Server, excerpt
+from .http import CONNECT_S, OF_THE_SETUP, TEMPORARY, Answer, Server, excerpt
 
 PATIENCE_S = 20  # all retries of one request end within it
 READ_S = 10
@@ -133,9 +133,10 @@ class Project:
         if status == 409:
             return Conflict.of(message, found, **facts, hint=_hint(code, status))
         kind: type[ImagenError] = type(fault)
-        if status == 429 or status >= 500:
+        if status == 429 or status >= 500 or status in TEMPORARY:
             kind = Throttled if status == 429 else ServerFault
-        return kind(message, **facts, hint=_hint(code, status))
+        is_setup = code in _OF_THE_SETUP or status in OF_THE_SETUP or status < 400
+        return kind(message, **facts, hint=_hint(code, status), scope="setup" if is_setup else None)
 
     def stranger(self, service: str = "Supabase") -> Rejected:
         """Return the error for an answer that the service cannot have given."""
@@ -242,6 +243,12 @@ def meant(status: int, said: Mapping[str, Any]) -> int:
     return int(real) if status == 400 and real.isdecimal() and len(real) == 3 else status
 
 
+# Codes of PostgREST, Storage and Postgres for what no row of ours can cause: a schema that is not
+# served, a column or table that is not there, a role that may not, a bucket that is not there.
+_OF_THE_SETUP = (
+    *("PGRST106", "PGRST202", "PGRST204", "PGRST205", "42P01", "42703", "3F000", "42501"),
+    "NoSuchBucket",
+)
 _BAD_KEY = ("AccessDenied", "InvalidJWT")
 
 

@@ -295,7 +295,7 @@ def _recorded(image: Image, target: Target, path: str) -> bool:
         if isinstance(fault, Conflict) and (fault.state, fault.columns) in _SAME:
             return False
         says = f"the object is there, its row is not: {fault.message}"
-        facts = {"retry": fault.retry, "retry_after_s": fault.retry_after_s}
+        facts = {"retry": fault.retry, "retry_after_s": fault.retry_after_s, "scope": fault.scope}
         raise RowMissing(says, hint=kept_hint(fault), **facts) from None
 
 

@@ -107,7 +107,7 @@ class Worker:
         self._db: Connected | None = None
         self._retry_at, self._failures = 0.0, 0
         self._said_last, self._said_at = "", 0.0
-        self._next_renewal = self._next_rescue = self._next_proof = 0.0
+        self._next_renewal = self._next_rescue = self._next_proof = self._next_feed = 0.0
         self._noticed = self._deaf = self._ready = self._idle = self._named = False
         self._stops = 0
         self._stopped_at = 0.0
@@ -115,7 +115,7 @@ class Worker:
         self._stops_at: float | None = None  # when what runs is ended too
         self._counts = {"done": 0, "failed": 0, "again": 0, "cancelled": 0}
         self._next_due: float | None = None
-        self._reasons: set[str] = set()  # for which jobs went back, as they were said
+        self._reasons: dict[str, float] = {}  # for which jobs went back, and when it was said
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -145,6 +145,7 @@ class Worker:
 
     def _turn(self) -> None:
         """Do what is due."""
+        self._feed_watchdog()
         now = boottime()
         self._stop_well(now)
         for slot in self._slots:
@@ -194,10 +195,20 @@ class Worker:
             except ImagenError as fault:
                 self._lose_queue(fault)
 
+    def _feed_watchdog(self) -> None:
+        """Tell systemd that the loop turns, whether or not the database is there."""
+        every, now = watchdog_s(), boottime()
+        if every is None or not self._ready or now < self._next_feed:
+            return
+        self._next_feed = now + every / 4
+        away = [f"STATUS=database away; {len(self._held())} running here"] if not self._db else []
+        notify("WATCHDOG=1", *away)
+
     def _pause(self) -> float:
         """Give the seconds until something is due, whether or not anything comes."""
         now = boottime()
         due = [now + (DEAF_S if self._deaf else self._said.poll_s)]
+        due += [self._next_feed] if self._ready and watchdog_s() else []
         due += [slot.deadline for slot in self._slots if slot.deadline and slot.told is None]
         due += [slot.patience for slot in self._slots if slot.told or slot.killed]
         due += [slot.restart for slot in self._slots if slot.restart > now]
@@ -263,7 +274,7 @@ class Worker:
         slot.released_at = None if age_s is None else claimed_at - age_s
         try:
             if job.broken:
-                raise Refused(f"params cannot be read: {job.broken}")
+                raise Refused(job.broken)
             seed = 1 + random.randrange(DRAWN_SEEDS - 1)
             slot.request = job.request or joblines.request_of(
                 job, self._said.rules, datetime.now(UTC), seed
@@ -333,16 +344,16 @@ class Worker:
         return verdict
 
     def _say(self, job: Claimed, verdict: Verdict) -> None:
-        """Say what became of a job; why jobs go back is said once, until another thing happens."""
+        """Say what became of a job; a reason for which jobs go back is said once a minute."""
         kind = {"back": "again", "retry": "again"}.get(verdict.kind, verdict.kind)
         self._counts[kind] += 1
         why = f": {verdict.error}" if verdict.error else ""
-        if verdict.kind != "back":
-            self._reasons.clear()
-        elif why and why in self._reasons:
-            return
-        else:
-            self._reasons.add(why)
+        if verdict.kind == "back" and why:
+            now = boottime()
+            if now - self._reasons.get(why, float("-inf")) < REPEAT_S:
+                return
+            recent = {text: at for text, at in self._reasons.items() if now - at < REPEAT_S}
+            self._reasons = {**recent, why: now}
         self._tell(f"{job.id}: {kind if kind != 'again' else 'put back'}{why}")
 
     # -- the queue -------------------------------------------------------------------------------
@@ -490,7 +501,7 @@ def _told(queue: QueueLike, job: Claimed, found: Verdict) -> bool:
 
 def _raise_if_lasting(fault: ImagenError) -> None:
     """At the start, end with what another try does not help."""
-    if fault.exit_status == ConfigFault.exit_status:
+    if isinstance(fault, ConfigFault):
         raise fault
     if isinstance(fault, DatabaseFault) and fault.sqlstate in ("42P01", "42703", "3F000", "42883"):
         raise ConfigFault(

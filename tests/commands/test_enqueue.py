@@ -183,6 +183,23 @@ def test_a_database_that_is_away_is_temporary(enqueue):
     assert (ran.status, ran.out) == (75, b"")
 
 
+def test_a_database_that_became_read_only_by_a_failover_is_temporary(enqueue, database):
+    with database.cursor() as cursor:
+        cursor.execute(f"alter database {database.name} set default_transaction_read_only = on")
+    ran = enqueue([CAT])
+    assert ran.status == 75
+    assert "(25006)" in ran.err
+    assert ran.record["error"]["retry"] == "safe"
+
+
+def test_a_server_that_turns_us_away_for_now_is_temporary_and_says_why(enqueue, database):
+    with database.cluster.cursor() as cursor:
+        cursor.execute(f"alter database {database.name} with allow_connections false")
+    ran = enqueue([CAT])
+    assert (ran.status, ran.out) == (75, b"")
+    assert "is not currently accepting connections" in ran.err
+
+
 def test_a_password_on_the_command_line_is_refused(enqueue):
     ran = enqueue([CAT], "--database-url", "postgresql://m:hunter2@db.example.net/x")
     assert ran.status == 2

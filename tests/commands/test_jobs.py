@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import uuid
@@ -144,12 +145,16 @@ def test_jobs_are_cancelled(jobs, five):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["retry"], "takes the ids of jobs"),
-        (["retry", "--status", "failed", "x"], "no --status"),
+        (["retry"], "takes the ids of jobs, or --status failed or --status cancelled"),
+        (["retry", "--status", "done"], "takes the ids of jobs, or --status failed"),
+        (["retry", "--code", "poisonous"], "takes the ids of jobs"),
+        (["retry", "--status", "failed", "x"], "not both"),
+        (["cancel", "--status", "failed"], "--status pending or --status running"),
+        (["cancel", "--status", "pending", "--even-paid"], "--even-paid is for retry"),
         (["remove", "x"], "neither retry nor cancel"),
         (["list"], "(hint: imagen-jobs alone lists"),
-        (["cancel", "x"], "an id is a UUID, not 'x' (hint: the whole id: imagen-jobs | jq -r .id)"),
-        (["retry", "12ba70e4"], "imagen-jobs --status failed | jq -r .id)"),
+        (["cancel", "x"], "there is no such job: 'x' (hint: imagen-jobs --status all | jq -r .id"),
+        (["retry", "12ba70e4"], "imagen-jobs --status all | jq -r .id"),
         (["cancel", str(uuid.UUID(int=1))], "there is no such job"),
         (["--status", "lost"], "--status"),
         (["--since", "soon"], "--since"),
@@ -159,3 +164,99 @@ def test_what_cannot_be_meant_is_refused(args, said, jobs):
     ran = jobs(*args)
     assert (ran.status, ran.out) == (2, b"")
     assert said in ran.err
+
+
+# -- many at once, and short ids -------------------------------------------------------------------
+
+
+def failed(add, prompt, **detail):
+    return add(prompt, "failed", error="e", error_detail=json.dumps(detail))
+
+
+def prompts(ran):
+    return {line["prompt"] for line in ran.records}
+
+
+@pytest.fixture
+def many(add):
+    credit = {"code": "out_of_credit", "billed": "no", "retry": "never"}
+    return {
+        "poor": failed(add, "poor", **credit),
+        "old": add("old", "failed", error_detail=json.dumps(credit), created_at="2026-01-01"),
+        "bad": failed(add, "bad", code="bad_request", billed="no", retry="never"),
+        "bare": add("bare", "failed"),
+        "paid": failed(add, "paid", code="out_of_credit", billed="yes", retry="never"),
+        "doubt": failed(add, "doubt", code="poisonous", billed="unknown", retry="never"),
+        "look": failed(add, "look", code="answer_lost", billed="no", retry="reconcile"),
+        "done": add("done", "done"),
+        "stopped": add("stopped", "cancelled"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "changed", "left"),
+    [
+        (["--status", "failed"], {"poor", "old", "bad", "bare"}, "3 jobs are left alone"),
+        (["--status", "failed", "--code", "out_of_credit"], {"poor", "old"}, "1 job is left"),
+        (["--status", "failed", "--since", "1h", "--code", "out_of_credit"], {"poor"}, "1 job is"),
+        (["--status", "cancelled"], {"stopped"}, ""),
+        (
+            ["--status", "failed", "--even-paid"],
+            {"poor", "old", "bad", "bare", "paid", "doubt", "look"},
+            "",
+        ),
+        (["--status", "failed", "--code", "no_such"], set(), "no job is failed, with --code"),
+    ],
+)
+def test_failed_jobs_are_retried_in_bulk_but_not_what_may_be_paid(args, changed, left, jobs, many):
+    ran = jobs("retry", *args)
+    assert ran.status == 0
+    assert prompts(ran) == changed
+    assert {line["status"] for line in ran.records} <= {"pending"}
+    assert left in ran.err
+    assert prompts(jobs("--status", "pending")) == changed
+
+
+def test_a_retry_never_forgets_since_when_its_line_may_have_been_sent(jobs, add, database):
+    one = add("a", "failed", request='{"a": 1}', intended_at="2026-01-01T00:00:00Z")
+    assert jobs("retry", "--status", "failed").record["id"] == one
+    with database.cursor() as cursor:
+        cursor.execute("select intended_at = '2026-01-01T00:00:00Z', request from imagen.jobs")
+        assert cursor.fetchall() == [(True, {"a": 1})]
+
+
+@pytest.mark.parametrize("name", ["paid", "doubt", "look"])
+def test_what_may_be_paid_is_retried_only_where_that_is_said(name, jobs, many):
+    ran = jobs("retry", many[name])
+    assert (ran.status, ran.out) == (2, b"")
+    assert "it may have been paid (hint: imagen-usage --reconcile looks; --even-paid" in ran.err
+    assert prompts(jobs("retry", "--even-paid", many[name])) == {name}
+
+
+def test_jobs_are_cancelled_in_bulk(jobs, five):
+    assert prompts(jobs("cancel", "--status", "stuck")) == {"stuck"}
+    assert prompts(jobs("cancel", "--status", "pending")) == {"waits", "due"}
+    assert prompts(jobs("cancel", "--status", "running")) == {"works"}
+    assert prompts(jobs("--status", "failed")) == {"failed"}
+
+
+def test_more_jobs_than_go_into_one_statement(jobs, database):
+    with database.cursor() as cursor:
+        cursor.execute(
+            "insert into imagen.jobs (owner_user_id, prompt)"
+            " select %s, 'cat ' || n from generate_series(1, 1201) as n",
+            [OWNER],
+        )
+    assert len(jobs("cancel", "--status", "pending").records) == 1201
+
+
+def test_an_id_may_be_its_beginning_or_what_was_given(jobs, add, tool):
+    one = add("one", id="3f2a9c1e-1111-4222-8333-0123456789ab")
+    add("two", id="3f2a9c1f-1111-4222-8333-0123456789ab")
+    ran = jobs("cancel", "3F2A9C1")
+    assert ran.status == 2
+    assert f"several jobs begin so (hint: more of it: {one}, 3f2a9c1f-" in ran.err
+    assert jobs("cancel", "3F2A9C1E-11").record["id"] == one
+    assert "there is no such job" in jobs("cancel", "3f2").err
+    queued = tool("enqueue", "--owner", OWNER, stdin=[{"prompt": "a tower", "id": "tower"}])
+    assert jobs("cancel", "tower").record["id"] == queued.record["job"]["id"]

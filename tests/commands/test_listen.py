@@ -24,7 +24,16 @@ from imagen.jobs import MOST_CLAIMS
 from imagen.slots import LOST_S
 from processes import children_of, descendants, is_alive
 from servers.comfyui import ComfyUI
-from servers.replicate import SCHNELL, TOKEN, Replicate, throttled
+from servers.replicate import (
+    NO_CREDIT,
+    NOT_FOUND,
+    SCHNELL,
+    TOKEN,
+    Answer,
+    Replicate,
+    problem,
+    throttled,
+)
 
 # a record of some render for each job, whose ledger is not looked at
 MAKES_NOTHING = 'while read -r line; do echo "$line" | jq -c \'.file="f" | .render_id=.id\'; done'
@@ -523,6 +532,42 @@ def replicate(configure, monkeypatch) -> Iterator[Replicate]:
         yield server
 
 
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(NO_CREDIT, "out of credit"), (NOT_FOUND, "404"), (Answer(405, b"{}"), "405")],
+)
+def test_a_fault_of_the_setup_keeps_the_whole_queue_and_one_bad_job_fails_alone(
+    queue, listen, replicate, answer, says
+):
+    names = [queue.add(f"cat {n}", width=512, height=512) for n in range(3)]
+    bad = queue.add(seed=-1)
+    replicate.fail("POST /v1/models", answer, times=9)
+    worker = listen("--drain", pipeline=RENDER_ONLY)
+    assert worker.wait(60) == 0
+    jobs = [queue.job(name) for name in names]
+    assert {(job["status"], job["attempts"]) for job in jobs} == {("pending", 0)}
+    assert all(says in job["error"] for job in jobs)
+    ((waits,),) = queue.sql(
+        "select extract(epoch from min(run_after) - now()) from imagen.jobs where status='pending'"
+    )
+    assert 20 < waits < 61
+    assert queue.status(bad) == "failed"
+    assert worker.said.read_bytes().count(b"put back") == 1
+
+    replicate.forgive()
+    queue.sql("update imagen.jobs set run_after = now() where status = 'pending'")
+    assert listen("--drain", pipeline=RENDER_ONLY).wait(60) == 0
+    assert {queue.status(name) for name in names} == {"done"}
+    assert replicate.creates == 3
+
+
+def test_a_request_that_the_provider_refuses_fails_alone(queue, listen, replicate):
+    bad, good = (queue.add(name, width=512, height=512) for name in ("bad", "good"))
+    replicate.fail("POST /v1/models", problem(422, "input.prompt: is too long"))
+    assert listen("--drain", pipeline=RENDER_ONLY).wait(60) == 0
+    assert (queue.status(bad), queue.status(good)) == ("failed", "done")
+
+
 def machine(folder: Path) -> dict[str, str]:
     return {"XDG_STATE_HOME": str(folder), "IMAGEN_OUT_DIR": str(folder / "out")}
 
@@ -643,9 +688,9 @@ def test_a_pipeline_that_heeds_no_signal_and_left_its_group_holds_nobody_up(queu
 
 
 def test_a_temporary_error_is_tried_again_and_a_lasting_one_is_not(queue, listen, until, configure):
-    configure("backends: {mock: {type: mock, faults: [{fault: out_of_credit, match: poor}]}}\n")
+    configure("backends: {mock: {type: mock, faults: [{fault: fewer_images, match: poor}]}}\n")
     poor = queue.add("poor")
     assert listen("--drain").wait(30) == 0
     job = queue.job(poor)
     assert (job["status"], job["attempts"]) == ("failed", 1)
-    assert job["error_detail"]["code"] == "out_of_credit"
+    assert job["error_detail"]["code"] == "too_few_images"

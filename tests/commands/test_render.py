@@ -717,6 +717,7 @@ def test_a_failed_record_is_one_line_on_stderr_and_travels_on_with_its_error(too
         "message": "The account is out of credit",
         "billed": "no",
         "retry": "never",
+        "scope": "setup",
     }
     assert {key: ran.record[key] for key in line} == line
 

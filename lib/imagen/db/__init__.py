@@ -29,6 +29,8 @@ __all__ = [
 
 SQL = Path(__file__).parents[1] / "data" / "sql"
 GRACE_S = 5  # that an answer may come after its statement's time-out, before we stop waiting
+_LIMIT = "54000"  # SQLSTATE program_limit_exceeded
+_FULL = 0.5  # of the queue of notifications: then it may be what is full
 Row = tuple[Any, ...]
 
 
@@ -98,6 +100,38 @@ class Database:
         What is sent in one message is one transaction, with the server's settings for it and the
         time-out, pooler or not. The plan of one that is `kept` is made once: see IN_ORDER of jobs.
         """
+        try:
+            return self._run(name, *values, statement_s=statement_s, settings=settings, kept=kept)
+        except DatabaseFault as fault:
+            if fault.sqlstate != _LIMIT:
+                raise
+            return self._run_drained(name, *values, statement_s=statement_s, first=fault)
+
+    def _run_drained(self, name: str, *values: Any, statement_s: float, first: Any) -> list[Row]:
+        """Run it again once the queue of notifications has let go of what was heard.
+
+        Another limit than that queue's is the statement's own fault. DatabaseBusy when it is full.
+        """
+        ((usage,),) = self._run("notifications_drained")
+        try:
+            return self._run(name, *values, statement_s=statement_s)
+        except DatabaseFault as fault:
+            if fault.sqlstate != _LIMIT or usage < _FULL:
+                raise
+        raise DatabaseBusy(
+            f"{first.message}: the queue of notifications is {usage:.0%} full",
+            sqlstate=_LIMIT,
+            hint="a session that listens keeps a transaction open: look into pg_stat_activity",
+        )
+
+    def _run(
+        self,
+        name: str,
+        *values: Any,
+        statement_s: float = 10,
+        settings: Mapping[str, str] | None = None,
+        kept: bool = False,
+    ) -> list[Row]:
         import psycopg2
 
         ours = {"statement_timeout": f"{statement_s * 1000:.0f}", "lock_timeout": "5s"}

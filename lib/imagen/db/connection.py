@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..errors import AnswerLost, ConfigFault, ImagenError, Refused, Unreachable
+from .hosts import targets
 
 CONNECT_S = 10
 HURRY_S = 2  # for any answer while whoever asks must end soon
 _LOOK_S = 0.2  # how often it is asked whether that is so
+_LEAST_S = 1.0  # that the hosts that are left have together
+_MOST_TEXT = 300  # characters of what the server says
 _TCP = {  # a network that was cut is noticed within 15 s
     "keepalives_idle": 5,
     "keepalives_interval": 3,
@@ -48,24 +51,42 @@ def address(dsn: str) -> Address:
     import psycopg2
     from psycopg2.extensions import parse_dsn
 
+    if re.search(r"[\r\n\t]", dsn):
+        raise _unreadable(_ONE_LINE)  # libpq would take it for a part of the name
     authority, _, rest = re.sub(r"^\w+://", "", dsn).partition("/")
     if "://" in dsn and (authority.count("@") > 1 or "@" in rest.partition("?")[0]):
-        raise _unreadable()  # libpq would take a piece of the password for the host, and show it
+        raise _unreadable(
+            _hint(dsn)
+        )  # libpq would take a piece of the password for the host, and show it
     try:
         parts = parse_dsn(dsn)
     except psycopg2.ProgrammingError:
-        raise _unreadable() from None
+        raise _unreadable(_hint(dsn)) from None
     host = parts.get("host") or parts.get("hostaddr") or "local socket"
     port = f":{parts['port']}" if "port" in parts else ""
     name = f"/{parts['dbname']}" if "dbname" in parts else ""
     return Address(dsn, f"{host}{port}{name}", bool({"password", "sslpassword"} & {*parts}))
 
 
-def _unreadable() -> ConfigFault:
-    return ConfigFault(
-        "the database address cannot be read",
-        hint="postgresql://user@host:port/name; in a password write @ as %40 and / as %2F",
-    )
+_FORM = "postgresql://user@host:port/name; in a password write @ as %40 and / as %2F"
+_ONE_LINE = "on one line, without blanks or line breaks"
+_OTHERS_OPTIONS = ("pgbouncer", "supa", "schema", "connection_limit", "pool_timeout")
+
+
+def _unreadable(hint: str | None = None) -> ConfigFault:
+    return ConfigFault("the database address cannot be read", hint=hint or _FORM)
+
+
+def _hint(dsn: str) -> str | None:
+    """Return what to change in an address that libpq does not read."""
+    if dsn[:1] in "\"'" or dsn[-1:] in "\"'":
+        return "without the quotes around it"
+    if re.search(r"\s", dsn.strip()) and "://" in dsn:
+        return _ONE_LINE
+    options = re.findall(r"[?&](\w+)=", dsn.rpartition("@")[2])
+    if others := [name for name in options if name in _OTHERS_OPTIONS or name.startswith("supa")]:
+        return f"leave out ?{others[0]}=…: it is for other clients, PostgreSQL does not know it"
+    return None
 
 
 def connected(
@@ -73,26 +94,58 @@ def connected(
 ) -> Any:
     """Connect; whatever is asked of the connection later ends after its `patience_s`.
 
-    Once `must_hurry` says so, no answer is waited for longer than HURRY_S.
+    Of several hosts or addresses each gets its share of the time. Once `must_hurry` says so, no
+    answer is waited for longer than HURRY_S. ConfigFault when the database is not UTF8.
     """
     import psycopg2
     from psycopg2 import extensions
 
+    said = extensions.parse_dsn(where.dsn)
+    total_s = max(float(said.get("connect_timeout", 0)), 0) or CONNECT_S
+    more: dict[str, Any] = {name: value for name, value in _TCP.items() if name not in said}
+    more |= {"application_name": application, "client_encoding": "UTF8"}
+    extensions.set_wait_callback(_wait)
+    ends, first = time.monotonic() + total_s, None
+    places = targets(said)
+    for number, target in enumerate(places):
+        share_s = max(ends - time.monotonic(), _LEAST_S) / (len(places) - number)
+        kind = _kind(share_s, must_hurry)
+        try:
+            connection: Any = psycopg2.connect(
+                where.dsn, connection_factory=kind, **{**more, **target}
+            )
+        except psycopg2.Error as fault:
+            first = first or _turned_away(str(fault), where, said.get("password"))
+            if isinstance(first, ConfigFault):
+                raise first from None
+            continue
+        connection.patience_s = total_s
+        return _checked(connection, where)
+    raise first or Unreachable(f"cannot reach the database at {where.shown}: no such host")
+
+
+def _kind(share_s: float, must_hurry: Callable[[], bool] | None) -> Any:
+    """Return the class of a connection that has so long to come about."""
+    from psycopg2 import extensions
+
     class Connection(extensions.connection):
-        patience_s: float = CONNECT_S
+        patience_s: float = share_s
         hurries = must_hurry and staticmethod(must_hurry)
 
-    said = extensions.parse_dsn(where.dsn)
-    if "connect_timeout" in said:
-        Connection.patience_s = max(float(said["connect_timeout"]), 0) or CONNECT_S
-    more: dict[str, Any] = {name: value for name, value in _TCP.items() if name not in said}
-    extensions.set_wait_callback(_wait)
-    try:
-        return psycopg2.connect(
-            where.dsn, connection_factory=Connection, application_name=application, **more
-        )
-    except psycopg2.Error as fault:
-        raise _turned_away(str(fault), where) from None
+    return Connection
+
+
+def _checked(connection: Any, where: Address) -> Any:
+    """Return it; ConfigFault when its database has another encoding, which lacks characters."""
+    encoding = connection.get_parameter_status("server_encoding")
+    if encoding in (None, "UTF8"):
+        return connection
+    name = connection.info.dbname
+    connection.close()
+    raise ConfigFault(
+        f"the database {name} at {where.shown} has the encoding {encoding}, not UTF8",
+        hint="createdb --encoding UTF8 --template template0 makes one that holds every text",
+    )
 
 
 def _wait(connection: Any) -> None:
@@ -118,23 +171,20 @@ def _wait(connection: Any) -> None:
         poll.poll(None if remaining_s == float("inf") else remaining_s * 1000)
 
 
-_PASSING = (
-    *("starting up", "shutting down", "recovery mode", "terminating connection"),
-    *("not currently accepting", "not yet accepting"),
-    *("too many", "connection slots", "no more connections"),
-)
-_TURNED_AWAY = {
+# SQLSTATE classes 28 and 3D: what the server says of them, by which alone libpq lets them be told.
+# Everything else may pass: a full pooler, a failover, a server that starts.
+_LASTING = {
     "password authentication failed": "the password is wrong, or the user is not there",
     "no password supplied": "it wants a password: $IMAGEN_DATABASE_URL or ~/.pgpass may hold one",
     "no pg_hba.conf entry": "it lets nobody in from here",
-    "does not exist": "there is no such user or database",
-    "permission denied for database": "this user may not connect",
+    "pg_hba.conf rejects": "it lets nobody in from here",
+    "authentication failed for user": "the user is not let in",
+    "is not permitted to log in": "the user is not let in",
     "invalid port": "the port is none",
-    "server does not support SSL": "it does not speak TLS",
-    "certificate": "its certificate is not trusted",
-    "FATAL": "the server turned us away; its log says why",  # or said so in another language
 }
 _NOT_REACHED = {
+    "server does not support SSL": "it does not speak TLS",
+    "certificate": "its certificate is not trusted",
     "onnection refused": "connection refused",
     "timeout expired": "timed out",
     "timed out": "timed out",
@@ -144,15 +194,23 @@ _NOT_REACHED = {
 }
 
 
-def _turned_away(said: str, where: Address) -> ImagenError:
-    """Judge a failed connection by what libpq said, which is not shown: it may hold anything."""
-    passing = next((f"the database is busy ({s})" for s in _PASSING if s in said), None)
-    if not passing:
-        for sign, why in _TURNED_AWAY.items():
-            if sign in said:
-                return ConfigFault(f"cannot use the database at {where.shown}: {why}")
-    why = passing or next((w for sign, w in _NOT_REACHED.items() if sign in said), "no connection")
-    return Unreachable(f"cannot reach the database at {where.shown}: {why}")
+def _turned_away(said: str, where: Address, password: str | None = None) -> ImagenError:
+    """Judge a failed connection by what libpq said; the server's own sentence alone is shown."""
+    sentence = re.search(r"(?:FATAL|ERROR):  (.*)", said)
+    text = sentence[1].strip()[:_MOST_TEXT] if sentence else ""
+    if password:
+        text = text.replace(password, "***")
+    signs = _LASTING.items()
+    if re.match(r"(role|user|database) .* does not exist", text):
+        signs = {"": "there is no such user or database"}.items()
+    for sign, why in signs:
+        if sign in (text or said):
+            says = f"{why}: {text}" if text else why
+            return ConfigFault(f"cannot use the database at {where.shown}: {says}")
+    if not text and "\nFATAL" not in said and not said.startswith("FATAL"):
+        text = next((w for sign, w in _NOT_REACHED.items() if sign in said), "no connection")
+        return Unreachable(f"cannot reach the database at {where.shown}: {text}")
+    return Unreachable(f"the database at {where.shown} turns us away for now: {text}")
 
 
 def refused(fault: Any, where: Address) -> ImagenError:
@@ -162,11 +220,15 @@ def refused(fault: Any, where: Address) -> ImagenError:
     lost = isinstance(fault, _lost_kinds()) and not state
     if lost or state.startswith(("08", "57P")):
         return AnswerLost(f"lost the connection to the database at {where.shown}")
-    if state in ("55P03", "57014") or state.startswith(("40", "53")):
-        return DatabaseBusy(said, sqlstate=state)
+    if state in _BUSY or state.startswith(("40", "53", "57")):
+        return DatabaseBusy(f"{said} ({state})", sqlstate=state)
     if state == "42501":
         return Refused(said, code="not_permitted", hint="connect as a role that may do this")
     return DatabaseFault(f"{said} ({state})", sqlstate=state)
+
+
+# a lock, a server that became a standby by a failover, what poolers say of their own troubles
+_BUSY = ("55P03", "25006", "XX000")
 
 
 def _lost_kinds() -> tuple[type[Exception], ...]:

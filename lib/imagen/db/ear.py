@@ -11,6 +11,12 @@ from typing import NamedTuple
 
 from .connection import Address, connected, refused
 
+# when the other end is dead without having said so, the server lets go of the connection in 40 s
+_DEAD_PEERS = """select set_config('tcp_keepalives_idle', '20', false),
+  set_config('tcp_keepalives_interval', '5', false),
+  set_config('tcp_keepalives_count', '4', false),
+  set_config('tcp_user_timeout', '40000', false)"""
+
 
 class Notify(NamedTuple):
     """What somebody said on a channel."""
@@ -31,6 +37,7 @@ class Ear:
         self._heard: list[Notify] = []
         self._connection = connected(where, application, must_hurry)
         self._connection.autocommit = True  # else LISTEN waits for a commit
+        self._execute(_DEAD_PEERS)
         self.listen(self.own)
 
     def listen(self, channel: str) -> None:

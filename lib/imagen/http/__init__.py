@@ -13,13 +13,25 @@ from urllib.parse import urljoin, urlsplit
 
 from ..errors import AnswerLost, ConfigFault, ImagenError, Rejected, ServerFault
 from . import bodies
-from .answers import Answer, excerpt, judged, lost, origin, proves_refusal, secrets
+from .answers import (
+    OF_THE_SETUP,
+    TEMPORARY,
+    Answer,
+    excerpt,
+    judged,
+    lost,
+    origin,
+    proves_refusal,
+    secrets,
+)
 from .exchange import BrokenAnswer, Exchange, Stage, use
 
 __all__ = [
     "CONNECT_S",
     "MAX_IMAGE",
     "MAX_JSON",
+    "OF_THE_SETUP",
+    "TEMPORARY",
     "Answer",
     "Flow",
     "Server",

@@ -90,7 +90,7 @@ def judged(answer: Answer, who: str, where: str) -> Answer:
     facts: dict[str, Any] = {"status": answer.status, "body": body, "headers": headers}
     if answer.status == 401 or place:
         facts["hint"] = answer.login_hint
-    if answer.status >= 500 or answer.status == 429:
+    if answer.status >= 500 or answer.status == 429 or answer.status in TEMPORARY:
         facts["retry_after_s"] = _seconds(answer.headers.get("Retry-After"))
     if answer.status >= 500:
         raise ServerFault(message, **facts)
@@ -98,7 +98,10 @@ def judged(answer: Answer, who: str, where: str) -> Answer:
         raise Throttled(message, **facts)
     if answer.status == 402:
         raise OutOfCredit(message, **facts)
-    raise Rejected(message, **facts)
+    if answer.status in TEMPORARY:
+        raise ServerFault(message, **facts)
+    scope = "setup" if answer.status in OF_THE_SETUP or answer.status < 400 else None
+    raise Rejected(message, **facts, scope=scope)
 
 
 def _shown(answer: Answer, place: str) -> str:
@@ -111,6 +114,12 @@ def _shown(answer: Answer, place: str) -> str:
     return excerpt(answer.hide(without).encode(errors="replace"))
 
 
+# Somebody gave up waiting, a lock, too early: another try may help. On a paid create none of them
+# is in REFUSALS, so it stays in doubt.
+TEMPORARY = frozenset({408, 423, 425})
+# With these the address, the key or the proxy is wrong, whatever a request says. Not 403: a
+# firewall answers it to some texts.
+OF_THE_SETUP = frozenset({401, 402, 404, 405, 407})
 REFUSALS = frozenset(
     {*range(400, 408), 409, 411, 413, 414, 415, 421, 422, 426, 428, 429, 431},
 )
