@@ -159,7 +159,8 @@ ALLOWED: dict[str, set[str]] = {
     "chain": {"errors", "guard", "signals"},
     "reader": set(),
     "delivery": {"errors", "ledger", "reader"},
-    "pipe": {"errors", "reader", "record", "signals"},
+    "documents": {"errors", "record"},
+    "pipe": {"documents", "errors", "reader", "record", "signals"},
     # config and db: the database's address, for all tools that take --database-url
     "options": {"config", "db", "errors", "record", "request", "settings"},
     "outcome": {

@@ -174,7 +174,8 @@ def parse(raw: bytes) -> Record:
     except UnicodeDecodeError as fault:
         raise BadLine(f"not UTF-8: byte {fault.start + 1} of the line") from None
     except json.JSONDecodeError as fault:
-        raise BadLine(f"not JSON: {fault.msg} at column {fault.colno}") from None
+        line = f"line {fault.lineno} of the object, " if fault.lineno > 1 else ""
+        raise BadLine(f"not JSON: {fault.msg} at {line}column {fault.colno}") from None
     except RecursionError:
         raise BadLine("not JSON: nested too deep") from None
     except ValueError:  # Python's own limit on the digits of an integer
@@ -184,6 +185,20 @@ def parse(raw: bytes) -> Record:
     if not isinstance(value, dict):
         raise BadLine(f"not a JSON object: {_NAMES[type(value)]}")
     return value
+
+
+_MARK = "\ufeff".encode()  # the byte-order mark that Windows puts before UTF-8
+_INVISIBLE = "\ufeff\u200b"
+
+
+def without_mark(raw: bytes) -> bytes:
+    """Return a line without the byte-order mark that it begins with."""
+    return raw.removeprefix(_MARK)
+
+
+def is_blank(raw: bytes) -> bool:
+    """Whether a line shows nothing: it holds blanks and marks without a width only."""
+    return raw.isspace() or not raw.decode(errors="replace").strip(_INVISIBLE + " \t\r\n")
 
 
 def _check_pairs(value: Any) -> None:

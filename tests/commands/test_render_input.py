@@ -90,6 +90,43 @@ def test_what_is_no_record_is_named_by_its_line_and_the_next_is_done(render, wha
     assert [one["prompt"] for one in ran.records] == ["good", "good"]
 
 
+ONE_CAT = '{"prompt": "a cat", "seed": 7}'
+SPELLINGS = {
+    "a byte-order mark": f"\ufeff{ONE_CAT}\n",
+    "indented": '{\n  "prompt": "a cat",\n  "seed": 7\n}\n',
+    "in a list": f"[{ONE_CAT}]\n",
+    "after lines that show nothing": f"\ufeff\n\u200b\n  \n{ONE_CAT}\n",
+}
+
+
+@pytest.mark.parametrize("what", SPELLINGS)
+def test_a_request_in_another_spelling_is_one_image(render, what):
+    ran = render(SPELLINGS[what].encode())
+    assert (ran.status, ran.err) == (0, "")
+    assert (ran.record["prompt"], ran.record["seed"]) == ("a cat", 7)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(render):
+    ran = render("\ufefffirst\nsecond\n".encode(), "--lines")
+    assert [one["prompt"] for one in ran.records] == ["first", "second"]
+
+
+def test_an_indented_sidecar_is_passed_on_as_one_line(render):
+    made = render([{"prompt": "a cat"}]).record
+    again = render(Path(made["sidecar"]).read_bytes())
+    assert again.record == made
+    assert again.out.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ['{"prompt": "a"', "[{", "{'prompt': 'a'}", '{"prompt":"a"}\noops']
+)
+def test_no_hint_would_pay_for_json_as_a_prompt(render, text):
+    ran = render(text.encode())
+    assert ran.status == 2
+    assert "--lines" not in ran.err
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "no prompt": {"prompt": None},
     "an empty prompt": {"prompt": ""},

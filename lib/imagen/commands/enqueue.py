@@ -77,7 +77,8 @@ def main(
     enqueue = Enqueue(common, where, required(config.ledger_path()), asked)
     common.pipe.hint = _hint
     try:
-        common.pipe.each(pipe.read(sys.stdin.buffer, PLAIN, enqueue.send), enqueue.step)
+        lines = pipe.read(sys.stdin.buffer, PLAIN, enqueue.send, plain_beside_json=True)
+        common.pipe.each(lines, enqueue.step)
         enqueue.send()
         enqueue.follow()
     finally:
