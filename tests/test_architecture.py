@@ -162,7 +162,11 @@ ALLOWED: dict[str, set[str]] = {
     "documents": {"errors", "record"},
     "pipe": {"documents", "errors", "reader", "record", "signals"},
     # config and db: the database's address, for all tools that take --database-url
-    "options": {"config", "db", "errors", "record", "request", "settings"},
+    "options": {
+        *("config", "db", "errors", "record", "request", "settings"),
+        *("option_effects", "pipe"),  # the types only
+    },
+    "option_effects": {"record", "request"},
     "outcome": {
         *("backends", "errors", "files", "image", "ledger", "prompt", "record"),
         "settling",

@@ -375,6 +375,23 @@ def overridden(record: Mapping[str, Any], values: Mapping[str, Any]) -> Record:
     return {**record, **values}
 
 
+def changed(record: Mapping[str, Any], values: Mapping[str, Any]) -> Record:
+    """Return a copy in which `values` win over what the record says; options merge by key."""
+    options = record.get("options")
+    if isinstance(options, dict) and "options" in values:
+        values = {**values, "options": {**options, **values["options"]}}
+    return {**record, **values}
+
+
+_SIZE_TEXT = re.compile(r"(\d{1,9})[x×X](\d{1,9})", re.ASCII)
+
+
+def size_of(text: str) -> dict[str, int] | None:
+    """Return width and height of a text like 1024x768; None when it is no such text."""
+    match = _SIZE_TEXT.fullmatch(text)
+    return {"width": int(match[1]), "height": int(match[2])} if match else None
+
+
 def with_defaults(record: Mapping[str, Any], defaults: Mapping[str, Any]) -> Record:
     """Give a copy in which `defaults` fill what the record does not say; options merge by key."""
     filled = dict(record)

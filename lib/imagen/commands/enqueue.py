@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..db import Address
     from ..ledger import Ledger
+    from ..option_effects import OptionEffects
     from ..queued import Row
     from ..record import Record
     from ..request import Request, Told
@@ -61,6 +62,7 @@ def main(
     """
     from .. import config, db, pipe, record
     from ..ledger import required
+    from ..option_effects import OptionEffects
 
     if prompts:
         hint = """echo '{"prompt": "a cat"}' | imagen-enqueue"""
@@ -73,7 +75,8 @@ def main(
     if not pipe.stdin_waits():
         raise UsageFault("no requests", hint="imagen-enqueue < requests.jsonl")
     where = db.chosen(database_url, config.secret(db.VARIABLE))
-    asked = Asked(told, owner, values, priority, follows)
+    effects = OptionEffects(said, told)
+    asked = Asked(told, owner, values, priority, follows, effects)
     enqueue = Enqueue(common, where, required(config.ledger_path()), asked)
     common.pipe.hint = _hint
     try:
@@ -83,7 +86,7 @@ def main(
         enqueue.follow()
     finally:
         enqueue.close()
-    return common.pipe.status
+    return options.tell_unused(common.pipe, effects)
 
 
 def _hint(fault: ImagenError) -> str | None:
@@ -100,6 +103,7 @@ class Asked(NamedTuple):
     values: Config
     priority: int
     follows: bool
+    effects: OptionEffects
 
 
 class Enqueue:
@@ -134,7 +138,9 @@ class Enqueue:
 
         if queued.is_tried_again(line.get("error")):
             line = {name: value for name, value in line.items() if name != "error"}
-        if fate(line, self._asked.told) in ("pass", "collect"):
+        what = fate(line, self._asked.told)
+        self._asked.effects.look_at(line, what)
+        if what in ("pass", "collect"):
             self.send()
             return None
         for request in requests_of(line, self._asked.told):
@@ -146,7 +152,7 @@ class Enqueue:
     def _row(self, request: Request) -> Row:
         from .. import queued
 
-        told, owner, values, priority, _ = self._asked
+        told, owner, values, priority, *_ = self._asked
         owner = owner or request.get("owner_user_id") or values["supabase.owner_user_id"]
         if not owner:
             hint = "--owner, or supabase.owner_user_id of the configuration"

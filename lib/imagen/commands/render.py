@@ -15,6 +15,7 @@ from ..errors import TEMPORARY, ImagenError, Refused, UsageFault
 
 if TYPE_CHECKING:
     from ..ledger import Ledger
+    from ..option_effects import OptionEffects
     from ..pipe import Line
     from ..record import Record
     from ..render import Around, Renderer
@@ -42,6 +43,7 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
     """
     from .. import config
     from ..ledger import Ledger, required
+    from ..option_effects import OptionEffects
     from ..render import Renderer
     from ..request import Request, Told, fate
 
@@ -67,8 +69,10 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
             return None
         return teller.tell_of(renderer.collect(line))
 
+    effects = OptionEffects(said, told)
     with teller:
-        return common.pipe.each(_requests(source, told, said["id"]), step)
+        common.pipe.each(_requests(source, told, said["id"], effects), step)
+    return options.tell_unused(common.pipe, effects)
 
 
 def _around(common: Common, told: Told, ledger: Ledger) -> Around:
@@ -212,7 +216,9 @@ def _source(prompts: tuple[str, ...], lines: bool, output: str | None) -> Iterat
     return pipe.read(sys.stdin.buffer, "--lines takes plain text, one prompt a line")
 
 
-def _requests(source: Iterator[Line], told: Told, given_id: str | None) -> Iterator[Line]:
+def _requests(
+    source: Iterator[Line], told: Told, given_id: str | None, effects: OptionEffects
+) -> Iterator[Line]:
     """Turn each line into the requests that it stands for; what is passed on stays as it is."""
     from ..pipe import Line
     from ..request import fate, requests_of
@@ -221,6 +227,8 @@ def _requests(source: Iterator[Line], told: Told, given_id: str | None) -> Itera
     for line in source:
         try:
             what = fate(line.record, told) if line.record is not None else "pass"
+            if line.record is not None:
+                effects.look_at(line.record, what)
             if what in ("pass", "collect") or line.record is None:
                 requests: list[Record | None] = [line.record]
             else:
