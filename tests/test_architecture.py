@@ -166,6 +166,7 @@ ALLOWED: dict[str, set[str]] = {
         *("config", "db", "errors", "record", "request", "settings"),
         *("option_effects", "pipe"),  # the types only
     },
+    "line_checks": {"errors", "record"},
     "option_effects": {"record", "request"},
     "outcome": {
         *("backends", "errors", "files", "image", "ledger", "prompt", "record"),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from . import record as records
+
 if TYPE_CHECKING:
     from .record import Record
     from .request import Fate, Told
@@ -45,6 +47,7 @@ class OptionEffects:
         """Note which options a line uses; a sheet's line is passed on whatever the options say."""
         if not self._unused or line.get("members") is not None:
             return
+        line = records.sized(line) if "size" in line else line
         self._has_lines = True
         self._has_work = self._has_work or what != "pass"
         for option, is_used in [*self._unused.items()]:

@@ -259,6 +259,8 @@ def checked(record: Mapping[str, Any]) -> Record:
 
 def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
     kind: str = schema["type"]
+    if name == "seed":
+        _check_seed(value)
     if kind == "integer" and isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, _KINDS[kind]):
@@ -275,6 +277,25 @@ def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
     if isinstance(value, str):
         _check_length(name, value, schema)
     return value
+
+
+_ROUNDED = "jq before 1.7 rounds numbers above 2^53; take jq 1.7, or write the seed anew"
+
+
+def _check_seed(value: Any) -> None:
+    """Explain the seeds that other tools take, and those that a tool on the way has changed."""
+    if isinstance(value, float) and not value.is_integer():
+        hint = "leave it out for a random one"
+        raise Refused(f"seed must be a whole number, not {value}", hint=hint)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if value < 0:
+        hint = "leave it out for a random one"
+        raise Refused(f"seed must be from 0 to {MAX_SEED}, not {_short(value)}", hint=hint)
+    if isinstance(value, float) and value > 2**53:
+        raise Refused(f"seed {value} has lost digits, so it differs", hint=_ROUNDED)
+    if MAX_SEED < value <= MAX_SEED + 1000:
+        raise Refused(f"seed must be from 0 to {MAX_SEED}, not {value}", hint=_ROUNDED)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -390,6 +411,13 @@ def size_of(text: str) -> dict[str, int] | None:
     """Return width and height of a text like 1024x768; None when it is no such text."""
     match = _SIZE_TEXT.fullmatch(text)
     return {"width": int(match[1]), "height": int(match[2])} if match else None
+
+
+def sized(record: Mapping[str, Any]) -> Record:
+    """Return a copy whose `size`, a text like 1024x768, is read when it has no width and height."""
+    text, sides = record.get("size"), (record.get("width"), record.get("height"))
+    size = size_of(text) if isinstance(text, str) and sides == (None, None) else None
+    return {**record, **(size or {})}
 
 
 def with_defaults(record: Mapping[str, Any], defaults: Mapping[str, Any]) -> Record:

@@ -104,6 +104,7 @@ def requests_of(line: Record, told: Told) -> list[Request]:
         asked = _anew(asked, told)
     if what != "retry":  # what was tried before is tried again, whatever the options say now
         backend = {"backend": told.default_backend} if told.default_backend else {}
+        asked = record.sized(asked)
         if told.again:  # the command line wins
             asked = record.changed(asked, told.defaults)
         asked = record.with_defaults(asked, {**backend, **told.defaults})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..db import Address
     from ..ledger import Ledger
     from ..option_effects import OptionEffects
+    from ..pipe import Line
     from ..queued import Row
     from ..record import Record
     from ..request import Request, Told
@@ -81,12 +82,30 @@ def main(
     common.pipe.hint = _hint
     try:
         lines = pipe.read(sys.stdin.buffer, PLAIN, enqueue.send, plain_beside_json=True)
-        common.pipe.each(lines, enqueue.step)
+        common.pipe.each(_checked(lines, told, common), enqueue.step)
         enqueue.send()
         enqueue.follow()
     finally:
         enqueue.close()
     return options.tell_unused(common.pipe, effects)
+
+
+def _checked(lines: Iterable[Line], told: Told, common: Common) -> Iterator[Line]:
+    """Look into the lines that are to be queued: each key once, and none that only looks right."""
+    from ..line_checks import UnknownKeys, check_equal_keys
+    from ..request import fate
+
+    unknown = UnknownKeys()
+    for line in lines:
+        if line.record is not None and fate(line.record, told) in ("new", "retry"):
+            try:
+                check_equal_keys(line.raw)
+            except ImagenError as fault:
+                yield line._replace(fault=fault)
+                continue
+            for text in unknown.notes(line.record):
+                common.report.note(text)
+        yield line
 
 
 def _hint(fault: ImagenError) -> str | None:
