@@ -163,9 +163,15 @@ ALLOWED: dict[str, set[str]] = {
     "chain": {"errors", "group_guard", "signals"},
     "reader": set(),
     "delivery": {"errors", "ledger", "reader"},
-    "pipe": {"errors", "reader", "record", "signals"},
+    "documents": {"errors", "record"},
+    "pipe": {"documents", "errors", "reader", "record", "signals"},
     # config and db: the database's address, for all tools that take --database-url
-    "options": {"config", "db", "errors", "record", "request", "settings"},
+    "options": {
+        *("config", "db", "errors", "record", "request", "settings"),
+        *("option_effects", "pipe"),  # the types only
+    },
+    "line_checks": {"errors", "record"},
+    "option_effects": {"record", "request"},
     "outcome": {
         *("backends", "errors", "files", "image", "ledger", "prompt", "record"),
         "settling",

@@ -125,6 +125,116 @@ def test_plain_lines_become_prompts():
     assert found[1].fault.exit_status == 2
 
 
+def test_a_byte_order_mark_before_a_line_is_dropped():
+    data = b'\xef\xbb\xbf{"a":1}\n{"a":2}\n\xef\xbb\xbf{"a":3}\n'
+    assert run(data, untouched) == (0, data.replace(b"\xef\xbb\xbf", b""), "")
+    found = [*pipe.read_prompts(io.BytesIO(b"\xef\xbb\xbffirst\r\nsecond\n"))]
+    assert [line.record for line in found] == [{"prompt": "first"}, {"prompt": "second"}]
+
+
+@pytest.mark.parametrize("blank", ["\ufeff", "\u200b", " \ufeff\u200b\t"])
+def test_a_line_that_shows_nothing_is_blank(blank):
+    data = f'{blank}\n{{"a":1}}\n{blank}\n'.encode()
+    assert run(data, untouched) == (0, b'{"a":1}\n', "")
+    found = [*pipe.read_prompts(io.BytesIO(f"{blank}\r\na cat\n{blank}".encode()))]
+    assert [line.record for line in found] == [{"prompt": "a cat"}]
+
+
+# -- JSON that spans lines -------------------------------------------------------------------------
+
+
+@given(st.lists(records, min_size=1, max_size=5), st.sampled_from([1, 4, "\t"]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_each_indented_object_leaves_as_one_line(found, indent, in_a_list):
+    texts = [json.dumps({"a": 0, **one}, indent=indent, ensure_ascii=False) for one in found]
+    if in_a_list:
+        whole = json.dumps([{"a": 0, **one} for one in found], indent=indent, ensure_ascii=False)
+        texts = [whole]
+    status, out, err = run("\n".join(texts).encode(), untouched)
+    assert (status, err) == (0, "")
+    assert [json.loads(line) for line in out.splitlines()] == [{"a": 0, **one} for one in found]
+
+
+SPANNING = {
+    "one list on one line": (b'[{"a":1},{"a":2}]\n', [1, 2]),
+    "a list of lines": (b'[\n{"a":1},\n{"a":2}\n]\n', [1, 2]),
+    "lines cut out of a list": (b'{"a":1},\n{"a":2}', [1, 2]),
+    "several on a line": (b'{"a":1} {"a":2}\n{"a":3}', [1, 2, 3]),
+    "brackets in text": (b'{\n"a":1, "b":"}]{[\\"}"\n}', [1]),
+    "lines after it": (b'{\n"a":1\n}\n\n{"a":2}\n  {"a":3}\n', [1, 2, 3]),
+    "a mark before it": (b'\xef\xbb\xbf{\n"a":1\n}\n', [1]),
+    "an empty list": (b"[]\n", []),
+    "CRLF": (b'{\r\n  "a": 1\r\n}\r\n', [1]),
+}
+
+
+@pytest.mark.parametrize("what", SPANNING)
+def test_an_object_that_spans_lines_is_one_record(what):
+    data, numbers = SPANNING[what]
+    status, out, err = run(data, untouched)
+    assert (status, err) == (0, "")
+    assert [json.loads(line)["a"] for line in out.splitlines()] == numbers
+
+
+def test_a_number_that_spans_lines_keeps_its_spelling():
+    assert run(b'{\n "a": 1.50e+3\n}\n', untouched) == (0, b'{"a": 1.50e+3}\n', "")
+
+
+BROKEN = {
+    "does not end": (b'{\n"a":1,\n"b":2\n{"a":2}\n', "line 1: not JSON: the object that begins"),
+    "does not end, at the end": (b'{"a":2}{\n"a":1', "line 1: not JSON: the object that begins"),
+    "is wrong": (b'{\n"a":oops\n}\n{"a":2}\n', "line 1: not JSON: Expecting value at line 2 of"),
+    "is no object": (b'[7,{"a":2}]\n', "line 1: not a JSON object: a number"),
+    "text between": (b'{\n"a":2\n}\noops', "line 4: not JSON: Expecting value at column 1"),
+    "a list does not end": (b'[\n{"a":2},\n', "line 1: not JSON: the list that begins here"),
+    "single quotes": (b"{'a':1}\n{\"a\":2}\n", "line 1: not JSON: Expecting property name"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_object_that_spans_lines_and_is_wrong_is_one_error(what):
+    data, error = BROKEN[what]
+    status, out, err = run(data, untouched)
+    assert (status, json.loads(out)) == (2, {"a": 2})
+    assert err.startswith(f"imagen-test: {error}")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_object_that_grows_past_the_limit_is_given_up_and_the_next_line_is_read(monkeypatch):
+    monkeypatch.setattr("imagen.record.MAX_LINE", 64)
+    status, out, err = run(b"{\n" + b'"a":1,\n' * 40 + b'"a":1}\n{"b":1}\n', untouched)
+    assert (status, out) == (2, b'{"b":1}\n')
+    assert err.startswith("imagen-test: line 1: longer than ")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_object_that_spans_lines_is_out_before_the_next_line_is_in():
+    class Stream(io.BytesIO):
+        lines = 0
+
+        def readline(self, *args: Any) -> bytes:
+            self.lines += 1
+            return super().readline(*args)
+
+    stream = Stream(b'{\n"a":1\n}\n{"a":2}\n')
+    assert next(pipe.read(stream)).record == {"a": 1}
+    assert stream.lines == 3
+
+
+@pytest.mark.parametrize(
+    "data", [b"{'a': 1}\n", b"[\n", '{"a":1}'.encode("utf-16"), b'{"a":1}\nx\n']
+)
+def test_text_that_begins_like_json_is_never_called_plain_text(data):
+    lines = pipe.read(io.BytesIO(data), plain="--lines")
+    assert [line.fault.hint for line in lines if line.fault and line.fault.hint == "--lines"] == []
+
+
+def test_text_that_begins_otherwise_is_called_plain_text():
+    (line,) = pipe.read(io.BytesIO(b"a cat\n"), plain="--lines")
+    assert line.fault is not None
+    assert line.fault.hint == "--lines"
+
+
 # -- what a step makes of a line -------------------------------------------------------------------
 
 

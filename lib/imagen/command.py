@@ -57,7 +57,9 @@ def _status_of(fault: BaseException, tool: str) -> int:
             return fault.status
         case click.ClickException():
             message = " ".join(fault.format_message().split())
-            report.say(f"{message} (hint: {tool} --help)")
+            is_prompt = isinstance(fault, click.NoSuchOption) and fault.option_name == "- "
+            hint = f"{tool} -- '- …': -- ends the options" if is_prompt else f"{tool} --help"
+            report.say(f"{message} (hint: {hint})")
             return fault.exit_code
         case ImagenError():
             report.fault("", fault, run_again(fault))

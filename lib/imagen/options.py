@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from .errors import BadLine, UsageFault, suggest
+from .errors import REFUSED, BadLine, UsageFault, suggest, worse
 
 if TYPE_CHECKING:
     from .config import Config
+    from .option_effects import OptionEffects
+    from .pipe import Pipe
     from .record import Record
     from .request import Told
 
@@ -43,7 +45,7 @@ def _parameters() -> list[click.Parameter]:
             ["--set", "sets"],
             multiple=True,
             metavar="K=V",
-            help="Override what a line says; may be repeated.",
+            help="Override what a line says (also size=WxH); may be repeated.",
         ),
         click.Option(
             ["--count"],
@@ -52,7 +54,9 @@ def _parameters() -> list[click.Parameter]:
             help="Make N of each, seeds counting up.",
         ),
         click.Option(
-            ["--again"], is_flag=True, help="Make finished, failed or pending lines anew."
+            ["--again"],
+            is_flag=True,
+            help="Make finished, failed or pending lines anew; options win over what they say.",
         ),
         click.Option(
             ["--new"], is_flag=True, help="Take up nothing that an earlier run left unfinished."
@@ -99,7 +103,7 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
     found = Told(
         defaults=_defaults(said),
         default_backend=config["default_backend"],
-        overrides=dict(pair("--set", text) for text in said["sets"] or ()),
+        overrides=_overrides(said["sets"] or ()),
         count=said["count"],
         again=bool(said["again"]),
         out_dir=expanded(out_dir).absolute() if out_dir else config["output.dir"],
@@ -116,6 +120,16 @@ def told(said: Mapping[str, Any], config: Config) -> Told:
     if found.output and (found.count or 1) > 1:
         raise UsageFault("--output takes one image, --count makes more", hint="use --out-dir")
     return found
+
+
+def tell_unused(pipe: Pipe, effects: OptionEffects) -> int:
+    """Name the options that had no effect; return the run's exit status."""
+    say = pipe.report.say if effects.are_refused else pipe.report.note
+    for option, hint in effects.unused():
+        say(f"{option} has no effect on these lines (hint: {hint})")
+    if effects.are_refused:
+        pipe.status = worse(pipe.status, REFUSED)
+    return pipe.status
 
 
 def check_resume(options: Mapping[str, Any], prompts: Collection[str]) -> None:
@@ -144,15 +158,26 @@ def _defaults(said: Mapping[str, Any]) -> Record:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _size(text: str | None) -> dict[str, int]:
+def _overrides(texts: Collection[str]) -> Record:
+    """Return what --set says; `size=WxH` stands for width and height."""
+    values: Record = {}
+    for text in texts:
+        if text.startswith("size="):
+            values.update(_size(text.removeprefix("size="), "--set size"))
+        else:
+            values.update([pair("--set", text)])
+    return values
+
+
+def _size(text: str | None, option: str = "--size") -> dict[str, int]:
+    from . import record
+
     if text is None:
         return {}
-    import re
-
-    match = re.fullmatch(r"(\d{1,9})[x×X](\d{1,9})", text, re.ASCII)
-    if not match:
-        raise UsageFault(f"--size takes WxH, like 1024x768, not {text[:40]!r}")
-    return {"width": int(match[1]), "height": int(match[2])}
+    size = record.size_of(text)
+    if size is None:
+        raise UsageFault(f"{option} takes WxH, like 1024x768, not {text[:40]!r}")
+    return size
 
 
 def _number(option: str, text: str | None) -> int | float | None:

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import IO, Any, NamedTuple
+from itertools import chain
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from . import record as records
 from . import signals
@@ -29,6 +30,9 @@ from .errors import (
 from .reader import Reader
 from .record import Record
 
+if TYPE_CHECKING:
+    from .documents import Document
+
 Step = Callable[[Record], Iterable[Record] | None]
 Idle = Callable[[], float | None]
 _ONE_LINE = "IMAGEN_ONE_LINE"
@@ -45,35 +49,100 @@ class Line(NamedTuple):
     fault: ImagenError | None = None
 
 
-def read(stream: IO[bytes], plain: str | None = None, idle: Idle = lambda: None) -> Iterator[Line]:
+def read(
+    stream: IO[bytes],
+    plain: str | None = None,
+    idle: Idle = lambda: None,
+    plain_beside_json: bool = False,
+) -> Iterator[Line]:
     """Read JSON lines as they arrive; blank ones are skipped, bad ones come with their fault.
 
-    `plain` is the hint for lines that look like no JSON at all; `idle` is called when the next line
-    has to be waited for, and again after as many seconds as it gives.
+    When the first line is the beginning of an indented object or of a list, each object is a line.
+    `plain` is the hint for input that looks like no JSON at all, or also for such a line beside
+    JSON lines. `idle` is called when the next line has to be waited for, and again after as many
+    seconds as it gives.
     """
-    number, stream = 0, _interruptible(stream, idle)
+    is_first = True
+    lines = _raw_lines(_interruptible(stream, idle))
+    for number, raw in lines:
+        line = _line(number, raw)
+        if line is None:
+            continue
+        looks_like_json = line.record is not None or _looks_like_json(line.raw)
+        if is_first and line.fault and looks_like_json:
+            yield from _read_documents(chain([(number, line.raw)], lines))
+            return
+        if looks_like_json and not plain_beside_json:
+            plain = None
+        if line.fault:
+            line.fault.hint = line.fault.hint or _hint(line.raw, plain)
+        is_first = False
+        yield line
+
+
+def _read_documents(lines: Iterable[tuple[int, bytes]]) -> Iterator[Line]:
+    """Read objects that span lines."""
+    from .documents import Documents
+
+    documents = Documents()
+    for number, raw in lines:
+        yield from map(_of_document, documents.feed(number, records.without_mark(raw)))
+    yield from map(_of_document, documents.end())
+
+
+def _raw_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines with their numbers; one that is too long is cut after MAX_LINE + 1 bytes."""
+    number = 0
     while raw := stream.readline(records.MAX_LINE + 1):
         number += 1
-        where = f"line {number}"
-        if len(raw) > records.MAX_LINE:
-            while raw and not raw.endswith(b"\n"):
-                raw = stream.readline(records.MAX_LINE)
-            limit = records.MAX_LINE // 2**20
-            yield Line(where, fault=BadLine(f"longer than {limit} MiB"))
-        elif not raw.isspace():
-            try:
-                yield Line(where, raw, records.parse(raw))
-            except BadLine as fault:
-                fault.hint = None if raw.lstrip().startswith((b"{", b"[")) else plain
-                yield Line(where, raw, fault=fault)
+        rest = raw if len(raw) > records.MAX_LINE else b""
+        while rest and not rest.endswith(b"\n"):
+            rest = stream.readline(records.MAX_LINE)
+        yield number, raw
+
+
+def _line(number: int, raw: bytes) -> Line | None:
+    """Return the line as read; None for a blank one."""
+    where = f"line {number}"
+    if len(raw) > records.MAX_LINE:
+        limit = records.MAX_LINE // 2**20
+        return Line(where, fault=BadLine(f"longer than {limit} MiB"))
+    try:
+        return None if raw.isspace() else Line(where, raw, records.parse(raw))
+    except BadLine as fault:
+        if records.is_blank(raw):
+            return None
+        if (unmarked := records.without_mark(raw)) != raw:
+            return _line(number, unmarked)
+        return Line(where, raw, fault=fault)
+
+
+def _of_document(document: Document) -> Line:
+    return Line(f"line {document.number}", document.raw, document.record, document.fault)
+
+
+def _looks_like_json(raw: bytes) -> bool:
+    """Whether text begins like JSON, in UTF-8 or UTF-16: nobody means it as a prompt."""
+    return raw.lstrip(b" \t\r\n\0\xff\xfe").startswith((b"{", b"["))
+
+
+def _hint(raw: bytes, plain: str | None) -> str | None:
+    """Return what to do about a line that is no JSON object."""
+    from .documents import HINT, HINT_OF_A_LIST, is_unfinished
+
+    if not _looks_like_json(raw):
+        return plain
+    if raw.lstrip().startswith(b"["):
+        return HINT_OF_A_LIST
+    return HINT if is_unfinished(raw) else None
 
 
 def read_prompts(stream: IO[bytes]) -> Iterator[Line]:
     """Read plain text, one prompt a line."""
     stream = _interruptible(stream)
     for number, raw in enumerate(iter(partial(stream.readline, records.MAX_LINE), b""), 1):
-        if not raw.isspace():
-            text = raw.decode(errors="surrogateescape").rstrip("\r\n")
+        if not records.is_blank(raw):
+            text = records.without_mark(raw).decode(errors="surrogateescape").rstrip("\r\n")
             yield line_of(f"line {number}", text)
 
 

@@ -175,7 +175,8 @@ def parse(raw: bytes) -> Record:
     except UnicodeDecodeError as fault:
         raise BadLine(f"not UTF-8: byte {fault.start + 1} of the line") from None
     except json.JSONDecodeError as fault:
-        raise BadLine(f"not JSON: {fault.msg} at column {fault.colno}") from None
+        line = f"line {fault.lineno} of the object, " if fault.lineno > 1 else ""
+        raise BadLine(f"not JSON: {fault.msg} at {line}column {fault.colno}") from None
     except RecursionError:
         raise BadLine("not JSON: nested too deep") from None
     except ValueError:  # Python's own limit on the digits of an integer
@@ -185,6 +186,20 @@ def parse(raw: bytes) -> Record:
     if not isinstance(value, dict):
         raise BadLine(f"not a JSON object: {_NAMES[type(value)]}")
     return value
+
+
+_MARK = "\ufeff".encode()  # the byte-order mark that Windows puts before UTF-8
+_INVISIBLE = "\ufeff\u200b"
+
+
+def without_mark(raw: bytes) -> bytes:
+    """Return a line without the byte-order mark that it begins with."""
+    return raw.removeprefix(_MARK)
+
+
+def is_blank(raw: bytes) -> bool:
+    """Whether a line shows nothing: it holds blanks and marks without a width only."""
+    return raw.isspace() or not raw.decode(errors="replace").strip(_INVISIBLE + " \t\r\n")
 
 
 def _check_pairs(value: Any) -> None:
@@ -245,6 +260,8 @@ def checked(record: Mapping[str, Any]) -> Record:
 
 def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
     kind: str = schema["type"]
+    if name == "seed":
+        _check_seed(value)
     if kind == "integer" and isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, _KINDS[kind]):
@@ -261,6 +278,25 @@ def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
     if isinstance(value, str):
         _check_length(name, value, schema)
     return value
+
+
+_ROUNDED = "jq before 1.7 rounds numbers above 2^53; take jq 1.7, or write the seed anew"
+
+
+def _check_seed(value: Any) -> None:
+    """Explain the seeds that other tools take, and those that a tool on the way has changed."""
+    if isinstance(value, float) and not value.is_integer():
+        hint = "leave it out for a random one"
+        raise Refused(f"seed must be a whole number, not {value}", hint=hint)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if value < 0:
+        hint = "leave it out for a random one"
+        raise Refused(f"seed must be from 0 to {MAX_SEED}, not {_short(value)}", hint=hint)
+    if isinstance(value, float) and value > 2**53:
+        raise Refused(f"seed {value} has lost digits, so it differs", hint=_ROUNDED)
+    if MAX_SEED < value <= MAX_SEED + 1000:
+        raise Refused(f"seed must be from 0 to {MAX_SEED}, not {value}", hint=_ROUNDED)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -359,6 +395,30 @@ def overridden(record: Mapping[str, Any], values: Mapping[str, Any]) -> Record:
         if name not in REQUEST:
             raise Refused(f"{name!r} is no request field", hint=suggest(name, REQUEST))
     return {**record, **values}
+
+
+def changed(record: Mapping[str, Any], values: Mapping[str, Any]) -> Record:
+    """Return a copy in which `values` win over what the record says; options merge by key."""
+    options = record.get("options")
+    if isinstance(options, dict) and "options" in values:
+        values = {**values, "options": {**options, **values["options"]}}
+    return {**record, **values}
+
+
+_SIZE_TEXT = re.compile(r"(\d{1,9})[x×X](\d{1,9})", re.ASCII)
+
+
+def size_of(text: str) -> dict[str, int] | None:
+    """Return width and height of a text like 1024x768; None when it is no such text."""
+    match = _SIZE_TEXT.fullmatch(text)
+    return {"width": int(match[1]), "height": int(match[2])} if match else None
+
+
+def sized(record: Mapping[str, Any]) -> Record:
+    """Return a copy whose `size`, a text like 1024x768, is read when it has no width and height."""
+    text, sides = record.get("size"), (record.get("width"), record.get("height"))
+    size = size_of(text) if isinstance(text, str) and sides == (None, None) else None
+    return {**record, **(size or {})}
 
 
 def with_defaults(record: Mapping[str, Any], defaults: Mapping[str, Any]) -> Record:

@@ -92,8 +92,9 @@ def fate(line: Mapping[str, Any], told: Told) -> Fate:
 def requests_of(line: Record, told: Told) -> list[Request]:
     """Give the sound requests that a line stands for: one, or `--count` of them.
 
-    Options fill what the line does not say, `--set` goes over what it says; ids and seeds that
-    nobody gave are drawn. A line to be tried again stays the one request that it is.
+    Options fill what the line does not say, and go over what it says with `--again`; `--set` always
+    does. Ids and seeds that nobody gave are drawn. A line to be tried again stays the one request
+    that it is.
     """
     what = fate(line, told)
     line = {name: value for name, value in line.items() if value is not None or name in REQUEST}
@@ -103,6 +104,9 @@ def requests_of(line: Record, told: Told) -> list[Request]:
         asked = _anew(asked, told)
     if what != "retry":  # what was tried before is tried again, whatever the options say now
         backend = {"backend": told.default_backend} if told.default_backend else {}
+        asked = record.sized(asked)
+        if told.again:  # the command line wins
+            asked = record.changed(asked, told.defaults)
         asked = record.with_defaults(asked, {**backend, **told.defaults})
     asked = record.checked(record.overridden(asked, told.overrides))
     check_names(asked)

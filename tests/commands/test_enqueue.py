@@ -321,3 +321,10 @@ def test_a_drawn_id_is_said_so_that_the_same_job_can_be_waited_for_again(
     assert (ran.status, ran.err) == (0, "")
     assert {line["id"] for line in ran.records} == {*ids}
     assert len(rows()) == len(ids)
+
+
+def test_an_option_for_lines_that_are_all_passed_on_is_refused(enqueue, rows):
+    line = {**CAT, "file": "/f.png"}
+    ran = enqueue([line], "--size", "48x32")
+    assert (ran.status, ran.records, rows()) == (2, [line], [])
+    assert "--size has no effect on these lines (hint: --again " in ran.err

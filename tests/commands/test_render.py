@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from imagen import record
 from imagen.ledger import Ledger
 from imagen.record import DRAWN_SEEDS, MAX_SEED
 
@@ -317,6 +318,75 @@ def test_what_tools_wrote_is_dropped_from_a_line_that_is_made_anew(tool, finishe
 def test_seed_is_only_a_default_for_a_fresh_line(tool):
     ran = tool("render", "--seed", 5, stdin=[{"prompt": "a", "seed": 6, **TINY}])
     assert (ran.record["seed"], "request" in ran.record) == (6, False)
+
+
+def test_again_lets_the_command_line_win_over_the_line(tool):
+    line = {"prompt": "a", "seed": 9, "steps": 4, "options": {"x": 1, "y": 1}, **TINY}
+    finished = tool("render", stdin=[line]).record
+    args = ("--size", "48x32", "--steps", 8, "--option", "x=2")
+    ran = tool("render", "--again", *args, stdin=[finished])
+    made = ran.record
+    assert (made["width"], made["height"], made["steps"]) == (48, 32, 8)
+    assert (made["options"], made["seed"]) == ({"x": 2, "y": 1}, 9)
+    assert "no effect" not in ran.err
+
+
+def test_set_takes_a_size(tool):
+    line = {"prompt": "a", **TINY}
+    made = tool("render", "--set", "size=48x32", stdin=[line]).record
+    assert (made["width"], made["height"]) == (48, 32)
+    assert "size" not in made
+    ran = tool("render", "--set", "size=big", stdin=[line])
+    assert (ran.status, ran.out) == (2, b"")
+    assert "--set size takes WxH" in ran.err
+
+
+UNUSED = (
+    ("--size", "48x32"),
+    ("--negative", "fog"),
+    ("--set", "seed=3"),
+    ("--out-dir", "elsewhere"),
+)
+
+
+@pytest.mark.parametrize("args", UNUSED)
+def test_an_option_for_finished_lines_only_is_refused_and_the_lines_pass(tool, finished, args):
+    lines = record.line(finished) * 3
+    ran = tool("render", *args, stdin=lines)
+    assert (ran.status, ran.out) == (2, lines)
+    (said,) = ran.err.splitlines()
+    name = " ".join(args).partition("=")[0] if args[0] == "--set" else args[0]
+    assert said.startswith(f"imagen-render: {name} has no effect on these lines (hint: --again ")
+
+
+def test_an_option_without_effect_is_said_once_and_the_status_stays(tool, finished):
+    line = {"prompt": "b", **TINY}
+    ran = tool("render", "--size", "48x32", stdin=[finished, line, line])
+    assert ran.status == 0
+    assert ran.records[0] == finished
+    assert ran.records[1]["width"] == TINY["width"]
+    assert ran.err.count("--size has no effect") == 1
+    assert "no effect" not in tool("render", "-q", "--size", "48x32", stdin=[line]).err
+
+
+@pytest.mark.parametrize("args", [("--steps", 4), ("--set", "steps=4"), ("--option", "x=1")])
+def test_an_option_that_one_line_uses_has_an_effect(tool, finished, args):
+    ran = tool("render", *args, stdin=[finished, {"prompt": "b", **TINY}])
+    assert ran.status == 0
+    assert "no effect" not in ran.err
+
+
+def test_the_same_command_over_its_own_records_says_nothing(tool):
+    args = ("--size", "48x32", "--seed", 5, "--option", "x=1", "--negative", "fog")
+    first = tool("render", *args, stdin=[{"prompt": "a", "id": "k"}])
+    failed = {**first.record, "error": {"tool": "imagen-upload", "retry": "never"}}
+    del failed["file"]
+    ran = tool("render", *args, stdin=[failed], check_records=False)
+    assert (ran.status, ran.err, ran.records) == (0, "", [failed])
+
+
+def test_options_without_a_line_are_no_fault(tool):
+    assert tool("render", "--size", "48x32", stdin=b"") == (0, b"", "")
 
 
 def test_id_names_the_one_image(tool):

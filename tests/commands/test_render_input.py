@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,127 @@ def test_what_is_no_record_is_named_by_its_line_and_the_next_is_done(render, wha
     assert len(ran.err.splitlines()) == 1
     assert len(ran.err) < 400
     assert [one["prompt"] for one in ran.records] == ["good", "good"]
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "a b.json", "x.NDJSON", "prompts.txt"])
+def test_a_file_of_prompts_is_not_taken_for_a_prompt(tool, out_dir, name):
+    (tool.folder / name).write_text('{"prompt": "a cat"}')
+    ran = tool("render", *SMALL, "a cat", name, cwd=tool.folder)
+    assert (ran.status, ran.out) == (2, b"")
+    assert f"(hint: imagen-render < {shlex.quote(name)})" in ran.err
+    assert not out_dir.exists()
+
+
+def test_a_name_of_no_file_is_a_prompt(tool):
+    assert tool("render", *SMALL, "prompts.jsonl").record["prompt"] == "prompts.jsonl"
+
+
+def test_a_prompt_that_begins_with_a_dash_and_a_blank_is_told_of_the_end_of_options(tool):
+    ran = tool("render", *SMALL, "- a cat")
+    assert ran.status == 2
+    assert "(hint: imagen-render -- '- …'" in ran.err
+    assert tool("render", *SMALL, "--", "- a cat").record["prompt"] == "- a cat"
+
+
+ONE_CAT = '{"prompt": "a cat", "seed": 7}'
+SPELLINGS = {
+    "a byte-order mark": f"\ufeff{ONE_CAT}\n",
+    "indented": '{\n  "prompt": "a cat",\n  "seed": 7\n}\n',
+    "in a list": f"[{ONE_CAT}]\n",
+    "after lines that show nothing": f"\ufeff\n\u200b\n  \n{ONE_CAT}\n",
+}
+
+
+@pytest.mark.parametrize("what", SPELLINGS)
+def test_a_request_in_another_spelling_is_one_image(render, what):
+    ran = render(SPELLINGS[what].encode())
+    assert (ran.status, ran.err) == (0, "")
+    assert (ran.record["prompt"], ran.record["seed"]) == ("a cat", 7)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(render):
+    ran = render("\ufefffirst\nsecond\n".encode(), "--lines")
+    assert [one["prompt"] for one in ran.records] == ["first", "second"]
+
+
+def test_an_indented_sidecar_is_passed_on_as_one_line(render):
+    made = render([{"prompt": "a cat"}]).record
+    again = render(Path(made["sidecar"]).read_bytes())
+    assert again.record == made
+    assert again.out.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ['{"prompt": "a"', "[{", "{'prompt': 'a'}", '{"prompt":"a"}\noops']
+)
+def test_no_hint_would_pay_for_json_as_a_prompt(render, text):
+    ran = render(text.encode())
+    assert ran.status == 2
+    assert "--lines" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("negative", "fog", "it is called negative_prompt"),
+        ("widht", 64, "did you mean width?"),
+        ("num_inference_steps", 4, "it is called steps"),
+        ("guidance", 3.5, "it is called cfg"),
+        ("model", "sdxl", "backend names the instance that has the model"),
+        ("size", "large", "width and height, or size as WxH"),
+    ],
+)
+def test_a_key_that_looks_like_a_field_is_named_once(render, key, value, hint):
+    ran = render([{"prompt": "a", "id": "k", key: value}, {"prompt": "b", key: value}])
+    assert ran.status == 0
+    notes = [said for said in ran.err.splitlines() if "has no effect" in said]
+    assert notes == [f"imagen-render: the key {key!r} has no effect (hint: {hint})"]
+    if key != "model":
+        assert [one[key] for one in ran.records] == [value, value]
+
+
+def test_a_key_of_somebody_elses_is_not_named(render):
+    ran = render(
+        [{"prompt": "a", "mine": 1, "album": "toys", "tags": [], "name": "x", "title": ""}]
+    )
+    assert (ran.status, ran.err) == (0, "")
+
+
+def test_a_size_as_text_is_read_when_neither_side_is_given(tool):
+    lines = [{"prompt": "a", "size": "48x32"}, {"prompt": "b", "size": "48x32", "width": 64}]
+    ran = tool("render", "--set", "steps=1", stdin=lines)
+    first, second = ran.records
+    assert (first["width"], first["height"], first["size"]) == (48, 32, "48x32")
+    assert second["width"] == 64
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"prompt":"a","seed":1,"seed":2}', b'{"prompt":"a","options":{"x":1,"x":2}}']
+)
+def test_two_equal_keys_are_refused_in_a_line_that_would_be_rendered(render, out_dir, line):
+    ran = render(line + b"\n" + GOOD)
+    assert ran.status == 2
+    assert "stands twice in one object" in ran.err
+    assert len([*out_dir.rglob("*.png")]) == 1
+    passed = line.removesuffix(b"}") + b',"file":"/f.png","width":64,"height":64}\n'
+    assert render(passed).out == passed
+
+
+@pytest.mark.parametrize(
+    ("seed", "message", "hint"),
+    [
+        ("-1", "seed must be from 0 to", "leave it out for a random one"),
+        ("1.5", "seed must be a whole number, not 1.5", "leave it out for a random one"),
+        ("1.2345678901234567e+19", "has lost digits, so it differs", "jq before 1.7 rounds"),
+        ("18446744073709552000", "seed must be from 0 to", "jq before 1.7 rounds"),
+    ],
+)
+def test_a_seed_that_cannot_be_meant_is_explained(render, seed, message, hint):
+    ran = render(f'{{"prompt":"a","seed":{seed}}}\n'.encode())
+    assert ran.status == 2
+    error = ran.record["error"]
+    assert message in error["message"]
+    assert error["hint"].startswith(hint)
 
 
 REFUSED: dict[str, dict[str, Any]] = {

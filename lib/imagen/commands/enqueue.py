@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..db import Address
     from ..ledger import Ledger
+    from ..option_effects import OptionEffects
+    from ..pipe import Line
     from ..queued import Row
     from ..record import Record
     from ..request import Request, Told
@@ -61,6 +63,7 @@ def main(
     """
     from .. import config, db, pipe, record
     from ..ledger import required
+    from ..option_effects import OptionEffects
 
     if prompts:
         hint = """echo '{"prompt": "a cat"}' | imagen-enqueue"""
@@ -73,16 +76,36 @@ def main(
     if not pipe.stdin_waits():
         raise UsageFault("no requests", hint="imagen-enqueue < requests.jsonl")
     where = db.chosen(database_url, config.secret(db.VARIABLE))
-    asked = Asked(told, owner, values, priority, follows)
+    effects = OptionEffects(said, told)
+    asked = Asked(told, owner, values, priority, follows, effects)
     enqueue = Enqueue(common, where, required(config.ledger_path()), asked)
     common.pipe.hint = _hint
     try:
-        common.pipe.each(pipe.read(sys.stdin.buffer, PLAIN, enqueue.send), enqueue.step)
+        lines = pipe.read(sys.stdin.buffer, PLAIN, enqueue.send, plain_beside_json=True)
+        common.pipe.each(_checked(lines, told, common), enqueue.step)
         enqueue.send()
         enqueue.follow()
     finally:
         enqueue.close()
-    return common.pipe.status
+    return options.tell_unused(common.pipe, effects)
+
+
+def _checked(lines: Iterable[Line], told: Told, common: Common) -> Iterator[Line]:
+    """Look into the lines that are to be queued: each key once, and none that only looks right."""
+    from ..line_checks import UnknownKeys, check_equal_keys
+    from ..request import fate
+
+    unknown = UnknownKeys()
+    for line in lines:
+        if line.record is not None and fate(line.record, told) in ("new", "retry"):
+            try:
+                check_equal_keys(line.raw)
+            except ImagenError as fault:
+                yield line._replace(fault=fault)
+                continue
+            for text in unknown.notes(line.record):
+                common.report.note(text)
+        yield line
 
 
 def _hint(fault: ImagenError) -> str | None:
@@ -99,6 +122,7 @@ class Asked(NamedTuple):
     values: Config
     priority: int
     follows: bool
+    effects: OptionEffects
 
 
 class Enqueue:
@@ -133,7 +157,9 @@ class Enqueue:
 
         if queued.is_tried_again(line.get("error")):
             line = {name: value for name, value in line.items() if name != "error"}
-        if fate(line, self._asked.told) in ("pass", "collect"):
+        what = fate(line, self._asked.told)
+        self._asked.effects.look_at(line, what)
+        if what in ("pass", "collect"):
             self.send()
             return None
         for request in requests_of(line, self._asked.told):
@@ -145,7 +171,7 @@ class Enqueue:
     def _row(self, request: Request) -> Row:
         from .. import queued
 
-        told, owner, values, priority, _ = self._asked
+        told, owner, values, priority, *_ = self._asked
         owner = owner or request.get("owner_user_id") or values["supabase.owner_user_id"]
         if not owner:
             hint = "--owner, or supabase.owner_user_id of the configuration"

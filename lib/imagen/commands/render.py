@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +15,7 @@ from ..errors import TEMPORARY, ImagenError, Refused, UsageFault
 
 if TYPE_CHECKING:
     from ..ledger import Ledger
+    from ..option_effects import OptionEffects
     from ..pipe import Line
     from ..record import Record
     from ..render import Around, Renderer
@@ -42,6 +43,7 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
     """
     from .. import config
     from ..ledger import Ledger, required
+    from ..option_effects import OptionEffects
     from ..render import Renderer
     from ..request import Request, Told, fate
 
@@ -67,8 +69,11 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
             return None
         return teller.tell_of(renderer.collect(line))
 
+    effects = OptionEffects(said, told)
     with teller:
-        return common.pipe.each(_requests(source, told, said["id"]), step)
+        notes = common.report.note
+        common.pipe.each(_requests(source, told, said["id"], effects, notes), step)
+    return options.tell_unused(common.pipe, effects)
 
 
 def _around(common: Common, told: Told, ledger: Ledger) -> Around:
@@ -200,6 +205,7 @@ def _source(prompts: tuple[str, ...], lines: bool, output: str | None) -> Iterat
     if prompts and prompts != ("-",):
         if "-" in prompts or lines:
             raise UsageFault("prompts come from the command line or from stdin, not from both")
+        _check_prompts(prompts)
         if len(prompts) > 1 and output:
             raise UsageFault(f"--output takes one image, here are {len(prompts)} prompts")
         return (pipe.line_of(f"prompt {n}", text) for n, text in enumerate(prompts, 1))
@@ -212,18 +218,44 @@ def _source(prompts: tuple[str, ...], lines: bool, output: str | None) -> Iterat
     return pipe.read(sys.stdin.buffer, "--lines takes plain text, one prompt a line")
 
 
-def _requests(source: Iterator[Line], told: Told, given_id: str | None) -> Iterator[Line]:
+_TEXT_FILES = (".json", ".jsonl", ".ndjson", ".txt")
+
+
+def _check_prompts(prompts: tuple[str, ...]) -> None:
+    """Raise UsageFault when a prompt is the name of a file that holds requests or prompts."""
+    import os
+
+    for prompt in prompts:
+        if prompt.lower().endswith(_TEXT_FILES) and os.path.isfile(prompt):  # noqa: PTH113 - Path raises for a long prompt
+            hint = f"imagen-render < {shlex.quote(prompt)}"
+            raise UsageFault(f"{prompt} is a file, not a prompt", hint=hint)
+
+
+def _requests(
+    source: Iterator[Line],
+    told: Told,
+    given_id: str | None,
+    effects: OptionEffects,
+    note: Callable[[str], None],
+) -> Iterator[Line]:
     """Turn each line into the requests that it stands for; what is passed on stays as it is."""
+    from ..line_checks import UnknownKeys, check_equal_keys
     from ..pipe import Line
     from ..request import fate, requests_of
 
-    made = 0
+    made, unknown = 0, UnknownKeys()
     for line in source:
         try:
             what = fate(line.record, told) if line.record is not None else "pass"
+            if line.record is not None:
+                effects.look_at(line.record, what)
             if what in ("pass", "collect") or line.record is None:
                 requests: list[Record | None] = [line.record]
             else:
+                if line.raw:
+                    check_equal_keys(line.raw)
+                for text in unknown.notes(line.record) if what == "new" else ():
+                    note(text)
                 requests = [*requests_of(_with_id(line.record, given_id, made), told)]
         except ImagenError as fault:
             yield Line(line.where, line.raw, line.record, fault)
