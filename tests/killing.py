@@ -86,7 +86,7 @@ def _steps() -> list[tuple[Any, str]]:
         (locks, "_locked"),
         (mock.Mock, "_accept"),
         (mock.Mock, "collect"),
-        (http.Server, "_asked"),
+        (http.Server, "_ask"),
         (pipe, "write_out"),
     ]
 
