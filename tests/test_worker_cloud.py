@@ -167,7 +167,7 @@ def test_a_user_reads_why_a_job_failed(project, worker, until, out_dir):
     until(lambda: {project.seen(job)["status"] for job in (hostile, poor)} == {"failed"}, 30)
     assert "'output'" in project.seen(hostile)["error"]
     seen = project.seen(poor)
-    assert "fewer images" in seen["error"]
+    assert "0 of 1 images" in seen["error"]
     assert "\n" not in seen["error"]
     assert (seen["error_detail"]["code"], seen["attempts"]) == ("too_few_images", 1)
     assert seen["image_id"] is None
