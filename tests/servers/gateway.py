@@ -60,6 +60,7 @@ class Front:
     def __init__(self, respond: Callable[[Request], Answer], port: int = 0) -> None:
         self.respond = respond
         self.asked: list[tuple[str, str]] = []  # method and target of every request, as it came in
+        self.asked_over: set[tuple[str, int]] = set()  # the clients' ends of their connections
         self.instead: list[tuple[int, dict[str, str], bytes]] = []  # answers to the next ones
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -96,16 +97,18 @@ class Front:
     def forget(self) -> None:
         """Forget what was asked, and all faults that did not come up."""
         del self.asked[:], self.instead[:], self._faults[:]
+        self.asked_over.clear()
 
     @property
     def connections(self) -> int:
         """How many are open."""
         return len(self._http.connections)
 
-    def next_fault(self, method: str, target: str) -> Fault | None:
-        """Note a request; give what is to happen to it."""
+    def next_fault(self, method: str, target: str, client: tuple[str, int]) -> Fault | None:
+        """Note a request and who sent it; give what is to happen to it."""
         with self._lock:
             self.asked.append((method, target))
+            self.asked_over.add(client)
             if self.instead:
                 return Fault("", Answer(*self.instead.pop(0)), False, 0.0, False)
             for number, fault in enumerate(self._faults):
@@ -225,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
     front: Front
 
     def _serve(self) -> None:
-        fault = self.front.next_fault(self.command, self.path)
+        fault = self.front.next_fault(self.command, self.path, self.client_address)
         unread = fault is not None and fault.unread
         body = b"" if unread else self._body()
         if body is None:  # the client went away in the middle: as if it had never come
