@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagen import comfy_api
+from imagen.errors import MissingModel, Rejected
 from imagen.http import Answer
 from servers.comfyui import DATA
 
@@ -160,3 +161,214 @@ def test_a_server_that_takes_no_prompt_id_is_told_by_its_version(
 @pytest.mark.parametrize("stats", [{}, {"system": None}, {"system": [1]}])
 def test_a_server_that_does_not_say_its_version_is_not_called_too_old(stats: Any) -> None:
     assert comfy_api.is_too_old(stats) is None
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ([["a", "b"]], ["a", "b"]),
+        ([["a"], {"default": "a"}], ["a"]),
+        ([[]], []),
+        (["COMBO", {"options": ["a", "b"]}], ["a", "b"]),
+        (["COMBO", {"options": "a"}], None),
+        (["COMBO", {}], None),
+        (["COMBO", 5], None),
+        (["COMBO"], None),
+        (["INT", {"options": [1, 2]}], None),
+        ([], None),
+        ("COMBO", None),
+        (None, None),
+    ],
+)
+def test_the_choices_of_an_input_are_read_in_both_shapes(spec: Any, names: Any) -> None:
+    assert comfy_api.choices(spec) == names
+
+
+def rejected(body: Any, status: int = 400) -> Rejected:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Rejected("the ComfyUI answered", status=status, body=raw)
+
+
+def node_errors(received: str = "", **more: Any) -> dict[str, Any]:
+    """Return the node_errors of one node with one error, in the server's shape."""
+    extra = {"input_name": "unet_name", "received_value": received, **more.pop("extra", {})}
+    error = {"type": "value_not_in_list", "message": "no", "details": "why", "extra_info": extra}
+    return {"7": {"class_type": "UNETLoader", "errors": [{**error, **more}]}}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        *((body, 400) for body in (b"<html>", b"", [], [1], "x", None, {}, {"detail": "no"})),
+        (b"[" * 100_000, 400),
+        *(({"error": "login"}, status) for status in (301, 302, 399, 401, 403, 407)),
+    ],
+)
+def test_a_refusal_that_is_not_comfyuis_stays_what_it_was(body: Any, status: int) -> None:
+    fault = rejected(body, status)
+    assert comfy_api.refusal(fault) is fault
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"error": {"message": "no outputs", "details": "at all"}}, "no outputs: at all"),
+        ({"error": {"message": "no outputs", "details": ""}}, "no outputs"),
+        ({"error": {"details": "at all"}, "node_errors": {}}, "at all"),
+        ({"error": "no prompt", "node_errors": []}, "no prompt"),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 402, 413, 500])
+def test_a_graph_that_is_refused_is_a_fault_of_the_setup(body: Any, text: str, status: int) -> None:
+    fault = comfy_api.refusal(rejected(body, status))
+    assert (fault.code, fault.as_record("t").get("scope")) == ("workflow_refused", "setup")
+    assert fault.message == f"ComfyUI refuses the workflow: {text}"
+
+
+def test_a_value_that_a_node_refuses_is_the_requests_own_fault() -> None:
+    body = {"error": {"message": "invalid"}, "node_errors": node_errors("8", type="too_small")}
+    fault = comfy_api.refusal(rejected(body))
+    assert fault.code == "workflow_refused"
+    assert "scope" not in fault.as_record("t")
+    assert fault.message.endswith("node 7 (UNETLoader): no: why")
+    empty = comfy_api.refusal(rejected({**body, "node_errors": {"7": {"errors": []}}}))
+    assert empty.message == "ComfyUI refuses the workflow: invalid"
+
+
+def test_at_most_three_faults_of_nodes_are_named() -> None:
+    faults = {str(key): node_errors(type="bad")["7"] for key in range(1, 6)}
+    assert comfy_api.node_fault(faults, "").message.count("node ") == 3
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "SDXL/x.sft", "x.gguf"])
+def test_a_file_that_is_not_in_the_list_is_a_missing_model(name: str) -> None:
+    fault = comfy_api.node_fault(node_errors(name), "")
+    assert isinstance(fault, MissingModel)
+    assert fault.files == [name]
+    assert f"{name} is not installed (UNETLoader 7, unet_name)" in fault.message
+
+
+@pytest.mark.parametrize(
+    "more", [{"received": "euler_x"}, {"received": "x.safetensors", "type": "other"}]
+)
+def test_no_other_value_is_called_a_missing_model(more: Any) -> None:
+    fault = comfy_api.node_fault(node_errors(**more), "")
+    assert not isinstance(fault, MissingModel)
+    assert "node 7 (UNETLoader): no: why" in fault.message
+
+
+def test_a_file_that_is_there_under_another_slash_is_named_and_not_missing() -> None:
+    config = {"input_config": [["y.sft", None, "SDXL\\x.sft"]]}
+    fault = comfy_api.node_fault(node_errors("SDXL/x.sft", extra=config), "")
+    assert not isinstance(fault, MissingModel)
+    assert "SDXL/x.sft is there as SDXL\\x.sft: write it so (node 7, unet_name)" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("name", "offered", "other"),
+    [
+        ("a/x.sft", ["a\\x.sft"], "a\\x.sft"),
+        ("a\\x.sft", ["a/x.sft"], "a/x.sft"),
+        ("a/x.sft", [None, 5, "a/x.sft", "b/x.sft"], None),
+        ("a/b/x.sft", ["a/b\\x.sft", "a\\b\\x.sft"], "a/b\\x.sft"),
+    ],
+)
+def test_another_spelling_differs_in_the_slashes_only(name: str, offered: Any, other: Any) -> None:
+    assert comfy_api.other_spelling(name, offered) == other
+
+
+# -- history ---------------------------------------------------------------------------------------
+
+
+GRAPH = {"1": {"class_type": "K", "inputs": {"seed": 7, "cfg": 1.0, "model": ["2", 0]}}}
+
+
+def history_of(nodes: Any) -> dict[str, Any]:
+    return {"prompt": [1, HANDLE, nodes, {}, []]}
+
+
+def node(class_type: str = "K", **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": {**GRAPH["1"]["inputs"], **inputs}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "same"),
+    [
+        (GRAPH, True),
+        ({"1": node(seed="7", cfg="1.0", added=1)}, True),
+        ({"1": node(seed=8)}, False),
+        ({"1": node(model=["3", 0])}, False),
+        ({"1": node("L")}, False),
+        ({"2": node()}, False),
+        ({"1": node(), "2": node()}, False),
+        ({"1": {"class_type": "K", "inputs": {}}}, False),
+    ],
+)
+def test_a_history_entry_of_our_id_with_other_inputs_is_not_our_graph(
+    nodes: Any, same: bool
+) -> None:
+    assert comfy_api.is_same_graph(history_of(nodes), GRAPH) is same
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *({}, {"prompt": None}, {"prompt": [1, HANDLE]}, {"prompt": {"2": {}}}),
+        *(history_of(nodes) for nodes in (None, [], {"1": 5}, {"1": {"inputs": []}})),
+    ],
+)
+def test_a_graph_that_cannot_be_read_counts_as_ours(entry: Any) -> None:
+    assert comfy_api.is_same_graph(entry, GRAPH) is True
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "run_ms"),
+    [
+        (1000, 1250, 250),
+        (1000, 1000, 0),
+        (1000, 999, None),
+        (0, 2**40 - 1, 2**40 - 1),
+        (0, 2**40, None),
+        (1.0, 2.0, None),
+        (None, 5, None),
+        (True, 5, None),
+    ],
+)
+def test_the_time_a_prompt_ran_is_told_by_its_two_stamps(start: Any, end: Any, run_ms: Any) -> None:
+    messages = [
+        ["execution_start", {"timestamp": start}],
+        ["execution_success", {"timestamp": end}],
+    ]
+    assert comfy_api.entry_of({"status": {"messages": messages}}).run_ms == run_ms
+
+
+def test_the_place_in_the_queue_follows_the_servers_numbers_and_not_its_order() -> None:
+    waiting = [[9, "c"], [2.5, "b"], [1, "a"]]
+    queue = {"queue_running": [[0, "r"]], "queue_pending": waiting}
+    assert [comfy_api.place_in(queue, name) for name in "rabcx"] == [0, 1, 2, 3, None]
+
+
+def place(**more: Any) -> dict[str, Any]:
+    folder, _, stem = comfy_api.prefix(HANDLE).partition("/")
+    return {"type": "output", "subfolder": folder, "filename": f"{stem}_00001_.png", **more}
+
+
+@pytest.mark.parametrize(
+    "strange", [{"type": "temp"}, {"subfolder": ""}, {"filename": "x.png"}, {"filename": None}]
+)
+def test_only_what_stands_under_our_prefix_is_our_image(strange: Any) -> None:
+    second = place(filename=place()["filename"].replace("1_", "2_"))
+    outputs = {"9": {"images": [place(**strange), second]}, "10": {"images": [place()]}}
+    assert comfy_api.ours(HANDLE, outputs) == [place(), second]
+
+
+def test_a_failure_names_the_node_and_stays_one_line() -> None:
+    messages = [["execution_error", {"exception_message": "out\n of memory", "node_id": "3"}]]
+    status = {"status_str": "error", "messages": messages}
+    fault = comfy_api.failure(comfy_api.entry_of({"status": status}))
+    assert fault.message == "ComfyUI failed in node 3 (None): out of memory"
+    silent = comfy_api.failure(comfy_api.entry_of({"status": {"status_str": "error"}}))
+    assert silent.message == "ComfyUI failed: it does not say why"

@@ -178,6 +178,12 @@ def test_whatever_stands_in_the_other_fields_it_can_be_read(more, run):
     api.failure(found)
 
 
+def nested(value: Any, depth: int) -> Any:
+    for number in range(depth):
+        value = [value] if number % 2 else {"x": value}
+    return value
+
+
 @pytest.mark.parametrize(
     ("output", "urls"),
     [
@@ -186,6 +192,12 @@ def test_whatever_stands_in_the_other_fields_it_can_be_read(more, run):
         (["http://h/a.png", "http://h/b.png"], ["http://h/a.png", "http://h/b.png"]),
         (["http://h/a.png", None, 5, ""], ["http://h/a.png"]),
         ({"url": "http://h", "more": ["http://i"], "size": 3}, ["http://h", "http://i"]),
+        (" http://h/a.png\n", ["http://h/a.png"]),
+        (["a caption", "see http://h/a.png"], []),
+        (["http://h/a.png"] * 1001, ["http://h/a.png"] * 1000),
+        (nested("http://h/a.png", 12), ["http://h/a.png"]),
+        (nested("http://h/a.png", 13), []),
+        (nested("http://h/a.png", 2000), []),
     ],
 )
 def test_an_output_is_a_list_of_addresses_or_one_or_none(output, urls):
@@ -197,6 +209,21 @@ def test_how_long_it_ran_is_told_by_its_metrics_or_else_by_its_times():
     assert prediction(item(metrics={"predict_time": 0.25}, **times)).run_ms == 250
     assert prediction(item(metrics={"predict_time": "?"}, **times)).run_ms == 1500
     assert prediction(item()).run_ms is None
+    for name in times:
+        assert prediction(item(**{name: times[name]})).run_ms is None, (
+            "half of the times says nothing"
+        )
+    backwards = dict(zip(times, reversed(times.values()), strict=True))
+    assert prediction(item(**backwards)).run_ms == 0
+    for odd, run_ms in ((0, 0), (-1, 1500), (1e6, 1500), (True, 1500), (math.inf, 1500)):
+        assert prediction(item(metrics={"predict_time": odd}, **times)).run_ms == run_ms, odd
+
+
+def test_of_the_plain_fields_only_the_kind_that_they_should_have_is_read():
+    one = prediction(item(model=5, version=["x"], data_removed="yes", logs=None))
+    assert (one.model, one.version, one.data_removed, one.logs) == (None, None, False, "")
+    other = prediction(item(version="v", data_removed=True, logs="seed: 1"))
+    assert (other.version, other.data_removed, other.logs) == ("v", True, "seed: 1")
 
 
 @pytest.mark.parametrize(
@@ -257,6 +284,36 @@ def test_each_bad_ending_says_whether_money_left(more, code, billed, retry):
     assert "\n" not in fault.message
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        ("out\nof memory", "out of memory"),
+        ({"a": 1}, '{"a": 1}'),
+        (None, "it does not say why"),
+        ("", "it does not say why"),
+        ("x" * 600, "x" * 500),
+    ],
+)
+def test_a_prediction_that_failed_says_why_on_one_line(error, text):
+    fault = api.failure(prediction(item(status="failed", error=error)))
+    assert fault.message == f"the prediction failed: {text}"
+
+
+@pytest.mark.parametrize(
+    ("more", "when"),
+    [
+        ({}, "before it began"),
+        ({"started_at": "2026-05-31T00:00:00Z"}, "while it ran"),
+        ({"metrics": {"predict_time": 0.1}}, "while it ran"),
+        ({"metrics": {"predict_time": 0}}, "before it began"),
+    ],
+)
+def test_a_canceled_prediction_says_whether_it_had_begun(more, when):
+    fault = api.failure(prediction(item(status="canceled", **more)))
+    assert fault.message == f"the prediction was canceled {when}"
+    assert fault.billed == ("no" if when == "before it began" else "unknown")
+
+
 @pytest.mark.parametrize("status", ["succeeded", "starting", "processing", "queued", ""])
 def test_no_other_status_is_a_bad_ending(status):
     assert api.failure(prediction(item(status=status))) is None
@@ -272,6 +329,7 @@ def test_no_other_status_is_a_bad_ending(status):
         (0.0, b'{"retry_after": 5}', 0),
         (None, b'{"retry_after": 5, "detail": "~7s"}', 5),
         (None, b'{"retry_after": 0.5}', 0.5),
+        (None, b'{"retry_after": 0, "detail": "~7s"}', 0),
         (None, b'{"retry_after": -5, "detail": "resets in ~7s."}', 7),
         (None, b'{"retry_after": "5", "detail": "resets in ~7s."}', 7),
         (None, b'{"retry_after": true, "detail": "in ~ 7.5 s"}', 7.5),
@@ -293,6 +351,7 @@ def test_how_long_to_wait_is_told_by_header_then_body_then_text(header, body, se
     [
         (b'{"title": "Bad", "detail": "no\\n such thing", "status": 422}', "Bad: no such thing"),
         (b'{"detail": "no"}', "no"),
+        (b'{"title": "%s", "detail": "x"}' % (b"a" * 500), "a" * 400),
         (b'{"title": 5, "detail": null}', ""),
         (b"[]", ""),
         (b"<html>", ""),
@@ -361,6 +420,8 @@ def test_a_model_under_its_alias_is_perhaps_ours():
         (LONG[:1000] + "...", "perhaps"),
         (LONG[:240], "perhaps"),
         (LONG + " and a dog", "perhaps"),
+        (LONG[:200], "perhaps"),
+        (LONG[:199], "another"),
         (LONG[:150], "another"),
         ("a dog" + LONG[5:1000], "another"),
         ("", "another"),
@@ -381,7 +442,9 @@ def test_a_prompt_that_is_cut_short_is_perhaps_ours(listed, expected):
         (2**64 - 1, 2**64 - 1, "ours"),
         (2**64 - 1, 18446744073709552000, "perhaps"),
         (2**64 - 1, 1.8446744073709552e19, "perhaps"),
+        (2**64 - 1, 1.844674e19, "perhaps"),
         (2**53 - 1, 2**53, "another"),
+        (2**53, 2**53 + 1, "perhaps"),
         (7, 10**400, "another"),
         (2**64 - 1, 10**400, "another"),
         (7, True, "perhaps"),
@@ -403,6 +466,8 @@ def test_where_we_sent_no_seed_any_may_have_been_drawn():
     [
         (1, 1.0, True),
         (3.5, 3.5, True),
+        (True, True, True),
+        (True, False, False),
         (True, 1, False),
         (1, True, False),
         (False, None, False),
@@ -410,7 +475,14 @@ def test_where_we_sent_no_seed_any_may_have_been_drawn():
         ("1", 1, False),
         ([1, {"a": "b"}], [1, {"a": "b", "c": 0}], True),
         ([1], [1, 2], False),
+        ([1, 2], [1, 3], False),
+        ([1, 2], [2, 1], False),
+        ([1], {"0": 1}, False),
+        ({"a": 1}, ["a"], False),
+        ([1], "1", False),
+        ("a", {"a": 1}, False),
         ({"a": 1}, {"b": 1}, False),
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, False),
         (0.5, 10**400, False),
         ("data:image/png;base64,AA", "https://replicate.delivery/x.png", False),
         ("data:image/png;base64,AA", "data:image/png;base64,AA", True),
@@ -423,10 +495,12 @@ def test_values_are_compared_as_json(sent, listed, same):
 
 
 def test_what_looks_like_ours_just_before_the_window_is_a_doubt_and_no_absence():
-    for seconds, doubtful, reached in ((11, True, False), (3000, True, False), (3700, False, True)):
+    edges = ((10, False, False), (11, True, False), (3610, True, False), (3611, False, True))
+    for seconds, doubtful, reached in edges:
         at = datetime.fromtimestamp(AT - seconds, UTC).isoformat()
         found = look(item(created_at=at))
-        assert (found.ours, found.doubtful, found.reached) == ([], doubtful, reached), seconds
+        assert bool(found.ours) is (seconds == 10)
+        assert (found.doubtful, found.reached) == (doubtful, reached), seconds
 
 
 # -- the answer to a create ------------------------------------------------------------------------
@@ -441,6 +515,8 @@ def test_what_looks_like_ours_just_before_the_window_is_a_doubt_and_no_absence()
         {"prompt": "a cat, masterpiece", "num_outputs": "1"},
         {"seed": None, "image": "https://replicate.delivery/x.png"},
         {"prompt": "a cat", "seed": 7.0, "aspect_ratio": "SQUARE"},
+        *({"prompt": odd, "seed": 7} for odd in ("", "a", "  A\nCAT", None, 5, ["a dog"])),
+        *(None, [], "a dog", 5),
     ],
 )
 def test_the_answer_to_our_own_create_is_ours_however_it_tells_the_input(shown):
@@ -457,10 +533,31 @@ def test_a_strangers_prediction_is_never_taken_for_the_answer(shown):
     assert caught.value.billed == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("shown", "is_ours"),
+    [
+        ("0123456789abcdefghijKLM", True),
+        ("0123456789 abcdefghij and more", True),
+        ("0123456789abcdefghix", False),
+        ("0123456789", True),
+        ("123456789", False),
+    ],
+)
+def test_the_first_twenty_letters_of_a_prompt_say_whose_answer_it_is(shown, is_ours):
+    sent = {"prompt": "0123456789abcdefghijklm", "seed": 7}
+    answer = {"id": "p1", "input": {"prompt": shown}}
+    if is_ours:
+        assert api.created(answer, sent) == "p1"
+    else:
+        with pytest.raises(AnswerLost):
+            api.created(answer, sent)
+
+
 @pytest.mark.parametrize("answer", [{}, {"id": None}, {"id": "../x"}, {"id": 5}])
 def test_an_answer_without_an_id_is_as_good_as_lost(answer):
-    with pytest.raises(AnswerLost):
+    with pytest.raises(AnswerLost) as caught:
         api.created(answer, {"prompt": "a cat"})
+    assert caught.value.billed == "unknown"
 
 
 # -- what stands in the list -----------------------------------------------------------------------
@@ -470,7 +567,10 @@ def test_another_model_or_version_is_not_ours_even_with_the_same_input():
     assert not look(item(model="black-forest-labs/flux-dev")).ours
     assert look(item(model="black-forest-labs/flux-dev")).doubtful, "or ours under an alias"
     assert look(item(model=None)).ours
+    assert look(item(model=5)).ours
     assert look(item(model=SCHNELL.upper())).ours
+    assert look(item(), model=reference(SCHNELL.upper())).ours
+    assert look(item(version="of its own")).ours, "none was asked for"
     pinned = reference(f"{SCHNELL}:abc")
     assert look(item(version="abc"), model=pinned).ours
     assert not look(item(version="def"), model=pinned).ours
@@ -492,6 +592,17 @@ def test_what_has_no_input_any_more_cannot_be_told_unless_it_is_another_models()
         assert look(gone).doubtful
         assert not look({**gone, "model": "black-forest-labs/flux-dev"}).doubtful
         assert not look({**gone, "created_at": "2026-05-30T00:00:00Z"}).doubtful, "long before"
+
+
+@pytest.mark.parametrize(
+    ("readable_since", "doubtful"),
+    [(None, True), (AT - 1, True), (AT, True), (AT + 1, False)],
+)
+def test_what_was_made_before_inputs_are_readable_is_told_by_its_time(readable_since, doubtful):
+    """An input is taken away an hour after its end: of ours it would still be there."""
+    gone = item(data_removed=True, input=None)
+    assert look(gone, readable_since=readable_since).doubtful is doubtful
+    assert look({**gone, "created_at": None}, readable_since=readable_since).doubtful
 
 
 def test_what_was_made_before_the_submit_is_not_ours_and_ends_the_look():
@@ -548,7 +659,10 @@ API = "https://api.replicate.com"
         (None, API, None),
         (f"{API}/v1/predictions?cursor=a%3D", API, "/v1/predictions?cursor=a%3D"),
         ("/v1/predictions?cursor=b", API, "/v1/predictions?cursor=b"),
+        (f"{API}/v1/predictions", API, "/v1/predictions"),
+        (f"{API}/v2/pages?cursor=x", API, "/v2/pages?cursor=x"),
         ("http://h:1/p/v1/predictions?cursor=c", "http://h:1/p", "/v1/predictions?cursor=c"),
+        ("http://h:1/px/v1/predictions?cursor=c", "http://h:1/p", "/v1/predictions?cursor=c"),
         (f"{API}/v1/predictions?cursor=d", "http://h:1/p", "/v1/predictions?cursor=d"),
         ("https://evil.example/v1/predictions?cursor=e", API, "/v1/predictions?cursor=e"),
     ],
@@ -558,7 +672,11 @@ def test_the_next_page_is_read_on_our_own_server_only(said, base, path):
 
 
 @pytest.mark.parametrize(
-    "said", ["https://evil.example/steal", "", 5, [], {}, "//evil.example/x", "ftp://x/y"]
+    "said",
+    [
+        *("https://evil.example/steal", "https://evil.example/steal?cursor=x", "//evil.example/x"),
+        *("https://evil.example/v1/predictions", "ftp://x/y", "https://[x", "", 5, [], {}),
+    ],
 )
 def test_a_next_page_somewhere_else_is_a_fault(said):
     with pytest.raises(ServerFault):
@@ -581,10 +699,25 @@ def test_a_next_page_somewhere_else_is_a_fault(said):
         ("https://replicate.delivery.evil.example/x", False),
         ("https://evil.example/replicate.delivery", False),
         ("https://storage.googleapis.com/x", False),
+        *((url, False) for url in ("", "/x", "https:///x", "file:///x")),
     ],
 )
 def test_the_token_goes_to_the_api_and_to_replicates_files_only(url, expected):
     assert is_trusted(url, API) is expected
+
+
+@pytest.mark.parametrize(
+    ("url", "own", "expected"),
+    [
+        ("http://h:80/x", "http://h", True),
+        ("http://h/x", "http://h:80/api", True),
+        ("http://h:81/x", "http://h", False),
+        ("http://h:443/x", "https://h", False),
+        ("HTTPS://h/x", "https://h:443", True),
+    ],
+)
+def test_a_port_that_is_not_written_is_the_schemes_own(url, own, expected):
+    assert is_trusted(url, own) is expected
 
 
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])

@@ -337,9 +337,7 @@ def created(answer: Mapping[str, Any], sent: Mapping[str, Any]) -> str:
         )
     shown_input = shown if isinstance(shown, dict) else {}
     prompt = shown_input.get("prompt")
-    is_other = (
-        isinstance(prompt, str) and prompt and not _share_beginning(str(sent["prompt"]), prompt)
-    )
+    is_other = isinstance(prompt, str) and not _share_beginning(str(sent["prompt"]), prompt)
     if is_other or _other_seed(sent.get("seed"), shown_input.get("seed")):
         raise AnswerLost("Replicate answered with a prediction that is not ours", billed="unknown")
     return str(handle)
@@ -419,5 +417,5 @@ def is_trusted(url: str, api: str) -> bool:
 
 
 def _server(parts: Any) -> tuple[str, str, int]:
-    scheme = parts.scheme.lower()
-    return scheme, parts.hostname or "", parts.port or {"https": 443, "http": 80}.get(scheme, 0)
+    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
+    return parts.scheme, parts.hostname or "", port
