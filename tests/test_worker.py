@@ -613,3 +613,75 @@ def test_systemd_hears_ready_after_the_proof_and_watchdog_from_every_turn_of_the
             assert heard == "WATCHDOG=1\nSTATUS=database away; 0 running here"
             heard = systemd.recv(4096).decode()
         assert one.refuse, "the database was away all the time"
+
+
+CLOUD = '.file="f" | .cloud={image_id:"00000000-0000-4000-8000-000000000001"}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "call", "status_then", "error_then"),
+    [
+        (CLOUD, "done", "done", None),
+        ('.error={message:"bad",code:"c"}', "failed", "failed", "its error cannot be kept"),
+        ('.error={message:"bad",retry:"safe"}', "retry", "failed", "no such value"),
+    ],
+)
+def test_an_end_of_which_the_database_refuses_a_part_is_kept_without_it(
+    work, monkeypatch, answer, call, status_then, error_then
+):
+    one = work(f"jq -c --unbuffered '{answer}'", begin=False, drain=True)
+    real = getattr(one.queue, call)
+
+    def refuse(job_id, fence, *values):
+        if [value for value in values if value]:
+            raise DatabaseFault("no such value", sqlstate="23503")
+        return real(job_id, fence, *values)
+
+    def refuse_text(job_id, fence, *values):
+        if "bad" in values:
+            raise DatabaseFault("no such value", sqlstate="22P05")
+        return real(job_id, fence, *values)
+
+    monkeypatch.setattr(one.queue, call, refuse if call == "done" else refuse_text)
+    names = [one.queue.add() for _ in range(2)]
+    one.thread.start()
+    assert one.ended() == 0
+    for job in map(one.queue.jobs.get, names):
+        assert (job.status, job.image_id, job.error) == (status_then, None, error_then)
+    assert len(one.heard("no such value")) >= len(names)
+
+
+def test_a_failure_that_no_row_takes_is_left_to_its_lease_and_stops_no_other(
+    work, until, monkeypatch
+):
+    one = work("""jq -c --unbuffered 'if .prompt=="bad" then .error={} else .file="f" end'""")
+
+    def refuse(*_values):
+        raise DatabaseFault("check jobs_error", sqlstate="23514")
+
+    monkeypatch.setattr(one.queue, "failed", refuse)
+    bad, good = one.queue.add("bad"), one.queue.add("good")
+    one.notice()
+    until(lambda: status(one, good) == "done")
+    assert status(one, bad) == "running"
+    assert len(one.heard(f"{bad}: check jobs_error")) == 2, "with its error, and without"
+
+
+def test_a_job_that_was_cancelled_before_it_was_sent_never_reaches_the_pipeline(
+    work, until, monkeypatch, tmp_path
+):
+    one = work(f"tee -a {tmp_path}/seen | {DONE}", begin=False, drain=True)
+    real, names = one.queue.intend, [one.queue.add() for _ in range(2)]
+
+    def cancelled_first(job_id, fence, request):
+        if job_id == names[0]:
+            one.queue.cancel(job_id)
+        return real(job_id, fence, request)
+
+    monkeypatch.setattr(one.queue, "intend", cancelled_first)
+    one.thread.start()
+    assert one.ended() == 0
+    sent = [json.loads(line)["id"] for line in (tmp_path / "seen").read_bytes().splitlines()]
+    assert sent == names[1:]
+    assert [status(one, name) for name in names] == ["cancelled", "done"]
+    assert one.heard(f"{names[0]}: another worker has it now, or it was cancelled")
