@@ -209,10 +209,8 @@ def test_how_long_it_ran_is_told_by_its_metrics_or_else_by_its_times():
     assert prediction(item(metrics={"predict_time": 0.25}, **times)).run_ms == 250
     assert prediction(item(metrics={"predict_time": "?"}, **times)).run_ms == 1500
     assert prediction(item()).run_ms is None
-    for name in times:
-        assert prediction(item(**{name: times[name]})).run_ms is None, (
-            "half of the times says nothing"
-        )
+    for name, at in times.items():
+        assert prediction(item(**{name: at})).run_ms is None, "half of the times says nothing"
     backwards = dict(zip(times, reversed(times.values()), strict=True))
     assert prediction(item(**backwards)).run_ms == 0
     for odd, run_ms in ((0, 0), (-1, 1500), (1e6, 1500), (True, 1500), (math.inf, 1500)):
