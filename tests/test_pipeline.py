@@ -194,6 +194,18 @@ def test_a_signal_reaches_what_left_the_group(start, until, number):
     until(one.is_gone)
 
 
+def test_what_is_started_because_of_a_signal_does_not_get_that_signal_too(start, until):
+    """The guard looks for what has left the group while the group already reacts."""
+    cleans_up = "trap 'sh -c \"sleep 0.1; echo cleaned up\"; exit' INT"
+    pipelines = [start(f"{cleans_up}; echo ready; while :; do sleep 0.01; done") for _ in range(4)]
+    for one in pipelines:
+        lines_of(one, 1, until)
+        one.signal(signal.SIGINT)
+    for one in pipelines:
+        until(lambda one=one: not one.is_alive())
+        assert one.lines() == [b"cleaned up"]
+
+
 def test_a_guard_that_stands_still_is_killed_with_its_group(start, until):
     one = start("echo $$; exec setsid sleep 100")
     pid = int(lines_of(one, 1, until)[0])

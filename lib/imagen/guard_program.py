@@ -149,9 +149,12 @@ class _Guard:
 
     def _pass_on(self, number: int) -> None:
         """Send a signal to the processes that have left the group; the owner signals the group."""
-        table = processes()
-        for pid in guarded(self.mark, os.getpid()):
-            if table.get(pid, (0, 0))[1] != os.getpid():
+        members = guarded(self.mark, os.getpid())
+        table = (
+            processes()
+        )  # after them: what began meanwhile, in the group, is no member that left
+        for pid in members & {*table}:
+            if table[pid][1] != os.getpid():
                 send(pid, number)
 
     def reap(self) -> None:
