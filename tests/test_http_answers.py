@@ -272,6 +272,20 @@ def test_the_reason_is_told_by_the_innermost_fault(fault, reason):
     assert lost_at(Stage.AWAITING, wrapped(fault)).message.endswith(f": {reason}")
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda fault: urllib3.exceptions.MaxRetryError(None, "/", fault),
+        lambda fault: wrapped(urllib3.exceptions.MaxRetryError(None, "/", fault)),
+        lambda fault: urllib3.exceptions.ProtocolError(fault, "a text behind it"),
+        lambda fault: TimeoutError(wrapped(fault)),
+    ],
+)
+def test_the_innermost_fault_counts_whatever_has_wrapped_it(wrap):
+    error = lost_at(Stage.AWAITING, wrap(BrokenPipeError()))
+    assert error.message.endswith(": the connection was cut")
+
+
 def test_a_secret_stands_in_no_text_that_is_shown():
     answer = Answer(200, {}, b"you sent a-secret", {"a-secret"})
     assert (answer.for_people(), answer.hide("a-secret!")) == (b"you sent ***", "***!")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -685,3 +686,87 @@ def test_a_job_that_was_cancelled_before_it_was_sent_never_reaches_the_pipeline(
     assert sent == names[1:]
     assert [status(one, name) for name in names] == ["cancelled", "done"]
     assert one.heard(f"{names[0]}: another worker has it now, or it was cancelled")
+
+
+def answers_when_told_to_end(answer, started):
+    """Give a pipeline that works until a signal comes, and then answers so and ends."""
+    ends = f"""echo "$line" | jq -c '{answer}'; exit"""
+    trap = "trap 'eval \"$ends\"' INT TERM"
+    loop = f"while :; do touch {started}; sleep 0.05; done"
+    return f"ends={shlex.quote(ends)}; {trap}; read -r line || exit; {loop}"
+
+
+ENDINGS = {
+    "an error": '.error={message:"interrupted",retry:"safe"}',
+    "an image": '.file="f"',
+    "unfinished": ".pending={}",
+}
+
+
+@pytest.mark.parametrize(
+    ("ending", "status_then", "attempts", "wait_s", "code"),
+    [
+        ("an error", "pending", 1, 2.5, "job_timeout"),
+        ("an image", "done", 1, 0, None),
+        ("unfinished", "pending", 0, 10, None),
+    ],
+)
+def test_a_late_job_is_judged_by_the_answer_that_it_gives_when_told_to_end(
+    work, until, tmp_path, ending, status_then, attempts, wait_s, code
+):
+    started = tmp_path / "started"
+    one = work(answers_when_told_to_end(ENDINGS[ending], started), job_timeout_s=1)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "running")
+    until(lambda: status(one, name) != "running")
+    job = one.queue.jobs[name]
+    assert (job.status, job.attempts) == (status_then, attempts)
+    assert (job.error_detail or {}).get("code") == code
+    assert job.run_after - job.created >= wait_s
+
+
+@pytest.mark.parametrize(
+    ("ending", "status_then", "attempts"),
+    [("an error", "pending", 0), ("an image", "done", 1), ("unfinished", "pending", 0)],
+)
+def test_what_ends_because_the_worker_ends_has_used_no_attempt_and_waits_for_nothing(
+    work, until, tmp_path, ending, status_then, attempts
+):
+    started = tmp_path / "started"
+    one = work(answers_when_told_to_end(ENDINGS[ending], started))
+    name = one.queue.add()
+    one.notice()
+    until(started.exists)
+    one.stop()
+    one.stop()
+    assert one.ended() == 0
+    job = one.queue.jobs[name]
+    assert (job.status, job.attempts, job.error) == (status_then, attempts, None)
+    assert job.run_after - job.created < 1
+
+
+def test_a_pipeline_that_does_not_end_when_told_to_is_killed_and_started_again(
+    work, until, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(slots, "BROKEN_S", 0.5)
+    broken = tmp_path / "broken"
+    deaf = "(trap '' TERM INT; while :; do sleep 0.05; done)"
+    breaks = f"touch {broken}; read -r line; {deaf} & kill -KILL $$"
+    one = work(f"[ -e {broken} ] || {{ {breaks}; }}; {DONE}")
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "done", 20)
+    assert one.heard("a pipeline did not end when told to: killing it")
+    assert not one.heard("could not be ended")
+    assert (one.queue.jobs[name].attempts, one.queue.jobs[name].claims) == (1, 0)
+
+
+def test_a_pipeline_ends_with_its_input_when_nothing_is_left_to_do(work, tmp_path):
+    """No signal: what it has to write at its end is written."""
+    ended = tmp_path / "ended"
+    one = work(f"{DONE}; touch {ended}", begin=False, drain=True)
+    one.queue.add()
+    one.thread.start()
+    assert one.ended() == 0
+    assert ended.exists()

@@ -473,3 +473,167 @@ def test_ten_thousand_loras_are_imported_at_once():
     assert len(workflow_import.report(found)) > 20_000
     assert flow_of(found).defaults["lora_10000"] == "9999.safetensors"
     assert time.process_time() - began < 10
+
+
+# -- what is said and what is left -----------------------------------------------------------------
+
+
+def notes(graph: Graph, told: Told = Told()) -> list[str]:  # noqa: B008
+    return [str(line.why) for line in report(graph, told) if line.what == "note"]
+
+
+def test_of_several_nodes_that_save_only_the_output_is_asked_for_at_first():
+    fault = refusal(shapes.two_outputs())
+    assert fault.hint == "say which: --output-node NODE"
+    said = notes(shapes.two_outputs(), TOLD["two_outputs"])
+    assert "2 nodes save: each request makes that many images" in said
+    assert not any("nodes save" in note for note in notes(shapes.sd15()))
+
+
+@pytest.mark.parametrize(("outputs", "shown"), [(8, 8), (9, 8)])
+def test_of_many_choices_the_first_eight_are_named(outputs, shown):
+    graph = shapes.sd15()
+    for number in range(outputs - 1):
+        graph[f"{50 + number}"] = copy.deepcopy(graph["7"])
+    message = refusal(graph).message
+    assert message.count("(SaveImage)") == shown
+    assert ("…" in message) is (outputs > shown)
+
+
+def test_a_wrong_answer_is_refused_with_the_choices_there_are():
+    assert refusal(shapes.sd15(), Told(output="8")).hint == "it has 7 (SaveImage)"
+    assert refusal(shapes.from_picture(), Told(latent="3")).hint is None
+    long = refusal(shapes.sd15(), Told(output="x" * 90)).message
+    assert long.endswith(f"no output node {'x' * 40!r}")
+
+
+def test_of_the_samplers_that_were_named_none_is_called_left():
+    assert notes(shapes.sd15(), Told(samplers=("5",))) == []
+    some = notes(shapes.hires_fix(), Told(samplers=("5",)))
+    assert [note for note in some if "is no --sampler" in note] == [
+        "node 7 (KSampler) is no --sampler: its seed, steps and texts are left"
+    ]
+
+
+def test_a_negative_text_that_is_put_together_is_asked_for_too():
+    graph = shapes.sd15()
+    parts = {"string_a": "blurry", "string_b": "ugly", "delimiter": " "}
+    graph["20"] = {"class_type": "StringConcatenate", "inputs": parts}
+    graph["3"]["inputs"]["text"] = ["20", 0]
+    fault = refusal(graph)
+    assert "the negative prompt is not clear: 3.text" in fault.message
+    assert "--negative NODE.INPUT" in str(fault.hint)
+    assert places(graph, Told(negative="20.string_b"))["negative_prompt"] == ["20.string_b"]
+    graph["2"]["inputs"]["text"] = ["20", 0]
+    graph["5"]["inputs"]["negative"] = graph["5"]["inputs"]["positive"]
+    assert "negative" not in refusal(graph).message, "one text for both sides is the prompt's"
+
+
+def test_that_there_is_no_negative_prompt_is_said_only_where_there_is_none():
+    assert "no negative prompt: 5 (ConditioningZeroOut)" in notes(shapes.dual_prompts())
+    assert not any("no negative prompt" in note for note in notes(shapes.sd15()))
+    graph = shapes.sd15()
+    graph["20"] = {"class_type": "Loader of Somebody", "inputs": {"yes": PHOTO, "no": BAD}}
+    graph["5"]["inputs"] |= {"positive": ["20", 1], "negative": ["20", 2]}
+    assert notes(graph, Told(prompt="20.yes", negative="20.no")) == [
+        "node 20 (Loader of Somebody) gives a text that is not known (--prompt, --negative)"
+    ]
+
+
+def test_a_blank_text_beside_a_prompt_stays_blank():
+    assert places(shapes.dual_prompts(" \n"))["prompt"] == ["4.t5xxl"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "multiple"),
+    [
+        ("EmptySD3LatentImage", (1024, 768), 16),
+        ("EmptySD3LatentImage", (1000, 1024), 8),
+        ("EmptySD3LatentImage", (1024, 1000), 8),
+        ("EmptyLatentImage", (1024, 1024), 8),
+    ],
+)
+def test_a_size_is_a_multiple_of_what_its_latent_takes_if_the_exports_own_is(kind, size, multiple):
+    graph = shapes.sd15()
+    width, height = size
+    graph["4"] = {
+        "class_type": kind,
+        "inputs": {"width": width, "height": height, "batch_size": 1},
+    }
+    assert imported(graph).size_multiple == multiple
+
+
+def second_latent(kind: str, **inputs: Any) -> Graph:
+    graph = shapes.sd15()
+    graph["20"] = {"class_type": kind, "inputs": {"batch_size": 1, **inputs}}
+    both = {"samples_to": ["4", 0], "samples_from": ["20", 0], "x": 0, "y": 0, "feather": 0}
+    graph["21"] = {"class_type": "LatentComposite", "inputs": both}
+    graph["22"] = {"class_type": "PrimitiveInt", "inputs": {"value": 512}}
+    graph["23"] = {"class_type": "PrimitiveInt", "inputs": {"value": 768}}
+    graph["5"]["inputs"]["latent_image"] = ["21", 0]
+    return graph
+
+
+def test_two_latents_of_one_size_share_it_however_it_comes_to_them():
+    graph = second_latent("EmptySD3LatentImage", width=["22", 0], height=["23", 0])
+    found = imported(graph)
+    assert flow_of(found).places()["width"] == [("4", "width"), ("22", "value")]
+    assert found.size_multiple == 16, "of the one that takes fewer sizes"
+    other = second_latent("EmptyLatentImage", width=["22", 0], height=["22", 0])
+    assert "2 latents of several sizes: " in refusal(other).message
+
+
+def test_a_side_that_is_left_at_the_latent_is_left_at_every_node_that_repeats_it():
+    graph = shapes.klein()
+    graph["20"] = {"class_type": "PrimitiveInt", "inputs": {"value": 1024}}
+    graph["11"]["inputs"] |= {"width": ["20", 0], "height": ["20", 0]}
+    assert graph["11"]["class_type"] == "EmptyFlux2LatentImage"
+    assert not {"width", "height"} & places(graph).keys()
+
+
+def test_a_sampler_without_noise_keeps_its_seed_and_says_why():
+    graph = shapes.sdxl_refiner()
+    graph["9"]["inputs"]["noise_seed"] = graph["6"]["inputs"]["noise_seed"]
+    assert places(graph, TOLD["sdxl_refiner"])["seed"] == ["6.noise_seed"]
+    lines = report(graph, TOLD["sdxl_refiner"])
+    (left,) = (line for line in lines if (line.node, line.input) == ("9", "noise_seed"))
+    assert (left.what, left.why) == ("left", "its noise is off")
+
+
+@pytest.mark.parametrize("cfg", [7, 7.5])
+def test_a_cfg_may_be_a_whole_number_or_a_fraction(cfg):
+    assert places(changed(cfg=cfg))["cfg"] == ["5.cfg"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "file", "placeholder", "folder"),
+    [
+        ("LoraLoaderModelOnly", "lora_name", "X.SafeTensors", "lora", "loras"),
+        ("CLIPLoader", "clip_name", "clip_l.safetensors", "clip", "text_encoders"),
+        ("CLIPVisionLoader", "clip_name", "clip_l.safetensors", "clip_vision", "clip_vision"),
+        ("CLIPLoader", "clip_name2", "X/CLIP_L.safetensors", "clip_l", "text_encoders"),
+        ("CLIPLoader", "clip_name2", "X\\t5.safetensors", "t5xxl", "text_encoders"),
+        ("CLIPLoader", "clip_name2", "t5\\x.safetensors", "clip_2", "text_encoders"),
+        ("CLIPLoader", "clip_name2", "clip_l/x.safetensors", "clip_2", "text_encoders"),
+        ("UpscaleModelLoader", "model_name", "x.pth", "upscale_model", "upscale_models"),
+        ("ModelPatchLoader", "name", "x.safetensors", "model_patch", "model_patches"),
+        ("Mine", "lora_name", "x.gguf", "lora", "loras"),
+    ],
+)
+def test_a_model_file_has_its_placeholder_by_its_input_its_class_or_its_name(
+    kind, name, file, placeholder, folder
+):
+    graph = changed(model=["30", 0])
+    graph["30"] = {"class_type": kind, "inputs": {name: file, "model": ["1", 0]}}
+    found = imported(graph)
+    assert {"file": f"${{{placeholder}}}", "folder": folder} in found.models
+    assert found.defaults[placeholder] == file
+
+
+def test_a_model_file_in_an_input_that_is_not_known_is_left_and_said():
+    graph = changed(model=["30", 0])
+    inputs = {"thing": "x.safetensors", "note": "x.txt", "model": ["1", 0]}
+    graph["30"] = {"class_type": "Mine", "inputs": inputs}
+    whys = {line.input: line.why for line in report(graph) if line.node == "30"}
+    assert whys["thing"] == "a model file in an input that is not known"
+    assert whys["note"] != whys["thing"]

@@ -70,12 +70,12 @@ def _samplers(found: Import, told: Told, output: str) -> list[str]:
     if told.samplers:
         chosen = [_among(found, "sampler", one, known) for one in dict.fromkeys(told.samplers)]
     else:
-        chosen = known[:1]
+        chosen = known
         if len(known) > 1:
             text = f"the picture is made by {len(known)} samplers: {_list(found, known)}"
             flag = "--sampler NODE, once for each whose steps, seed and texts are asked for"
             found.questions.append((text, flag))
-    for node in known if told.samplers else ():
+    for node in known:
         if node not in chosen:
             where = graphs.named(found.graph, node)
             found.notes.append(f"{where} is no --sampler: its seed, steps and texts are left")
@@ -106,16 +106,15 @@ def _find_texts(found: Import, told: Told, samplers: list[str]) -> None:
     own = [spot for spot in negative.spots if spot not in positive.spots]
     lost = [spot for spot in negative.lost if spot not in positive.lost]
     _find_text(found, "negative_prompt", told.negative, own, lost)
-    if not own and not lost and not told.negative:
+    if not own and not told.negative:
         zeroed = f": {_list(found, negative.zeroed)}" if negative.zeroed else ""
         found.notes.append(f"no negative prompt{zeroed}")
     for node in dict.fromkeys([*positive.ends, *negative.ends]):
         where = graphs.named(graph, node)
         found.notes.append(f"{where} gives a text that is not known (--prompt, --negative)")
     for node in dict.fromkeys(node for side in sides for node in side.passed):
-        if workflow_roles.GUIDANCE in graph[node]["inputs"]:
-            spots = found.sited(node, workflow_roles.GUIDANCE, (int, float))
-            found.mark(workflow_roles.GUIDANCE, spots)
+        spots = found.sited(node, workflow_roles.GUIDANCE, (int, float))
+        found.mark(workflow_roles.GUIDANCE, spots)
 
 
 def _find_text(
@@ -170,14 +169,12 @@ def _find_size(found: Import, told: Told, samplers: list[str]) -> None:
     for node in sized:
         for name in ("width", "height"):
             found.mark(name, _of_its_own(found, node, name))
-        if "batch_size" in graph[node]["inputs"]:
-            found.mark("batch_size", found.sited(node, "batch_size", int))
+        found.mark("batch_size", found.sited(node, "batch_size", int))
     found.size_multiple = _multiple(found, sized)
-    for node in graphs.upstream(graph, samplers) if sized else []:
+    for node in graphs.upstream(graph, samplers):
         for name in workflow_roles.SIZED.get(graphs.class_of(graph, node), ()):
-            if name in graph[node]["inputs"]:
-                side = name.removeprefix("target_")
-                found.mark(side, _of_its_own(found, node, name) if side in found.defaults else [])
+            if (side := name.removeprefix("target_")) in found.defaults:
+                found.mark(side, _of_its_own(found, node, name))
 
 
 def _multiple(found: Import, sized: list[str]) -> int:
@@ -201,7 +198,7 @@ def _of_its_own(found: Import, node: str, name: str) -> list[Spot]:
     spots = found.sited(node, name, int)
     side = name.removesuffix("width").removesuffix("height")
     other = f"{side}{'height' if name.endswith('width') else 'width'}"
-    if spots and spots == [workflow_walk.origin(found.graph, Spot(node, other), int)]:
+    if spots == [workflow_walk.origin(found.graph, Spot(node, other), int)]:
         found.whys[spots[0]] = "one value for both width and height"
         return []
     return spots
