@@ -154,6 +154,112 @@ def test_an_unsound_field_is_refused_by_its_name(name, value):
     assert len(caught.value.message) < 200
 
 
+ANEW = "leave it out for a random one"
+
+
+@pytest.mark.parametrize(
+    ("seed", "says", "hint"),
+    [
+        (-1, f"seed must be from 0 to {record.MAX_SEED}, not -1", ANEW),
+        (-1.0, f"seed must be from 0 to {record.MAX_SEED}, not -1.0", ANEW),
+        (1.5, "seed must be a whole number, not 1.5", ANEW),
+        (-1.5, "seed must be a whole number, not -1.5", ANEW),
+        (math.inf, "seed must be a whole number, not inf", ANEW),
+        (2.0**53 + 2, "seed 9007199254740994.0 has lost digits, so it differs", "jq before 1.7"),
+        (2.0**64, "seed 1.8446744073709552e+19 has lost digits, so it differs", "jq before 1.7"),
+        (2**64, f"seed must be from 0 to {record.MAX_SEED}, not {2**64}", "jq before 1.7"),
+        (2**64 + 999, f"not {2**64 + 999}", "jq before 1.7"),
+        (2**64 + 1000, f"not {2**64 + 1000}", None),
+        (10**4000, "not a number of 4001 digits", None),
+        (True, "seed must be a whole number, not true or false", None),
+        ("7", "seed must be a whole number, not a string", None),
+    ],
+)
+def test_a_seed_of_another_tool_or_one_that_was_rounded_is_explained(seed, says, hint):
+    with pytest.raises(Refused) as caught:
+        checked(seed=seed)
+    assert says in caught.value.message
+    assert caught.value.hint is None if hint is None else caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("seed", [0, 0.0, -0.0, 2.0**53, 2**53 + 1, record.MAX_SEED])
+def test_a_seed_that_is_whole_is_kept_to_its_last_digit(seed):
+    assert checked(seed=seed)["seed"] == seed
+    assert isinstance(checked(seed=seed)["seed"], int)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((number, str(number)) for number in (0, 1, 9, 15, -1, -5, 10**39, -(10**39))),
+        (10**40, "a number of 41 digits"),
+        (-(10**40), "a number of 41 digits"),
+        (10**3999, "a number of 4000 digits"),
+    ],
+)
+def test_a_number_out_of_range_is_shown_unless_it_is_long(value, shown):
+    with pytest.raises(Refused) as caught:
+        checked(width=value)
+    assert caught.value.message == f"width must be from 16 to 16384, not {shown}"
+
+
+@pytest.mark.parametrize(("name", "value"), [("cfg", 7.0), ("cfg", 100), ("width", 512.0)])
+def test_a_number_keeps_its_kind_where_a_fraction_is_allowed(name, value):
+    kept = checked(**{name: value})[name]
+    assert (kept, isinstance(kept, float)) == (value, name == "cfg" and value == 7.0)
+
+
+def nested(depth: int, inner: Any = 1) -> Any:
+    """Give lists and objects inside each other, so many, around a value."""
+    value = inner
+    for number in range(depth):
+        value = {"x": value} if number % 2 else [value, "beside"]
+    return value
+
+
+def test_what_is_nested_a_hundred_deep_is_kept_and_no_deeper():
+    assert checked(options={"a": nested(99)})["options"]
+    with pytest.raises(Refused, match="options is nested more than 100 deep"):
+        checked(options={"a": nested(100)})
+    record.check_storable({"mine": nested(99)})
+    with pytest.raises(Refused, match="the record is nested more than 100 deep"):
+        record.check_storable({"mine": nested(100)})
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "hint"),
+    [
+        ("a\0b", "a NUL character in it", "Postgres has no place for one"),
+        ("\ud800", "is not valid UTF-8", None),
+    ],
+)
+@pytest.mark.parametrize("place", [lambda text: {"k": [1, text]}, lambda text: {"k": {text: 1}}])
+def test_text_that_no_row_can_hold_is_refused_wherever_it_stands(text, says, hint, place):
+    for call in (lambda: checked(options=place(text)), lambda: record.check_storable(place(text))):
+        with pytest.raises(Refused, match=says) as caught:
+            call()
+        assert caught.value.hint == hint
+    record.check_storable({"k": [{"a": "\n"}, None, 1, "🐈"]})
+
+
+def test_half_a_pair_of_surrogates_is_found_wherever_it_stands_in_a_line():
+    for line in (rb'{"a":["\uD800"]}', rb'{"a":[{"b":{"\udc00":1}}]}', rb'[["\ud800"]]'):
+        with pytest.raises(BadLine, match="half of a surrogate pair"):
+            record.parse(line)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_only_a_prompt_has_to_show_something(text):
+    assert checked(negative_prompt=text)["negative_prompt"] == text
+
+
+def test_a_request_without_a_prompt_is_refused_and_an_empty_one_with_a_hint():
+    for fields, hint in (({}, "a request needs at least a prompt"), ({"seed": 1}, None)):
+        with pytest.raises(Refused, match=r"^no prompt$") as caught:
+            record.checked(fields)
+        assert caught.value.hint == hint
+
+
 def test_null_counts_as_not_said_and_unknown_fields_are_left_alone():
     assert checked(seed=None, style=None, mine=None, other="\0") == {
         "prompt": "a",
@@ -210,6 +316,59 @@ def test_a_record_made_anew_keeps_what_was_asked_and_nothing_tools_wrote():
     assert fresh["mine"] == 1
     kept = {*record.REQUEST} - {"id"} | {"request", "mine"}
     assert {*fresh} == kept
+
+
+@pytest.mark.parametrize(
+    ("line", "values", "result"),
+    [
+        ({"seed": 1, "x": 1}, {"seed": 2}, {"seed": 2, "x": 1}),
+        ({"options": {"a": 1, "b": 1}}, {"options": {"b": 2}}, {"options": {"a": 1, "b": 2}}),
+        ({"options": {"a": 1}}, {"seed": 2}, {"options": {"a": 1}, "seed": 2}),
+        ({"options": None}, {"options": {"b": 2}}, {"options": {"b": 2}}),
+        ({"options": "x"}, {"options": {"b": 2}}, {"options": {"b": 2}}),
+        ({}, {"options": {"b": 2}}, {"options": {"b": 2}}),
+    ],
+)
+def test_where_the_command_line_wins_options_win_key_by_key(line, values, result):
+    before = json.dumps([line, values])
+    assert record.changed(line, values) == result
+    assert json.dumps([line, values]) == before, "neither is written into"
+
+
+def test_defaults_are_not_written_into_the_line_that_they_fill():
+    line: dict[str, Any] = {"options": {"a": 1}}
+    record.with_defaults(line, {"seed": 1, "options": {"b": 2}, "cfg": {"of": "no options"}})
+    assert line == {"options": {"a": 1}}
+    assert record.with_defaults({"cfg": {}}, {"cfg": {"a": 1}}) == {"cfg": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *((text, (1024, 768)) for text in ("1024x768", "1024X768", "1024×768", "01024x0768")),
+        *((text, None) for text in ("1024", "1024x", "x768", "1024x768x2", " 1024x768", "-1x1")),
+        *((text, None) for text in ("1.5x2", "١x٢", "1024x768\n", "1234567890x1", "", "axb")),
+    ],
+)
+def test_a_size_is_two_whole_numbers_with_an_x_between_them(text, size):
+    sides = size and {"width": size[0], "height": size[1]}
+    assert record.size_of(text) == sides
+    assert record.sized({"size": text}) == {"size": text, **(sides or {})}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"size": "64x32", "width": 16},
+        {"size": "64x32", "height": 16},
+        {"size": 64},
+        {"size": ["64x32"]},
+        {"size": None},
+        {},
+    ],
+)
+def test_a_size_is_read_only_where_no_side_is_said(line):
+    assert record.sized(line) == line
 
 
 @pytest.mark.parametrize(
