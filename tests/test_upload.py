@@ -94,6 +94,58 @@ def test_what_no_row_or_path_can_hold_is_refused_beforehand(wrong, says, tmp_pat
         upload.judged({**made(tmp_path), **wrong}, OWNER)
 
 
+@pytest.mark.parametrize(
+    "name", ["prompt", "backend", "seed", "width", "height", "bytes", "sha256", "format"]
+)
+def test_what_every_finished_image_has_is_needed(name, tmp_path):
+    one = made(tmp_path)
+    without = {key: value for key, value in one.items() if key != name}
+    for lacking in (without, {**one, name: None}):
+        with pytest.raises(Refused, match=f"no {name}"):
+            upload.judged(lacking, OWNER)
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "unsound"),
+    [
+        ("bytes", (1, 2**63 - 1), (0, 2**63, 1.0)),
+        ("latency_ms", (0, 2**63 - 1, None), (-1, 2**63, 0.5, True)),
+        ("cost_usd", (0, 0.0, 999_999, None), (-0.01, 999_999.5, "1", True)),
+        ("model", ("", None), (7, [])),
+        ("workflow", ("w", None), (7, {})),
+        ("sha256", ("0" * 64,), ("0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n", 7)),
+    ],
+)
+def test_a_column_is_used_to_its_ends_and_not_beyond(name, sound, unsound, tmp_path):
+    for value in sound:
+        image = upload.judged({**made(tmp_path), name: value}, OWNER)
+        column = {"cost_usd": "cost_usd_estimate"}.get(name, name)
+        assert upload.row_of(image, image.path)[column] == value
+    for value in unsound:
+        with pytest.raises(Refused, match=name):
+            upload.judged({**made(tmp_path), name: value}, OWNER)
+
+
+@pytest.mark.parametrize(
+    ("started_at", "created_at"),
+    [
+        ("2026-05-31T00:00:00Z", "2026-05-31T00:00:00+00:00"),
+        ("2026-05-31T02:00:00.25+02:00", "2026-05-31T00:00:00.250000+00:00"),
+        ("2026-05-31T00:00:00", "2026-05-31T00:00:00+00:00"),
+    ],
+)
+def test_a_row_is_as_old_as_its_image(started_at, created_at, tmp_path):
+    image = upload.judged({**made(tmp_path), "started_at": started_at}, OWNER)
+    assert upload.row_of(image, image.path)["created_at"] == created_at
+
+
+def test_the_row_holds_the_sidecar_without_what_the_cloud_said_before(tmp_path):
+    one = {**made(tmp_path), "cloud": {"path": "x"}, "mine": 1}
+    sidecar = upload.row_of(upload.judged(one, OWNER), "p")["sidecar"]
+    assert "cloud" not in sidecar
+    assert sidecar["mine"] == 1
+
+
 def test_a_record_that_is_nested_too_deep_is_refused(tmp_path):
     deep = []
     for _ in range(200):
