@@ -11,8 +11,9 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from imagen.errors import (
     Unreachable,
 )
 from imagen.http import addresses, proves_refusal
+from imagen.http.exchange import BrokenAnswer
 from servers.answering import Answering, Handler, Reply
 from servers.tls import Certificate, certificate
 
@@ -466,6 +468,50 @@ def test_an_address_that_can_be_read_in_two_ways_is_not_fetched(client, url):
     assert asked == []
 
 
+def redirects(times: int, status: int = 302, body: bytes = b"data") -> Reply:
+    """Lead on from /0 to /1 and so forth, so many times; then answer."""
+
+    def reply(handler: Handler) -> None:
+        number = int(handler.path.strip("/"))
+        if number < times:
+            handler.send(status, b"", Location=f"/{number + 1}")
+        else:
+            handler.send(200, body)
+
+    return reply
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_file_is_fetched_from_where_a_redirect_leads(serve, client, status):
+    ours = client(serve(redirects(1, status)).url)
+    assert ours.fetch(f"{ours.url}/0", lambda _: True).body == b"data"
+    with ours.flow(f"{ours.url}/0", lambda _: True, {}) as flow:
+        assert b"".join(flow.parts) == b"data"
+
+
+@pytest.mark.parametrize("status", [300, 304, 305, 306, 309])
+def test_no_other_answer_that_names_a_place_is_followed(serve, client, status):
+    server = serve(redirects(1, status))
+    with pytest.raises(Rejected, match=f"answered {status}"):
+        client(server.url).fetch(f"{server.url}/0", lambda _: True)
+    assert len(server.seen) == 1
+
+
+def test_five_redirects_are_followed_and_no_sixth(serve, client):
+    server = serve(redirects(5))
+    assert client(server.url).fetch(f"{server.url}/0", lambda _: True).body == b"data"
+    server = serve(redirects(6))
+    with pytest.raises(Rejected, match="redirects more than 5 times"):
+        client(server.url).fetch(f"{server.url}/0", lambda _: True)
+    assert len(server.seen) == 6
+
+
+def test_a_redirect_to_nowhere_is_an_answer_of_its_own(serve, client):
+    server = serve(answering(302, b""))
+    with pytest.raises(Rejected, match="answered 302"):
+        client(server.url).fetch(f"{server.url}/x", lambda _: True)
+
+
 # -- a body as it comes ---------------------------------------------------------------------------
 
 
@@ -599,6 +645,31 @@ def test_a_secret_that_the_server_echoes_is_not_told(serve, client, status):
         client(serve(echo).url, headers=headers).get("/").json_object()
     assert "a-long-secret" not in caught.value.as_line()
     assert b"a-long-secret" not in getattr(caught.value, "body", b"")
+
+
+def test_a_secret_that_contains_another_is_hidden_whole(serve, client):
+    secrets = {"X-Short": "abcdefgh", "X-Long": "abcdefgh-and-more", "X-Longer": "of-abcdefgh-too"}
+    echo = answering(400, f"you sent {' '.join(secrets.values())}".encode())
+    with pytest.raises(Rejected) as caught:
+        client(serve(echo).url, headers=secrets).get("/")
+    assert caught.value.body == b"you sent *** *** ***"
+
+
+@pytest.mark.parametrize(
+    ("promised", "came", "is_whole"),
+    [
+        *(("5", 5, True), ("5", 4, False), ("5", 6, True), ("0", 0, True), ("1", 0, False)),
+        *(("", 0, True), ("soon", 0, True), ("-1", 0, True), ("9" * 19, 5, False)),
+        ("9" * 5000, 5, True),
+    ],
+)
+def test_a_body_that_is_shorter_than_its_length_is_no_answer(promised, came, is_whole):
+    """Whatever the library below lets pass."""
+    response = SimpleNamespace(
+        headers={"Content-Length": promised}, raw=SimpleNamespace(tell=lambda: came)
+    )
+    with nullcontext() if is_whole else pytest.raises(BrokenAnswer, match="cut short"):
+        http._check_whole(response)
 
 
 # -- heads that lie --------------------------------------------------------------------------------
