@@ -45,8 +45,9 @@ class Rules(NamedTuple):
 class Verdict(NamedTuple):
     """What becomes of a job: done, failed, retry (an attempt was used), or back (none was).
 
-    `answered` says of one that goes back that a pipeline said so: its claims count anew.
-    `render_id` is the record's.
+    `answered` says of one that goes back that there is a reason: its claims count anew.
+    `under_way` says that what was sent before may still be accepted, so whoever claims it next
+    must not take its absence at the provider for proof too soon. `render_id` is the record's.
     """
 
     kind: Literal["done", "failed", "retry", "back"]
@@ -56,6 +57,7 @@ class Verdict(NamedTuple):
     detail: Record | None = None
     answered: bool = False
     render_id: str | None = None
+    under_way: bool = False
 
 
 def request_of(job: Any, rules: Rules, now: datetime, seed: int) -> Record:
@@ -148,8 +150,9 @@ def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) 
     if error.get("code") in _UNTIL_THEN and error.get("retry") == "after":
         wait_s = max(_seconds(error), _BACKOFF_S)
         return Verdict("back", after_s=wait_s, error=text, detail=detail, answered=True)
-    if _is_of_the_setup(error, made):
-        return Verdict("back", after_s=MENDED_S, error=text, detail=detail, answered=True)
+    if _is_of_the_setup(error, made):  # it may come before the look for what was sent earlier
+        back = Verdict("back", after_s=MENDED_S, error=text, detail=detail, answered=True)
+        return back._replace(under_way=True)
     again = error.get("retry") in ("safe", "after")
     if not again:
         return Verdict("failed", error=text, detail=detail)

@@ -244,6 +244,8 @@ class Pipelines:
         if slot.job is None or slot.verdict or made.get("id") != slot.job.id:
             return
         found = joblines.verdict(made, slot.job.attempts, slot.job.max_attempts)
+        if slot.released_at is None:  # nothing was on its way before
+            found = found._replace(under_way=False)
         slot.verdict = found
         if found.kind in ("retry", "failed"):
             if slot.late:
@@ -292,7 +294,8 @@ class Pipelines:
         limit = self._timeout_s or 0
         error = {"code": "job_timeout", "message": f"not done in {limit:g} s", "retry": "safe"}
         made = {"error": {"tool": "imagen-listen", "billed": "unknown", **error}}
-        return joblines.verdict(made, job.attempts, job.max_attempts)
+        verdict = joblines.verdict(made, job.attempts, job.max_attempts)
+        return verdict._replace(under_way=True)  # it was ended, in its create perhaps
 
 
 def _parsed(line: bytes) -> Record:
