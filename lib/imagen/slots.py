@@ -243,9 +243,8 @@ class Pipelines:
         made = _parsed(line)
         if slot.job is None or slot.verdict or made.get("id") != slot.job.id:
             return
-        found = joblines.verdict(made, slot.job.attempts, slot.job.max_attempts)
-        if slot.released_at is None:  # nothing was on its way before
-            found = found._replace(under_way=False)
+        attempts, under_way = slot.job.attempts, slot.released_at is not None
+        found = joblines.verdict(made, attempts, slot.job.max_attempts, under_way)
         slot.verdict = found
         if found.kind in ("retry", "failed"):
             if slot.late:
@@ -294,8 +293,7 @@ class Pipelines:
         limit = self._timeout_s or 0
         error = {"code": "job_timeout", "message": f"not done in {limit:g} s", "retry": "safe"}
         made = {"error": {"tool": "imagen-listen", "billed": "unknown", **error}}
-        verdict = joblines.verdict(made, job.attempts, job.max_attempts)
-        return verdict._replace(under_way=True)  # it was ended, in its create perhaps
+        return joblines.verdict(made, job.attempts, job.max_attempts)
 
 
 def _parsed(line: bytes) -> Record:

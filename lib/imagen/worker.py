@@ -334,7 +334,7 @@ class Worker:
     def _explained(self, slot: Slot) -> Verdict | None:
         """Return a slot's verdict; a pipeline that cannot use the ledger ends without an answer.
 
-        What it has sent may still be accepted: the verdict of a ledger that is out says so.
+        What it has sent may still be accepted.
         """
         verdict, job = slot.verdict, slot.job
         crashed = slot.crashes and not (slot.lost or self._pipelines.ending)
@@ -342,7 +342,7 @@ class Worker:
             fault = self._ledger.fault() if self._ledger is not None else None
             if fault is not None and job is not None:
                 record = {"error": fault.as_record("imagen-listen")}
-                verdict = joblines.verdict(record, job.attempts, job.max_attempts)
+                verdict = joblines.verdict(record, job.attempts, job.max_attempts, True)
                 slot.verdict = verdict
         return verdict
 

@@ -370,7 +370,8 @@ def test_a_ledger_that_cannot_be_used_puts_the_job_back(queue, listen, until, tm
     name = queue.add()
     until(lambda: queue.job(name)["error"], 20)
     job = queue.job(name)
-    assert (job["status"], job["attempts"], job["claims"]) == ("pending", 0, 0)
+    ended_without_an_answer = ("pending", 0, 1)  # whatever it sent may be on its way
+    assert (job["status"], job["attempts"], job["claims"]) == ended_without_an_answer
     assert job["error_detail"]["code"] == "ledger"
     assert "file is not a database" in job["error"]
     assert worker.said.read_bytes().count(b"put back: the ledger") == 1
@@ -650,6 +651,25 @@ def test_a_job_that_was_ended_in_its_create_by_the_time_limit_is_not_paid_again_
     assert job["released_at"] is not None
     end(first)
     queue.sql("update imagen.jobs set run_after = now()")
+    second = listen(pipeline="exec imagen-render", **machine(tmp_path / "second"))
+    until(lambda: queue.status(name) == "done", 40)
+    assert (replicate.creates, replicate.asks("POST /v1/models")) == (1, 1)
+    end(second)
+
+
+def test_what_a_worker_hands_back_unfinished_is_not_paid_again_while_the_list_lags(
+    queue, listen, until, replicate, configure, tmp_path
+):
+    keys = "poll_s: 0.01, settle_s: 4, retry_s: 0.01, connect_s: 1, read_s: 5"
+    rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{replicate.url}', {keys}}}"
+    configure(f"default_backend: rep\nbackends: {{rep: {rep}}}\nworker: {{backends: [rep]}}\n")
+    replicate.held, replicate.lag_s = True, 3.5
+    first = listen("--grace=0", pipeline="exec imagen-render", **machine(tmp_path / "first"))
+    name = queue.add(width=512, height=512)
+    until(lambda: replicate.asks("GET /v1/predictions/"), 20)
+    end(first)
+    assert (queue.status(name), queue.job(name)["attempts"]) == ("pending", 0)
+    replicate.held = False
     second = listen(pipeline="exec imagen-render", **machine(tmp_path / "second"))
     until(lambda: queue.status(name) == "done", 40)
     assert (replicate.creates, replicate.asks("POST /v1/models")) == (1, 1)
