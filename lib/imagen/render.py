@@ -334,9 +334,15 @@ class Renderer:
                 self._journal.attempt(entry.render_id, entry.number, job.sending.as_attempt())
         job.plan = Plan(**entry.plan) if entry.plan else None
         over = entry.state == "failed" and not entry.may_be_found
-        job.handle = None if over else entry.handle
+        job.handle = None if over else entry.handle or self._recorded_handle(entry)
+        job.is_handle_written = entry.handle is not None
         job.may_have_arrived, job.was_made = not over, entry.state == "done"
         return job
+
+    def _recorded_handle(self, entry: Entry) -> str | None:
+        """Return the handle that only records tell: the journal could not be written."""
+        written = self._store.find_written(entry) if entry.state == "open" else []
+        return outcome.submit_of([*entry.records, *written], entry.number)
 
     # -- the steps, in order ---------------------------------------------------------------------
 
@@ -411,6 +417,7 @@ class Renderer:
         if limit.times_out and not job.backend.paid:
             became = self._cancel(job, job.handle)
             raise TimedOut(f"no image after {limit.seconds:g} s; {became}")
+        self._written_down(lambda: self._submitter.write_handle(job))
         return outcome.pending(job, str(job.handle))
 
     def _cancel(self, job: Job, handle: str | None) -> str:
@@ -455,7 +462,8 @@ class Renderer:
     ) -> Iterator[Record]:
         """Journal what is done, once its files are on the disk; then that it left us."""
         self._written_down(
-            lambda: self._journal.done(job.render_id, job.attempts, made, job.backend.paid)
+            lambda: self._submitter.write_handle(job),
+            lambda: self._journal.done(job.render_id, job.attempts, made, job.backend.paid),
         )
         self._store.release(job)
         self._store.tidy(left or {}, job.render_id, job.record)
@@ -474,10 +482,11 @@ class Renderer:
         if not (run or already or self._around.is_abandoned()):
             self._written_down(lambda: self._journal.delivered(render_id))
 
-    def _written_down(self, write: Callable[[], None]) -> None:
+    def _written_down(self, *writes: Callable[[], None]) -> None:
         """Journal a result; a disk that is full does not keep back what was paid for."""
         try:
-            write()
+            for write in writes:
+                write()
         except (LedgerFault, LedgerBusy) as fault:
             self._around.note(f"{fault.message}; the record goes out all the same")
 
@@ -492,7 +501,9 @@ class Renderer:
             if fault.record and (meta := fault.record.get("backend_meta")):
                 error["backend_meta"] = meta
             self._written_down(
-                lambda: self._journal.failed(job.render_id, job.attempts, error, job.made)
+                lambda: self._journal.failed(
+                    job.render_id, job.attempts, error, job.made, job.handle
+                )
             )
         return fault
 

@@ -245,16 +245,25 @@ class Submitter:
 
     def _take(self, job: Job, handle: str) -> bool:
         """Write the handle; what was paid goes on even when that cannot be written."""
-        drawn = known(job.plan).handle != handle  # ours stands in the intent already
         try:
-            if self._journal.entry(job.render_id) is None:  # another ledger has sent it
-                began = job.sending.started_at if job.sending else time.time()
-                job.record.setdefault("started_at", _iso(began))
-                return self._adopt(job, handle)
-            return self._journal.submitted(job.render_id, job.attempts, handle, synced=drawn)
+            return self._journal_handle(job, handle)
         except (LedgerFault, LedgerBusy) as fault:
             self._note(f"{fault.message}; the render goes on")
+            job.is_handle_written = False
             return True
+
+    def write_handle(self, job: Job) -> None:
+        """Write the handle once more where that was not possible when it came."""
+        if job.handle is not None and not job.is_handle_written:
+            job.is_handle_written = self._journal_handle(job, job.handle)
+
+    def _journal_handle(self, job: Job, handle: str) -> bool:
+        if self._journal.entry(job.render_id) is None:  # another ledger has sent it
+            began = job.sending.started_at if job.sending else time.time()
+            job.record.setdefault("started_at", _iso(began))
+            return self._adopt(job, handle)
+        drawn = known(job.plan).handle != handle  # ours stands in the intent already
+        return self._journal.submitted(job.render_id, job.attempts, handle, synced=drawn)
 
 
 def plan_submit(job: Job, number: int) -> None:

@@ -359,9 +359,10 @@ class Journal:
     def done(
         self, render_id: str, number: int, records: Iterable[Mapping[str, Any]], paid: bool
     ) -> None:
-        """Write what came of it, once its files are on the disk."""
+        """Write what came of it, once its files are on the disk; also a handle that is missing."""
         made = list(records)
         with self._db.transaction(synced=False):
+            self._keep_handle(render_id, number, made[0].get("submit") if made else None)
             self._db.write(
                 "update renders set state = 'done', records = ?, error = null where render_id = ?",
                 *(_json(made), render_id),
@@ -375,14 +376,25 @@ class Journal:
         number: int,
         error: Mapping[str, Any],
         records: Iterable[Mapping[str, Any]],
+        handle: str | None = None,
     ) -> None:
-        """Write why it ended without its image, and the images that it did bring."""
+        """Write why it ended without its image, the images that it did bring, and its handle."""
         with self._db.transaction(synced=False):
+            self._keep_handle(render_id, number, handle)
             self._db.write(
                 "update renders set state = 'failed', error = ?, records = ? where render_id = ?",
                 *(_json(error), _json([*records]), render_id),
             )
             self._settle(render_id, number, error["billed"], None)
+
+    def _keep_handle(self, render_id: str, number: int, handle: str | None) -> None:
+        """Write a handle that could not be written when it came, unless it is another's by now."""
+        if handle is not None:
+            self._db.write(
+                "update or ignore submits set handle = ?"
+                " where render_id = ? and number = ? and handle is null",
+                *(handle, render_id, number),
+            )
 
     def delivered(self, render_id: str) -> None:
         """Write that its records have left us."""
