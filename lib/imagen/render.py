@@ -337,6 +337,8 @@ class Renderer:
         job.handle = None if over else entry.handle or self._recorded_handle(entry)
         job.is_handle_written = entry.handle is not None
         job.may_have_arrived, job.was_made = not over, entry.state == "done"
+        if entry.is_refused:  # so it was no submit, and its number is free
+            job.attempts, job.may_have_arrived = entry.number - 1, False
         return job
 
     def _recorded_handle(self, entry: Entry) -> str | None:

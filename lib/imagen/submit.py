@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 
 from . import budget, clock, retry, settling
@@ -28,6 +27,7 @@ from .errors import (
     RenderFailed,
     RenderLost,
     ServerFault,
+    Stopped,
     Unreachable,
 )
 from .ledger import Ledger, LedgerBusy, LedgerFault
@@ -163,36 +163,46 @@ class Submitter:
         self._before_submit()
         before, number = dict(job.record), job.attempts
         plan_submit(job, number + 1)
-        job.record |= {"attempts": number + 1, "started_at": _iso(time.time())}
+        job.record |= {"attempts": number + 1, "started_at": clock.iso(time.time())}
         job.attempts = number + 1
         try:
             self._intend(job)
         except ImagenError:  # nothing was sent, so there is nothing to look for
             job.attempts, job.record = number, before
             raise
-        job.may_have_arrived, handle = True, None
+        job.may_have_arrived = True
         try:
-            handle = job.backend.submit(known(job.plan), until, partial(self._begin, job))
-        except ImagenError as fault:
+            handle = self._send(job, until)
+        except (ImagenError, Stopped) as fault:
             if not self._is_refused(job, fault):
-                self._end(job, until)
+                _note_start(job)
+                if isinstance(fault, ImagenError):
+                    self._end(job, until)
                 raise
             self._journal.withdraw(job.render_id, job.attempts)  # so it was no submit
             job.may_have_arrived, job.attempts, job.record = False, number, before
             raise
-        finally:
-            if handle is None and job.may_have_arrived and job.sending and job.sending.latest:
-                job.record["started_at"] = _iso(job.sending.latest.wall)
         if self._is_of_another(job, handle) or not self._take(job, handle):
+            _note_start(job)
             self._end(job, until)
             raise AnswerLost(f"the backend gave the handle of another render: {handle}")
         return handle
 
-    def _is_refused(self, job: Job, fault: ImagenError) -> bool:
-        """Whether a fault proves that nothing was accepted."""
+    def _send(self, job: Job, until: float) -> str:
+        plan, begin = known(job.plan), partial(self._begin, job)
+        if paid := as_paid(job.backend):
+            return paid.submit(plan, until, begin, partial(self._note_refusal, job))
+        return job.backend.submit(plan, until, begin)
+
+    def _is_refused(self, job: Job, fault: ImagenError | Stopped) -> bool:
+        """Whether nothing was accepted for certain: a fault proves it, or nothing was under way."""
         if isinstance(fault, (AnswerLost, ServerFault)):
             return False
         paid = as_paid(job.backend)
+        if paid and job.sending and job.sending.latest is None:
+            return True
+        if isinstance(fault, Stopped):
+            return False
         if paid is None or isinstance(fault, (Unreachable, Refused)):
             return True
         from .http.answers import proves_refusal  # only now: most submits are not refused
@@ -203,8 +213,17 @@ class Submitter:
     def _begin(self, job: Job) -> None:
         """Note that an attempt begins: one before it was refused for certain."""
         if attempt := _attempt(job):
-            job.sending = settling.of_attempt(attempt)
+            sending = settling.of_attempt(attempt)
+            job.sending = sending._replace(latest=None)  # it does not begin if this fails
             self._journal.attempt(job.render_id, job.attempts, attempt)
+            job.sending = sending
+
+    def _note_refusal(self, job: Job) -> None:
+        """Note that the last attempt was refused: nothing is under way until the next one."""
+        if job.sending:
+            job.sending = job.sending._replace(latest=None)
+        with suppress(LedgerFault, LedgerBusy):
+            self._journal.refused(job.render_id, job.attempts)
 
     def _end(self, job: Job, until: float) -> None:
         """Note that an attempt has ended without a handle: it takes no longer than it took.
@@ -260,7 +279,7 @@ class Submitter:
     def _journal_handle(self, job: Job, handle: str) -> bool:
         if self._journal.entry(job.render_id) is None:  # another ledger has sent it
             began = job.sending.started_at if job.sending else time.time()
-            job.record.setdefault("started_at", _iso(began))
+            job.record.setdefault("started_at", clock.iso(began))
             return self._adopt(job, handle)
         drawn = known(job.plan).handle != handle  # ours stands in the intent already
         return self._journal.submitted(job.render_id, job.attempts, handle, synced=drawn)
@@ -291,9 +310,10 @@ def _attempt(job: Job) -> Attempt | None:
     return Attempt(clock.now(), paid.create_s, paid.server_date) if paid else None
 
 
-def _iso(at: float) -> str:
-    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+def _note_start(job: Job) -> None:
+    """Put into the record when the last attempt began: what became of it is not known."""
+    if job.sending and job.sending.latest:
+        job.record["started_at"] = clock.iso(job.sending.latest.wall)
 
 
 def _rounded(seconds: float) -> float:

@@ -56,6 +56,12 @@ class Entry:
     server_date: float | None
     abandoned_at: float | None
     delivered_by: str | None
+    refused_at: float | None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether its last attempt was refused for certain, and no other one has begun."""
+        return self.state == "open" and self.handle is None and self.refused_at is not None
 
     @property
     def attempt(self) -> Attempt | None:
@@ -277,6 +283,10 @@ class Journal:
         now = time.time()
         backend = intent.request["backend"]
         with self._db.transaction():
+            self._db.write(
+                "delete from submits where render_id = ? and refused_at is not null",
+                intent.render_id,
+            )
             if intent.absent is not None:
                 self._db.write(
                     "update submits set billed = 'no'"
@@ -313,9 +323,18 @@ class Journal:
     def _attempt(self, render_id: str, number: int, attempt: Attempt) -> None:
         self._db.write(
             "update submits set attempt_at = ?, attempt_boot = ?, attempt_clock = ?,"
-            " attempt_limit_s = ?, server_date = ? where render_id = ? and number = ?",
+            " attempt_limit_s = ?, server_date = ?, refused_at = null"
+            " where render_id = ? and number = ?",
             *(*attempt.began, attempt.limit_s, attempt.server_date, render_id, number),
         )
+
+    def refused(self, render_id: str, number: int) -> None:
+        """Write that the last attempt to send was refused for certain; another may follow."""
+        with self._db.transaction(synced=False):
+            self._db.write(
+                "update submits set refused_at = ? where render_id = ? and number = ?",
+                *(time.time(), render_id, number),
+            )
 
     def adopt(self, intent: Intent, asker: Asker) -> bool:
         """Write what another ledger's line says was submitted; False if its handle is another's."""
@@ -418,7 +437,8 @@ class Journal:
         since a time (unix) those that are over.
         """
         rows = self._db.rows(
-            f"{_SUBMITS} where coalesce(estimate_usd, 1) > 0 and (billed is null and handle is null"
+            f"{_SUBMITS} where coalesce(estimate_usd, 1) > 0 and refused_at is null"
+            " and (billed is null and handle is null"
             " or billed = 'unknown' and intended_at >= ?) order by intended_at, number",
             since,
         )
@@ -446,6 +466,9 @@ def _entry(row: sqlite3.Row) -> Entry:
     values = {name: row[name] for name in Entry.__slots__}
     for name in ("request", "place", "records", "error", "plan"):
         values[name] = json.loads(values[name]) if values[name] else None
+    attempt_at = values["attempt_at"]
+    if values["handle"] is None and attempt_at is not None and attempt_at > values["intended_at"]:
+        values["request"]["started_at"] = clock.iso(attempt_at)  # as the record says it
     return Entry(**values)
 
 
