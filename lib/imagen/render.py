@@ -120,6 +120,7 @@ class Renderer:
         request = asked if isinstance(asked, Request) else Request(asked)
         with ExitStack() as stack:
             self._give_up(request)
+            self._earlier.waited_s = 0.0
             try:
                 entry = self._attached(request, stack) or self._known(request, stack)
             except StillRunning as other:
@@ -142,7 +143,13 @@ class Renderer:
         if "seed" not in line or "id" not in line:
             raise Refused("a pending line needs its id and its seed")
         with ExitStack() as stack:
-            if entry := self._claimed(self._render_id(record.checked(line)), stack):
+            self._earlier.waited_s = 0.0
+            try:
+                entry = self._claimed(self._render_id(record.checked(line)), stack, line)
+            except StillRunning as other:
+                yield other.record
+                return
+            if entry:
                 yield from self._continued(entry, line)
             else:
                 yield from self._made(self._adopted(line, pending))
@@ -150,15 +157,23 @@ class Renderer:
     def resume(self, render_id: str) -> Iterator[Record]:
         """Go on with a render that the journal has open; nothing when another process is at it."""
         with ExitStack() as stack:
-            entry = self._claimed(render_id, stack, wait=False)
+            self._earlier.waited_s = 0.0
+            entry = self._claimed(render_id, stack)
             if entry and not self._earlier.is_in_hands(entry):
                 yield from self._continued(entry, entry.request)
 
     # -- what the journal knows ------------------------------------------------------------------
 
-    def _claimed(self, render_id: str, stack: ExitStack, wait: bool = True) -> Entry | None:
-        """Hold the lock of a render until the stack ends; gives its entry in the journal."""
-        if not stack.enter_context(self._ledger.lock(render_id, wait)):
+    def _claimed(
+        self, render_id: str, stack: ExitStack, line: Record | None = None
+    ) -> Entry | None:
+        """Hold the lock of a render until the stack ends; gives its entry in the journal.
+
+        Another run that has it is waited for only with the line that asks for it.
+        """
+        if line is not None:
+            self._earlier.claim(render_id, line, stack)
+        elif not stack.enter_context(self._ledger.lock(render_id, wait=False)):
             return None
         self._seen.add(render_id)
         entry = self._journal.entry(render_id)
@@ -167,7 +182,7 @@ class Renderer:
         return entry
 
     def _known(self, asked: Request, stack: ExitStack) -> Entry | None:
-        entry = self._claimed(self._render_id(asked), stack)
+        entry = self._claimed(self._render_id(asked), stack, asked)
         if entry and not asked.is_of(entry.asked, entry.request):
             raise IdTaken(f"the id {asked['id']} belongs to another request")
         return entry
@@ -394,7 +409,10 @@ class Renderer:
     def _limit(self, job: Job) -> Limit:
         options, began = self._told, time.monotonic()
         time_out = job.backend.timeout_s if options.timeout_s is None else options.timeout_s
-        patience = time_out if options.wait_s is None else min(options.wait_s, time_out)
+        wait_s = options.wait_s
+        if wait_s is not None:  # of which a part went by while another run was at it
+            wait_s = max(wait_s - self._earlier.waited_s, 0.0)
+        patience = time_out if wait_s is None else min(wait_s, time_out)
         return Limit(began + patience, began + _LOOK_S, patience == time_out, time_out)
 
     def _submitted(self, job: Job, limit: Limit) -> bool:

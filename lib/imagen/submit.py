@@ -12,7 +12,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 
@@ -23,6 +23,7 @@ from .errors import (
     ConfigFault,
     ImagenError,
     InDoubt,
+    PaidFileGone,
     Refused,
     RenderFailed,
     RenderLost,
@@ -32,6 +33,7 @@ from .errors import (
 )
 from .ledger import Ledger, LedgerBusy, LedgerFault
 from .ledger.journal import Attempt, Intent
+from .lock_wait import LockWait
 from .outcome import Job, place_of, told_before
 from .settling import Sending
 
@@ -97,20 +99,36 @@ class Submitter:
 
     def _look_then_send(self, job: Job, until: float) -> str | InDoubt:
         """Return the handle; a doubt, which another try at once would not end, is returned too."""
-        with self._alone(job):
+        with ExitStack() as stack:
             try:
-                return (job.may_have_arrived and self._found(job, until)) or self._sent(job, until)
+                self._be_alone(job, until, stack)
+                if job.may_have_arrived and (handle := self._found(job, until)):
+                    return handle
+                if job.was_made and job.backend.paid:
+                    says = "it was paid; its file is gone, and the provider no longer lists it"
+                    raise PaidFileGone(says, ends=False)  # the account may be the wrong one
+                return self._sent(job, until)
             except InDoubt as doubt:
                 return doubt
 
-    def _alone(self, job: Job) -> AbstractContextManager[bool]:
-        """Let no other submit or search of the same input come between, where they look alike."""
+    def _be_alone(self, job: Job, until: float, stack: ExitStack) -> None:
+        """Let no other submit or search of the same input come between, where they look alike.
+
+        InDoubt where another process holds the lock for too long; nothing was sent by us then.
+        """
         plan = known(job.plan)
         if plan.handle is not None:
-            return nullcontext(True)  # we choose the handle ourselves: it tells them apart
+            return  # we choose the handle ourselves: it tells them apart
         text = json.dumps(plan.payload, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return self._ledger.lock(f"submit {digest}")  # instances may be of one account
+        name = f"submit {digest}"  # instances may be of one account
+        what = f"another run that sends the input of {job.record['id']}"
+        wait = LockWait(self._ledger, name, what, self._note)
+        if not wait.hold(stack, until - time.monotonic()):
+            says = f"another run is sending the same input ({wait.holder})"
+            billed = "unknown" if job.may_have_arrived else "no"
+            hint = wait.hint if wait.is_stopped else None
+            raise InDoubt(says, billed=billed, retry_after_s=_ASK_AGAIN_S, hint=hint)
 
     def _found(self, job: Job, until: float) -> str | None:
         """Look for a submit whose answer was lost; None when it is certainly absent.
@@ -179,7 +197,7 @@ class Submitter:
                 if isinstance(fault, ImagenError):
                     self._end(job, until)
                 raise
-            self._journal.withdraw(job.render_id, job.attempts)  # so it was no submit
+            self._withdraw(job, fault)
             job.may_have_arrived, job.attempts, job.record = False, number, before
             raise
         if self._is_of_another(job, handle) or not self._take(job, handle):
@@ -187,6 +205,14 @@ class Submitter:
             self._end(job, until)
             raise AnswerLost(f"the backend gave the handle of another render: {handle}")
         return handle
+
+    def _withdraw(self, job: Job, fault: ImagenError | Stopped) -> None:
+        """Take the intent out again: a refusal is no submit."""
+        try:
+            self._journal.withdraw(job.render_id, job.attempts)
+        except (LedgerFault, LedgerBusy):
+            if not isinstance(fault, Stopped):  # else the refusal is journaled: we end
+                raise
 
     def _send(self, job: Job, until: float) -> str:
         plan, begin = known(job.plan), partial(self._begin, job)
@@ -213,9 +239,10 @@ class Submitter:
     def _begin(self, job: Job) -> None:
         """Note that an attempt begins: one before it was refused for certain."""
         if attempt := _attempt(job):
+            was_refused = job.sending is not None and job.sending.latest is None
             sending = settling.of_attempt(attempt)
             job.sending = sending._replace(latest=None)  # it does not begin if this fails
-            self._journal.attempt(job.render_id, job.attempts, attempt)
+            self._journal.attempt(job.render_id, job.attempts, attempt, synced=was_refused)
             job.sending = sending
 
     def _note_refusal(self, job: Job) -> None:

@@ -883,6 +883,19 @@ def test_what_is_done_without_a_handle_is_collected_by_that_of_its_record(paid):
     assert paid.sql("select handle from submits") == [(first["submit"],)]
 
 
+def test_what_was_paid_and_is_nowhere_any_more_is_never_paid_again_by_the_same_line(paid):
+    first = paid("a cat", "--id", "k").record
+    paid.sql("update submits set handle = null")
+    paid.sql("update renders set records = json_remove(records, '$[0].submit')")
+    Path(first["file"]).unlink()
+    Path(first["sidecar"]).unlink()
+    paid.server.predictions[0]["_listed"] = 1e12
+    paid.age(1000)
+    gone = paid("a cat", "--id", "k")
+    assert (gone.status, error(gone)["code"], error(gone)["billed"]) == (1, "paid_file_gone", "yes")
+    assert (paid.creates, paid.server.asks("POST")) == (1, 1)
+
+
 # -- a full disk -----------------------------------------------------------------------------------
 
 # Runs render in a tmpfs of its own that is filled at the start, or before the named method of the

@@ -312,12 +312,13 @@ class Journal:
                 self._attempt(intent.render_id, intent.number, intent.attempt)
         return now
 
-    def attempt(self, render_id: str, number: int, attempt: Attempt) -> None:
+    def attempt(self, render_id: str, number: int, attempt: Attempt, synced: bool = False) -> None:
         """Write that an attempt to send begins; one before it, if any, was refused for certain.
 
-        Not synced: after a power loss the uptime is counted, and the attempt is older than that.
+        After a power loss the uptime is counted, and the attempt is older than that. So it need not
+        be synced, unless the refusal before it was written: that must not be what is left.
         """
-        with self._db.transaction(synced=False):
+        with self._db.transaction(synced):
             self._attempt(render_id, number, attempt)
 
     def _attempt(self, render_id: str, number: int, attempt: Attempt) -> None:
