@@ -174,10 +174,14 @@ class FakeQueue:
         after_s: float,
         error: str,
         detail: Mapping[str, Any] | None,
+        under_way: bool = False,
     ) -> bool:
         self._called("retry")
+        claims = self.jobs[job_id].claims
         if job := self._leave(job_id, fence, "pending", after_s):
             job.error, job.error_detail = error, detail
+            if under_way:
+                self._stay_under_way(job, claims)
         return self._is(job_id, fence, "pending")
 
     def put_back(
@@ -188,6 +192,7 @@ class FakeQueue:
         answered: bool = False,
         error: str | None = None,
         detail: Mapping[str, Any] | None = None,
+        under_way: bool = False,
     ) -> bool:
         self._called("put_back")
         job = self._held(job_id, fence)
@@ -201,6 +206,8 @@ class FakeQueue:
                 _give_up_if_poisonous(job)
             elif error:
                 job.error, job.error_detail = error, detail
+            if under_way:
+                self._stay_under_way(job, claims)
         return self._is(job_id, fence, "pending", *([] if answered else ["failed"]))
 
     def rescue(self, grace_s: float = 0) -> list[str]:
@@ -222,6 +229,10 @@ class FakeQueue:
 
     def _release(self, job: FakeJob) -> None:
         job.released = None if job.intended is None else self._now()
+
+    def _stay_under_way(self, job: FakeJob, claims: int) -> None:
+        job.claims = max(claims - 1, 1)
+        self._release(job)
 
     def name_lock(self, worker: str) -> bool:
         self._called("name_lock")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pty
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -125,9 +127,6 @@ def test_wait_hands_out_the_pending_record_of_an_abandoned_run_that_is_still_at_
     assert (collected.status, paid.creates) == (0, 1)
 
 
-# -- who reads -------------------------------------------------------------------------------------
-
-
 def test_wait_ends_too_while_an_abandoned_run_is_still_sending(paid, until):
     paid.server.fail("POST", Answer(wait_s=60))
     command = paid.tool.argv("render", "a cat", "--size=512x512")
@@ -140,6 +139,97 @@ def test_wait_ends_too_while_an_abandoned_run_is_still_sending(paid, until):
     error = ran.record["error"]
     assert (ran.status, error["code"], error["billed"]) == (75, "answer_lost", "unknown")
     assert (error["retry"], paid.server.asks("POST")) == ("after", 1)
+
+
+# -- runs that another one waits for ---------------------------------------------------------------
+
+
+@pytest.fixture
+def sending(paid, until):
+    """Give a run whose create has no answer, and that is stopped."""
+
+    def start(*args: str) -> subprocess.Popen[bytes]:
+        paid.server.fail("POST", Answer(wait_s=60))
+        child = paid.tool.start("render", *args, "--size=512x512", stdin=subprocess.DEVNULL)
+        until(lambda: paid.server.asks("POST"), 60)
+        child.send_signal(signal.SIGSTOP)
+        return child
+
+    return start
+
+
+def test_wait_bounds_the_wait_for_another_run_of_the_id_and_names_one_that_is_stopped(
+    paid, until, sending
+):
+    child = sending("a cat", "--id=k")
+    began = time.monotonic()
+    ran = paid("a cat", "--id", "k", "--wait", 4, timeout=30)
+    assert time.monotonic() - began < 15
+    error = ran.record["error"]
+    assert (ran.status, error["code"], error["billed"]) == (75, "answer_lost", "unknown")
+    assert (error["retry"], error["retry_after_s"]) == ("after", 5)
+    assert f"process {child.pid}, which is stopped" in error["message"]
+    assert f"kill -CONT {child.pid}" in error["hint"]
+    assert ran.err.count(f"waiting for another run of k (process {child.pid}, which is stop") == 1
+    assert paid.server.asks("POST") == 1
+    child.kill()
+    child.wait()
+    paid.age(100)
+    made = paid("a cat", "--id", "k")
+    assert (made.status, paid.creates) == (0, 1)
+
+
+def test_a_stopped_run_is_not_waited_for_without_end(paid, sending):
+    sending("a cat", "--id=k")
+    script = (
+        "import imagen.lock_wait as w; w.STOPPED_S = 1.0;"
+        " from imagen.commands.render import main; main()"
+    )
+    argv = [sys.executable, "-c", script, "a cat", "--id=k", "--size=512x512"]
+    ran = paid.tool("render", argv=argv, timeout=30)
+    assert (ran.status, ran.record["error"]["code"]) == (75, "answer_lost")
+    assert paid.server.asks("POST") == 1
+
+
+def test_wait_hands_out_the_pending_record_while_another_run_of_the_id_is_at_it(paid, until):
+    paid.server.held = True
+    child = paid.tool.start("render", "a cat", "--id=k", "--size=512x512", stdin=subprocess.DEVNULL)
+    until(lambda: submitted(paid), 60)
+    ran = paid("a cat", "--id", "k", "--wait", 0)
+    assert (ran.status, "pending" in ran.record, paid.creates) == (75, True, 1)
+    waiting = paid.tool.start(
+        "render", "a cat", "--id=k", "--size=512x512", stdin=subprocess.DEVNULL
+    )
+    says = waiting.stderr.readline().decode()
+    assert f"waiting for another run of k (process {child.pid}; hint: --wait S" in says
+    paid.server.held = False
+    first, second = paid.tool.ended(child), paid.tool.ended(waiting)
+    assert (first.status, second.status, first.out == second.out) == (0, 0, True)
+    assert paid.creates == 1
+
+
+def test_wait_bounds_the_wait_for_another_id_that_sends_the_same_input(paid, sending):
+    child = sending("a cat", "--id=one", "--seed=7")
+    ran = paid("a cat", "--id", "two", "--seed", 7, "--wait", 1, timeout=30)
+    error = ran.record["error"]
+    assert (ran.status, error["code"], error["billed"]) == (75, "answer_lost", "no")
+    assert error["retry"] == "after"
+    assert f"process {child.pid}, which is stopped" in error["message"]
+    assert paid.server.asks("POST") == 1
+    child.kill()
+    child.wait()
+    assert paid("a cat", "--id", "two", "--seed", 7).status == 0
+
+
+def test_wait_ends_for_an_abandoned_run_that_is_stopped(paid, until):
+    child = leave(paid, until, "a cat")
+    child.send_signal(signal.SIGSTOP)
+    ran = paid("a cat", "--wait", 4)
+    assert (ran.status, "pending" in ran.record, paid.creates) == (75, True, 1)
+    assert f"(process {child.pid}, which is stopped; hint: kill -CONT {child.pid}" in ran.err
+
+
+# -- who reads -------------------------------------------------------------------------------------
 
 
 def test_a_reader_leaves_a_pipe_a_socket_and_a_terminal():

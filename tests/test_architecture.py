@@ -179,12 +179,14 @@ ALLOWED: dict[str, set[str]] = {
     "submit": {
         *("backends", "budget", "clock", "errors", "ledger", "outcome", "retry", "settling"),
         "http",  # http.answers: which answers prove a refusal
+        "lock_wait",
     },
     "store": {
         *("backends", "disk", "errors", "files", "image", "ledger", "outcome", "record"),
         "request",
     },
-    "attach": {"errors", "ledger", "request"},
+    "lock_wait": {"ledger"},
+    "attach": {"errors", "ledger", "lock_wait", "request"},
     "render": {
         *("attach", "ledger", "prompt", "backends", "budget", "submit", "store"),
         *("errors", "record", "request", "settling", "signals", "config", "outcome"),

@@ -206,6 +206,26 @@ def test_a_job_in_doubt_waits_until_time_has_settled_it_and_uses_no_attempt():
     assert joblines.verdict({"error": made}, 4, 5).after_s >= 1
 
 
+@pytest.mark.parametrize(
+    ("record", "before", "under_way"),
+    [
+        ({"pending": {"backend": "b"}}, False, True),
+        ({"error": {"code": "config", "message": "m"}}, False, False),
+        ({"error": {"code": "config", "message": "m"}}, True, True),
+        ({"error": {"code": "ledger_busy", "billed": "unknown", "message": "m"}}, False, True),
+        ({"error": {"code": "unreachable", "retry": "safe", "message": "m"}}, True, False),
+        ({"error": {"billed": "yes", "retry": "safe", "message": "m"}}, False, True),
+        ({"file": "f", "submit": "h", "error": {"retry": "safe", "message": "m"}}, False, True),
+        ({"error": {"code": "answer_lost", "retry": "after", "billed": "unknown"}}, True, False),
+    ],
+    ids=str,
+)
+def test_what_was_sent_may_be_under_way_after_an_answer_unless_that_includes_the_wait(
+    record, before, under_way
+):
+    assert joblines.verdict(record, 0, 5, before).under_way == under_way
+
+
 def test_the_last_attempt_fails_and_says_how_many_there_were():
     made = {"error": {"message": "no\nanswer\0", "retry": "safe"}}
     found = joblines.verdict(made, 4, 5)

@@ -143,6 +143,34 @@ def test_after_an_answer_nothing_is_on_its_way(both):
     assert both.queue.claim("three", None, "mock").released_age_s is None
 
 
+LEAVES_UNDER_WAY = {
+    "put back": lambda queue, job: queue.put_back(
+        job.id, job.fence, 0, True, "no ledger", DETAIL, under_way=True
+    ),
+    "retry": lambda queue, job: queue.retry(
+        job.id, job.fence, 0, "too late", DETAIL, under_way=True
+    ),
+}
+
+
+@pytest.mark.parametrize("leave", LEAVES_UNDER_WAY)
+def test_what_may_still_be_accepted_is_released_by_an_answer_and_never_poisonous(both, leave):
+    name = both.add(max_attempts=99)
+    for _ in range(jobs.MOST_CLAIMS + 2):
+        found = both.queue.claim("one", None, "mock")
+        both.queue.intend(found.id, found.fence, {"prompt": "a cat"})
+        assert LEAVES_UNDER_WAY[leave](both.queue, found)
+        both.skip(3)
+    row = both.of(name)
+    assert (row["status"], row["claims"], row["error_detail"]) == ("pending", 1, DETAIL)
+    again = both.queue.claim("two", None, "mock")
+    assert again.released_age_s == pytest.approx(3, abs=1.5)
+    assert both.queue.rescue(0) == []
+    both.skip(11)
+    assert both.queue.rescue() == [name]
+    assert both.of(name)["claims"] == 2, "a claim without an answer counts"
+
+
 def test_a_job_that_nobody_has_sent_was_not_released(both):
     both.add()
     found = both.queue.claim("one", None, "mock")

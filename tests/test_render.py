@@ -82,7 +82,11 @@ class Scripted:
         return plan
 
     def submit(
-        self, plan: Plan, until: float = math.inf, begin: Callable[[], None] = lambda: None
+        self,
+        plan: Plan,
+        until: float = math.inf,
+        begin: Callable[[], None] = lambda: None,
+        refused: Callable[[], None] = lambda: None,
     ) -> str:
         begin()
         self.calls.append(("submit", plan.payload["id"]))
@@ -517,7 +521,7 @@ def test_a_cancel_is_given_little_time(renderer, backend):
 def late(backend, fault) -> None:
     """Let a submit of the backend end in a fault when its time is over."""
 
-    def submit(plan: Plan, until: float, begin: Callable[[], None]) -> str:
+    def submit(plan: Plan, until: float, *_hooks: Callable[[], None]) -> str:
         backend.calls.append(("submit", plan.payload["id"]))
         time.sleep(max(until - time.monotonic(), 0))
         raise fault

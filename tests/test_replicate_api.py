@@ -613,6 +613,13 @@ def test_what_was_made_before_the_submit_is_not_ours_and_ends_the_look():
     assert not look(item(created_at="2001-01-01T00:00:00Z"), since=None).reached
 
 
+def test_one_old_prediction_out_of_order_does_not_end_the_look():
+    old, ours = item(created_at="2026-05-30T10:00:00Z"), item(created_at="2026-05-30T23:59:50Z")
+    wanted = Wanted({"prompt": "a cat", "seed": 8}, reference(SCHNELL), AT - 10, AT - 86400)
+    assert not judged([old, ours], wanted, lambda _: False).reached
+    assert judged([ours, old], wanted, lambda _: False).reached
+
+
 @pytest.mark.parametrize("items", [None, {}, "x", 5])
 def test_a_list_that_is_none_is_a_fault(items):
     with pytest.raises(ServerFault):

@@ -317,6 +317,9 @@ def test_a_lease_that_may_be_over_kills_the_pipeline_and_the_line_comes_again(
     assert one.queue.jobs[name].claims == 1
     assert second["id"] == first["id"] == name
     assert second["seed"] == first["seed"]
+    assert "intended_at" not in first["job"]
+    released = worker.datetime.fromisoformat(second["job"]["released_at"]).timestamp()
+    assert time.time() - 30 < released, "what the killed pipeline sent may be accepted yet"
 
 
 def test_a_lease_that_ends_while_a_pipeline_is_told_to_end_frees_its_place(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import Any, NoReturn
 
 from .errors import InDoubt
 from .ledger import Entry, Ledger
 from .ledger.journal import Asker
+from .lock_wait import LockWait
 from .request import Request
 
 NOTICE_S = 1.0  # how long a run may take to notice that it was abandoned, once for each of ours
 LOOK_S = 0.05
 _ASK_AGAIN_S = 5.0
+_LEAST_S = 1.0  # for a run that may be over in a moment, however short our wait is
 
 
 class StillRunning(Exception):
-    """An abandoned run still makes it, and we may not wait longer; `record` is the pending one."""
+    """Another run still makes it, and we may not wait longer; `record` is the pending one."""
 
     def __init__(self, record: dict[str, object]) -> None:
         """Take the record to hand out."""
@@ -45,6 +48,19 @@ class EarlierRuns:
         self._tell = tell
         self._patience_s = NOTICE_S
         self._has_warned = False
+        self.waited_s = 0.0  # by the last request, for others
+
+    def claim(self, render_id: str, request: Mapping[str, Any], stack: ExitStack) -> None:
+        """Hold the lock of a render until the stack ends, as soon as no other run has it.
+
+        StillRunning or InDoubt when that takes longer than we may wait.
+        """
+        name = str(request.get("id", render_id))
+        wait = LockWait(self._ledger, render_id, f"another run of {name}", self._note, self._tell)
+        is_held = wait.hold(stack, self._at_least(_LEAST_S))
+        self.waited_s = wait.seconds
+        if not is_held:
+            _stop_waiting(self._journal.entry(render_id), wait, request)
 
     def take_up(self, request: Request, asker: Asker, stack: ExitStack) -> Entry | None:
         """Claim what an earlier run left, until the stack ends; None when there is nothing.
@@ -52,7 +68,7 @@ class EarlierRuns:
         A run that was abandoned is waited for. One that lives may not have noticed yet that it
         was, so it is looked at again, for a second in all; then it is left alone.
         """
-        began = time.monotonic()
+        waits: dict[str, LockWait] = {}
         while True:
             living = []
             for render_id in self._journal.undelivered(asker):
@@ -65,9 +81,12 @@ class EarlierRuns:
                     return entry
                 if entry := self._unfinished(render_id, request):  # in the hands of another process
                     living.append(entry)
-            if not living or not self._may_wait(living, time.monotonic() - began):
+            if not living or not self._may_wait(living, waits):
                 return None
             time.sleep(LOOK_S)
+
+    def _at_least(self, seconds: float) -> float | None:
+        return None if self._wait_s is None else max(self._wait_s, seconds)
 
     def is_in_hands(self, entry: Entry) -> bool:
         """Whether an outer program that lives is about to write its records to the caller."""
@@ -93,13 +112,18 @@ class EarlierRuns:
             return None
         return entry if entry.is_in_doubt or not entry.is_over else None
 
-    def _may_wait(self, living: list[Entry], waited_s: float) -> bool:
+    def _may_wait(self, living: list[Entry], waits: dict[str, LockWait]) -> bool:
         """Whether to look again: for an abandoned run always, for another one only so long."""
         abandoned = next((one for one in living if one.abandoned_at is not None), None)
         if abandoned is not None:
-            self._tell(waited_s, "waiting for an earlier run that was abandoned (--new declines)")
-            if self._wait_s is not None and waited_s >= self._wait_s:
-                _stop_waiting(abandoned)
+            what = "an earlier run that was abandoned, --new declines"
+            wait = waits.setdefault(
+                abandoned.render_id,
+                LockWait(self._ledger, abandoned.render_id, what, self._note, self._tell),
+            )
+            if wait.is_over(self._at_least(_LEAST_S * (abandoned.state == "done"))):
+                _stop_waiting(abandoned, wait, abandoned.request)
+            self.waited_s = wait.seconds
             return True
         self._patience_s -= LOOK_S
         if self._patience_s > 0:
@@ -113,11 +137,23 @@ class EarlierRuns:
         return False
 
 
-def _stop_waiting(abandoned: Entry) -> None:
-    """Raise StillRunning, or InDoubt where no handle is known yet; what is done ends soon."""
-    if abandoned.pending:
-        raise StillRunning(abandoned.pending)
-    if abandoned.state == "open":
-        says = "an earlier run that was abandoned is still sending it"
-        request = {**abandoned.request, "attempts": abandoned.number}
-        raise InDoubt(says, retry_after_s=_ASK_AGAIN_S, record=request)
+def _stop_waiting(entry: Entry | None, wait: LockWait, request: Mapping[str, Any]) -> NoReturn:
+    """Raise StillRunning with the pending record, or InDoubt where no handle is known yet."""
+    if entry and entry.pending:
+        raise StillRunning(entry.pending)
+    if "pending" in request:
+        raise StillRunning({**request})
+    state = entry.state if entry else "open"
+    says = {
+        "open": "is still sending it",
+        "done": "is about to hand it out",
+        "failed": "is about to say how it ended",
+    }
+    record = {**entry.request, "attempts": entry.number} if entry else {**request}
+    raise InDoubt(
+        f"another run {says[state]} ({wait.holder})",
+        billed="no" if entry and entry.plan.get("cost_usd") == 0 else "unknown",
+        retry_after_s=_ASK_AGAIN_S,
+        hint=wait.hint if wait.is_stopped else None,
+        record=record,
+    )

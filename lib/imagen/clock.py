@@ -8,6 +8,7 @@ Where there is no boot id (macOS), or the two clocks disagree, an exact age is n
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,12 @@ def boot_id() -> str | None:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip() or None
     except (OSError, ValueError):
         return None
+
+
+def iso(wall: float) -> str:
+    """Return unix time as records have it: ISO 8601 in UTC, with milliseconds."""
+    text = datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
 def before(seconds: float) -> Instant:

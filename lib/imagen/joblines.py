@@ -45,8 +45,9 @@ class Rules(NamedTuple):
 class Verdict(NamedTuple):
     """What becomes of a job: done, failed, retry (an attempt was used), or back (none was).
 
-    `answered` says of one that goes back that a pipeline said so: its claims count anew.
-    `render_id` is the record's.
+    `answered` says of one that goes back that there is a reason: its claims count anew.
+    `under_way` says that what was sent before may still be accepted, so whoever claims it next
+    must not take its absence at the provider for proof too soon. `render_id` is the record's.
     """
 
     kind: Literal["done", "failed", "retry", "back"]
@@ -56,6 +57,7 @@ class Verdict(NamedTuple):
     detail: Record | None = None
     answered: bool = False
     render_id: str | None = None
+    under_way: bool = False
 
 
 def request_of(job: Any, rules: Rules, now: datetime, seed: int) -> Record:
@@ -120,20 +122,27 @@ def line_of(
     return {**request, "job": job}
 
 
-def verdict(made: Mapping[str, Any] | None, attempts: int, most: int) -> Verdict:
-    """Judge the record that answers a job; `attempts` were used before it, of `most`."""
+def verdict(
+    made: Mapping[str, Any] | None, attempts: int, most: int, under_way: bool = False
+) -> Verdict:
+    """Judge the record that answers a job; `attempts` were used before it, of `most`.
+
+    `under_way` says that what somebody sent before may not have been accepted yet when the record
+    was made.
+    """
     if made is None:
         return _no_image("the pipeline gave no record for it")
     error = made.get("error")
     if isinstance(error, dict):
-        return _of_error(error, made, attempts, most)
+        return _of_error(error, made, attempts, most, under_way)
     if isinstance(made.get("file"), str):
         cloud = made.get("cloud")
         found = cloud.get("image_id") if isinstance(cloud, dict) else None
         render_id = record.canonical_uuid(str(made.get("render_id")))
         return Verdict("done", record.canonical_uuid(str(found)), render_id=render_id)
     if made.get("pending") is not None:
-        return Verdict("back", after_s=PENDING_S, answered=True)
+        # accepted, and yet the provider's list may show it later only
+        return Verdict("back", after_s=PENDING_S, answered=True, under_way=True)
     return _no_image("its record has neither file nor error")
 
 
@@ -141,21 +150,27 @@ def _no_image(why: str) -> Verdict:
     return Verdict("failed", error=f"no image: {why}", detail={"code": "no_image"})
 
 
-def _of_error(error: Record, made: Mapping[str, Any], attempts: int, most: int) -> Verdict:
+def _of_error(
+    error: Record, made: Mapping[str, Any], attempts: int, most: int, under_way: bool
+) -> Verdict:
     text = " ".join(str(error.get("message") or error.get("code") or "failed").split())
     text = text[:_MOST_TEXT].replace("\0", "")
     detail = {name: one for name, one in error.items() if name != "traceback" and _can_keep(one)}
     if error.get("code") in _UNTIL_THEN and error.get("retry") == "after":
         wait_s = max(_seconds(error), _BACKOFF_S)
         return Verdict("back", after_s=wait_s, error=text, detail=detail, answered=True)
+    was_sent = error.get("billed", "no") != "no" or made.get("submit") is not None
     if _is_of_the_setup(error, made):
-        return Verdict("back", after_s=MENDED_S, error=text, detail=detail, answered=True)
+        back = Verdict("back", after_s=MENDED_S, error=text, detail=detail, answered=True)
+        # it may come before the look for what was sent earlier
+        return back._replace(under_way=under_way or was_sent)
     again = error.get("retry") in ("safe", "after")
     if not again:
         return Verdict("failed", error=text, detail=detail)
     if attempts + 1 >= most:
         return Verdict("failed", error=f"{text} (after {attempts + 1} attempts)", detail=detail)
-    return Verdict("retry", after_s=backoff(attempts, _seconds(error)), error=text, detail=detail)
+    after_s = backoff(attempts, _seconds(error))
+    return Verdict("retry", after_s=after_s, error=text, detail=detail, under_way=was_sent)
 
 
 def _is_of_the_setup(error: Record, made: Mapping[str, Any]) -> bool:

@@ -94,8 +94,13 @@ class QueueLike(Protocol):
         after_s: float,
         error: str,
         detail: Mapping[str, Any] | None,
+        under_way: bool = False,
     ) -> bool:
-        """An attempt failed, the next one may start in `after_s` seconds."""
+        """An attempt failed, the next one may start in `after_s` seconds.
+
+        With `under_way` what was sent may still be accepted: the next claim says since when
+        nobody has it, as after a `put_back` without an answer.
+        """
 
     def put_back(
         self,
@@ -105,11 +110,12 @@ class QueueLike(Protocol):
         answered: bool = False,
         error: str | None = None,
         detail: Mapping[str, Any] | None = None,
+        under_way: bool = False,
     ) -> bool:
         """Give it back at no cost of an attempt; at its old place when `after_s` is 0.
 
         Its claims count on unless something `answered`, by `error` why it waits: the fifth claim
-        without an answer fails it as POISONOUS.
+        without an answer fails it as POISONOUS. `under_way` as in `retry`.
         """
 
     def rescue(self, grace_s: float = 0) -> list[str]:
@@ -189,9 +195,11 @@ class Queue:
         after_s: float,
         error: str,
         detail: Mapping[str, Any] | None,
+        under_way: bool = False,
     ) -> bool:
         """See QueueLike."""
-        return self._leave(job_id, fence, "pending", after_s=after_s, error=error, detail=detail)
+        said = {"after_s": after_s, "under_way": under_way}
+        return self._leave(job_id, fence, "pending", **said, error=error, detail=detail)
 
     def put_back(
         self,
@@ -201,11 +209,12 @@ class Queue:
         answered: bool = False,
         error: str | None = None,
         detail: Mapping[str, Any] | None = None,
+        under_way: bool = False,
     ) -> bool:
         """See QueueLike."""
         if not answered:  # what is said when it is given up by this
             error, detail = str(POISONOUS["message"]), POISONOUS
-        said = {"attempt": 0, "answered": answered, "after_s": after_s}
+        said = {"attempt": 0, "answered": answered, "after_s": after_s, "under_way": under_way}
         return self._leave(job_id, fence, "pending", **said, error=error, detail=detail)
 
     def _leave(self, job_id: str, fence: int, status: str, **said: Any) -> bool:
@@ -213,7 +222,7 @@ class Queue:
         ((held,),) = self._database.run(
             "job_leave",
             *(job_id, fence, status, said.get("attempt", 1), said.get("answered", True)),
-            *(said.get("after_s", 0), said.get("image_id")),
+            *(said.get("under_way", False), said.get("after_s", 0), said.get("image_id")),
             None if error is None else storable(error),
             None if detail is None else as_json(detail),
         )

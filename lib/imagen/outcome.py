@@ -22,6 +22,7 @@ class Job:
     """A render under way: what was asked, and what is known so far.
 
     `attempts` is the number of the last submit, `sending` when that may have been sent;
+    `is_handle_written` is false where the journal could not be written when the handle came;
     `taken_up` says that an earlier run began it, `was_made` that one made it; `places` are the
     names reserved for its images.
     """
@@ -41,6 +42,7 @@ class Job:
     taken_up: bool = False
     was_made: bool = False
     finished: bool = False
+    is_handle_written: bool = True
     sending: Sending | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -155,6 +157,12 @@ def part_of(line: Mapping[str, Any], render: str) -> int | None:
 def number_of(line: Mapping[str, Any], render: str) -> int:
     """Return which image of a render a record is about, from 1 on."""
     return part_of(line, render) or 1
+
+
+def submit_of(records: Sequence[Mapping[str, Any]], number: int) -> str | None:
+    """Return the handle of a render's submit of that number, of which these are images."""
+    handles = (one.get("submit") for one in records if one.get("attempts") == number)
+    return next((one for one in handles if isinstance(one, str)), None)
 
 
 def first_missing(job: Job, records: Sequence[Mapping[str, Any]]) -> int:

@@ -120,6 +120,7 @@ class Renderer:
         request = asked if isinstance(asked, Request) else Request(asked)
         with ExitStack() as stack:
             self._give_up(request)
+            self._earlier.waited_s = 0.0
             try:
                 entry = self._attached(request, stack) or self._known(request, stack)
             except StillRunning as other:
@@ -142,7 +143,13 @@ class Renderer:
         if "seed" not in line or "id" not in line:
             raise Refused("a pending line needs its id and its seed")
         with ExitStack() as stack:
-            if entry := self._claimed(self._render_id(record.checked(line)), stack):
+            self._earlier.waited_s = 0.0
+            try:
+                entry = self._claimed(self._render_id(record.checked(line)), stack, line)
+            except StillRunning as other:
+                yield other.record
+                return
+            if entry:
                 yield from self._continued(entry, line)
             else:
                 yield from self._made(self._adopted(line, pending))
@@ -150,15 +157,23 @@ class Renderer:
     def resume(self, render_id: str) -> Iterator[Record]:
         """Go on with a render that the journal has open; nothing when another process is at it."""
         with ExitStack() as stack:
-            entry = self._claimed(render_id, stack, wait=False)
+            self._earlier.waited_s = 0.0
+            entry = self._claimed(render_id, stack)
             if entry and not self._earlier.is_in_hands(entry):
                 yield from self._continued(entry, entry.request)
 
     # -- what the journal knows ------------------------------------------------------------------
 
-    def _claimed(self, render_id: str, stack: ExitStack, wait: bool = True) -> Entry | None:
-        """Hold the lock of a render until the stack ends; gives its entry in the journal."""
-        if not stack.enter_context(self._ledger.lock(render_id, wait)):
+    def _claimed(
+        self, render_id: str, stack: ExitStack, line: Record | None = None
+    ) -> Entry | None:
+        """Hold the lock of a render until the stack ends; gives its entry in the journal.
+
+        Another run that has it is waited for only with the line that asks for it.
+        """
+        if line is not None:
+            self._earlier.claim(render_id, line, stack)
+        elif not stack.enter_context(self._ledger.lock(render_id, wait=False)):
             return None
         self._seen.add(render_id)
         entry = self._journal.entry(render_id)
@@ -167,7 +182,7 @@ class Renderer:
         return entry
 
     def _known(self, asked: Request, stack: ExitStack) -> Entry | None:
-        entry = self._claimed(self._render_id(asked), stack)
+        entry = self._claimed(self._render_id(asked), stack, asked)
         if entry and not asked.is_of(entry.asked, entry.request):
             raise IdTaken(f"the id {asked['id']} belongs to another request")
         return entry
@@ -334,9 +349,17 @@ class Renderer:
                 self._journal.attempt(entry.render_id, entry.number, job.sending.as_attempt())
         job.plan = Plan(**entry.plan) if entry.plan else None
         over = entry.state == "failed" and not entry.may_be_found
-        job.handle = None if over else entry.handle
+        job.handle = None if over else entry.handle or self._recorded_handle(entry)
+        job.is_handle_written = entry.handle is not None
         job.may_have_arrived, job.was_made = not over, entry.state == "done"
+        if entry.is_refused:  # so it was no submit, and its number is free
+            job.attempts, job.may_have_arrived = entry.number - 1, False
         return job
+
+    def _recorded_handle(self, entry: Entry) -> str | None:
+        """Return the handle that only records tell: the journal could not be written."""
+        written = self._store.find_written(entry) if entry.state == "open" else []
+        return outcome.submit_of([*entry.records, *written], entry.number)
 
     # -- the steps, in order ---------------------------------------------------------------------
 
@@ -386,7 +409,10 @@ class Renderer:
     def _limit(self, job: Job) -> Limit:
         options, began = self._told, time.monotonic()
         time_out = job.backend.timeout_s if options.timeout_s is None else options.timeout_s
-        patience = time_out if options.wait_s is None else min(options.wait_s, time_out)
+        wait_s = options.wait_s
+        if wait_s is not None:  # of which a part went by while another run was at it
+            wait_s = max(wait_s - self._earlier.waited_s, 0.0)
+        patience = time_out if wait_s is None else min(wait_s, time_out)
         return Limit(began + patience, began + _LOOK_S, patience == time_out, time_out)
 
     def _submitted(self, job: Job, limit: Limit) -> bool:
@@ -411,6 +437,7 @@ class Renderer:
         if limit.times_out and not job.backend.paid:
             became = self._cancel(job, job.handle)
             raise TimedOut(f"no image after {limit.seconds:g} s; {became}")
+        self._written_down(lambda: self._submitter.write_handle(job))
         return outcome.pending(job, str(job.handle))
 
     def _cancel(self, job: Job, handle: str | None) -> str:
@@ -455,7 +482,8 @@ class Renderer:
     ) -> Iterator[Record]:
         """Journal what is done, once its files are on the disk; then that it left us."""
         self._written_down(
-            lambda: self._journal.done(job.render_id, job.attempts, made, job.backend.paid)
+            lambda: self._submitter.write_handle(job),
+            lambda: self._journal.done(job.render_id, job.attempts, made, job.backend.paid),
         )
         self._store.release(job)
         self._store.tidy(left or {}, job.render_id, job.record)
@@ -474,10 +502,11 @@ class Renderer:
         if not (run or already or self._around.is_abandoned()):
             self._written_down(lambda: self._journal.delivered(render_id))
 
-    def _written_down(self, write: Callable[[], None]) -> None:
+    def _written_down(self, *writes: Callable[[], None]) -> None:
         """Journal a result; a disk that is full does not keep back what was paid for."""
         try:
-            write()
+            for write in writes:
+                write()
         except (LedgerFault, LedgerBusy) as fault:
             self._around.note(f"{fault.message}; the record goes out all the same")
 
@@ -492,7 +521,9 @@ class Renderer:
             if fault.record and (meta := fault.record.get("backend_meta")):
                 error["backend_meta"] = meta
             self._written_down(
-                lambda: self._journal.failed(job.render_id, job.attempts, error, job.made)
+                lambda: self._journal.failed(
+                    job.render_id, job.attempts, error, job.made, job.handle
+                )
             )
         return fault
 

@@ -218,7 +218,8 @@ def judged(items: Any, wanted: Wanted, owned: Callable[[str], bool]) -> Judged:
             doubtful = True
             continue
         early_s = _early_s(one, wanted.since)
-        reached |= early_s > BEYOND_S
+        if one.created is not None:  # newest first: what follows one that is out of order counts
+            reached = early_s > BEYOND_S
         if early_s > BEYOND_S or owned(one.id):
             continue
         match = compare(one, wanted)

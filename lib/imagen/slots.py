@@ -164,7 +164,7 @@ class Pipelines:
             if slot.pipeline is None or slot.killed or not self._lease.holds():
                 return
             now = boottime()
-            first = job.first and now - slot.claimed < FRESH_S
+            first = job.first and now - slot.claimed < FRESH_S and slot.released_at is None
             since = None if first else slot.intended_at
             line = joblines.line_of(slot.request, job.attempts + 1, since, slot.released_at)
             slot.sent, slot.deadline = True, now + self._timeout_s if self._timeout_s else None
@@ -200,6 +200,8 @@ class Pipelines:
             self._ended(slot, now)
         else:
             self._clear(slot)
+            if slot.sent:  # in its create perhaps
+                slot.released_at = time.time()
             slot.sent = False  # when the line is sent again, its time begins anew
 
     def _tend_end(self, slot: Slot, now: float) -> None:
@@ -243,7 +245,8 @@ class Pipelines:
         made = _parsed(line)
         if slot.job is None or slot.verdict or made.get("id") != slot.job.id:
             return
-        found = joblines.verdict(made, slot.job.attempts, slot.job.max_attempts)
+        attempts, under_way = slot.job.attempts, slot.released_at is not None
+        found = joblines.verdict(made, attempts, slot.job.max_attempts, under_way)
         slot.verdict = found
         if found.kind in ("retry", "failed"):
             if slot.late:

@@ -12,9 +12,8 @@ import math
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 
 from . import budget, clock, retry, settling
@@ -24,14 +23,17 @@ from .errors import (
     ConfigFault,
     ImagenError,
     InDoubt,
+    PaidFileGone,
     Refused,
     RenderFailed,
     RenderLost,
     ServerFault,
+    Stopped,
     Unreachable,
 )
 from .ledger import Ledger, LedgerBusy, LedgerFault
 from .ledger.journal import Attempt, Intent
+from .lock_wait import LockWait
 from .outcome import Job, place_of, told_before
 from .settling import Sending
 
@@ -97,20 +99,36 @@ class Submitter:
 
     def _look_then_send(self, job: Job, until: float) -> str | InDoubt:
         """Return the handle; a doubt, which another try at once would not end, is returned too."""
-        with self._alone(job):
+        with ExitStack() as stack:
             try:
-                return (job.may_have_arrived and self._found(job, until)) or self._sent(job, until)
+                self._be_alone(job, until, stack)
+                if job.may_have_arrived and (handle := self._found(job, until)):
+                    return handle
+                if job.was_made and job.backend.paid:
+                    says = "it was paid; its file is gone, and the provider no longer lists it"
+                    raise PaidFileGone(says, ends=False)  # the account may be the wrong one
+                return self._sent(job, until)
             except InDoubt as doubt:
                 return doubt
 
-    def _alone(self, job: Job) -> AbstractContextManager[bool]:
-        """Let no other submit or search of the same input come between, where they look alike."""
+    def _be_alone(self, job: Job, until: float, stack: ExitStack) -> None:
+        """Let no other submit or search of the same input come between, where they look alike.
+
+        InDoubt where another process holds the lock for too long; nothing was sent by us then.
+        """
         plan = known(job.plan)
         if plan.handle is not None:
-            return nullcontext(True)  # we choose the handle ourselves: it tells them apart
+            return  # we choose the handle ourselves: it tells them apart
         text = json.dumps(plan.payload, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return self._ledger.lock(f"submit {digest}")  # instances may be of one account
+        name = f"submit {digest}"  # instances may be of one account
+        what = f"another run that sends the input of {job.record['id']}"
+        wait = LockWait(self._ledger, name, what, self._note)
+        if not wait.hold(stack, until - time.monotonic()):
+            says = f"another run is sending the same input ({wait.holder})"
+            billed = "unknown" if job.may_have_arrived else "no"
+            hint = wait.hint if wait.is_stopped else None
+            raise InDoubt(says, billed=billed, retry_after_s=_ASK_AGAIN_S, hint=hint)
 
     def _found(self, job: Job, until: float) -> str | None:
         """Look for a submit whose answer was lost; None when it is certainly absent.
@@ -163,36 +181,54 @@ class Submitter:
         self._before_submit()
         before, number = dict(job.record), job.attempts
         plan_submit(job, number + 1)
-        job.record |= {"attempts": number + 1, "started_at": _iso(time.time())}
+        job.record |= {"attempts": number + 1, "started_at": clock.iso(time.time())}
         job.attempts = number + 1
         try:
             self._intend(job)
         except ImagenError:  # nothing was sent, so there is nothing to look for
             job.attempts, job.record = number, before
             raise
-        job.may_have_arrived, handle = True, None
+        job.may_have_arrived = True
         try:
-            handle = job.backend.submit(known(job.plan), until, partial(self._begin, job))
-        except ImagenError as fault:
+            handle = self._send(job, until)
+        except (ImagenError, Stopped) as fault:
             if not self._is_refused(job, fault):
-                self._end(job, until)
+                _note_start(job)
+                if isinstance(fault, ImagenError):
+                    self._end(job, until)
                 raise
-            self._journal.withdraw(job.render_id, job.attempts)  # so it was no submit
+            self._withdraw(job, fault)
             job.may_have_arrived, job.attempts, job.record = False, number, before
             raise
-        finally:
-            if handle is None and job.may_have_arrived and job.sending and job.sending.latest:
-                job.record["started_at"] = _iso(job.sending.latest.wall)
         if self._is_of_another(job, handle) or not self._take(job, handle):
+            _note_start(job)
             self._end(job, until)
             raise AnswerLost(f"the backend gave the handle of another render: {handle}")
         return handle
 
-    def _is_refused(self, job: Job, fault: ImagenError) -> bool:
-        """Whether a fault proves that nothing was accepted."""
+    def _withdraw(self, job: Job, fault: ImagenError | Stopped) -> None:
+        """Take the intent out again: a refusal is no submit."""
+        try:
+            self._journal.withdraw(job.render_id, job.attempts)
+        except (LedgerFault, LedgerBusy):
+            if not isinstance(fault, Stopped):  # else the refusal is journaled: we end
+                raise
+
+    def _send(self, job: Job, until: float) -> str:
+        plan, begin = known(job.plan), partial(self._begin, job)
+        if paid := as_paid(job.backend):
+            return paid.submit(plan, until, begin, partial(self._note_refusal, job))
+        return job.backend.submit(plan, until, begin)
+
+    def _is_refused(self, job: Job, fault: ImagenError | Stopped) -> bool:
+        """Whether nothing was accepted for certain: a fault proves it, or nothing was under way."""
         if isinstance(fault, (AnswerLost, ServerFault)):
             return False
         paid = as_paid(job.backend)
+        if paid and job.sending and job.sending.latest is None:
+            return True
+        if isinstance(fault, Stopped):
+            return False
         if paid is None or isinstance(fault, (Unreachable, Refused)):
             return True
         from .http.answers import proves_refusal  # only now: most submits are not refused
@@ -203,8 +239,18 @@ class Submitter:
     def _begin(self, job: Job) -> None:
         """Note that an attempt begins: one before it was refused for certain."""
         if attempt := _attempt(job):
-            job.sending = settling.of_attempt(attempt)
-            self._journal.attempt(job.render_id, job.attempts, attempt)
+            was_refused = job.sending is not None and job.sending.latest is None
+            sending = settling.of_attempt(attempt)
+            job.sending = sending._replace(latest=None)  # it does not begin if this fails
+            self._journal.attempt(job.render_id, job.attempts, attempt, synced=was_refused)
+            job.sending = sending
+
+    def _note_refusal(self, job: Job) -> None:
+        """Note that the last attempt was refused: nothing is under way until the next one."""
+        if job.sending:
+            job.sending = job.sending._replace(latest=None)
+        with suppress(LedgerFault, LedgerBusy):
+            self._journal.refused(job.render_id, job.attempts)
 
     def _end(self, job: Job, until: float) -> None:
         """Note that an attempt has ended without a handle: it takes no longer than it took.
@@ -245,16 +291,25 @@ class Submitter:
 
     def _take(self, job: Job, handle: str) -> bool:
         """Write the handle; what was paid goes on even when that cannot be written."""
-        drawn = known(job.plan).handle != handle  # ours stands in the intent already
         try:
-            if self._journal.entry(job.render_id) is None:  # another ledger has sent it
-                began = job.sending.started_at if job.sending else time.time()
-                job.record.setdefault("started_at", _iso(began))
-                return self._adopt(job, handle)
-            return self._journal.submitted(job.render_id, job.attempts, handle, synced=drawn)
+            return self._journal_handle(job, handle)
         except (LedgerFault, LedgerBusy) as fault:
             self._note(f"{fault.message}; the render goes on")
+            job.is_handle_written = False
             return True
+
+    def write_handle(self, job: Job) -> None:
+        """Write the handle once more where that was not possible when it came."""
+        if job.handle is not None and not job.is_handle_written:
+            job.is_handle_written = self._journal_handle(job, job.handle)
+
+    def _journal_handle(self, job: Job, handle: str) -> bool:
+        if self._journal.entry(job.render_id) is None:  # another ledger has sent it
+            began = job.sending.started_at if job.sending else time.time()
+            job.record.setdefault("started_at", clock.iso(began))
+            return self._adopt(job, handle)
+        drawn = known(job.plan).handle != handle  # ours stands in the intent already
+        return self._journal.submitted(job.render_id, job.attempts, handle, synced=drawn)
 
 
 def plan_submit(job: Job, number: int) -> None:
@@ -282,9 +337,10 @@ def _attempt(job: Job) -> Attempt | None:
     return Attempt(clock.now(), paid.create_s, paid.server_date) if paid else None
 
 
-def _iso(at: float) -> str:
-    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+def _note_start(job: Job) -> None:
+    """Put into the record when the last attempt began: what became of it is not known."""
+    if job.sending and job.sending.latest:
+        job.record["started_at"] = clock.iso(job.sending.latest.wall)
 
 
 def _rounded(seconds: float) -> float:

@@ -332,14 +332,17 @@ class Worker:
             self._begin(slot, after, now)
 
     def _explained(self, slot: Slot) -> Verdict | None:
-        """Return a slot's verdict; a pipeline that cannot use the ledger ends without an answer."""
+        """Return a slot's verdict; a pipeline that cannot use the ledger ends without an answer.
+
+        What it has sent may still be accepted.
+        """
         verdict, job = slot.verdict, slot.job
         crashed = slot.crashes and not (slot.lost or self._pipelines.ending)
         if verdict is not None and verdict.kind == "back" and not verdict.answered and crashed:
             fault = self._ledger.fault() if self._ledger is not None else None
             if fault is not None and job is not None:
                 record = {"error": fault.as_record("imagen-listen")}
-                verdict = joblines.verdict(record, job.attempts, job.max_attempts)
+                verdict = joblines.verdict(record, job.attempts, job.max_attempts, True)
                 slot.verdict = verdict
         return verdict
 
@@ -494,9 +497,9 @@ def _told(queue: QueueLike, job: Claimed, found: Verdict) -> bool:
         case "failed":
             return queue.failed(job.id, job.fence, text, detail)
         case "retry":
-            return queue.retry(job.id, job.fence, found.after_s, text, detail)
-    why = (found.error, found.detail) if found.answered else ()
-    return queue.put_back(job.id, job.fence, found.after_s, found.answered, *why)
+            return queue.retry(job.id, job.fence, found.after_s, text, detail, found.under_way)
+    why = (found.error, found.detail) if found.answered else (None, None)
+    return queue.put_back(job.id, job.fence, found.after_s, found.answered, *why, found.under_way)
 
 
 def _raise_if_lasting(fault: ImagenError) -> None:

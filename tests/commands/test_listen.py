@@ -370,7 +370,8 @@ def test_a_ledger_that_cannot_be_used_puts_the_job_back(queue, listen, until, tm
     name = queue.add()
     until(lambda: queue.job(name)["error"], 20)
     job = queue.job(name)
-    assert (job["status"], job["attempts"], job["claims"]) == ("pending", 0, 0)
+    ended_without_an_answer = ("pending", 0, 1)  # whatever it sent may be on its way
+    assert (job["status"], job["attempts"], job["claims"]) == ended_without_an_answer
     assert job["error_detail"]["code"] == "ledger"
     assert "file is not a database" in job["error"]
     assert worker.said.read_bytes().count(b"put back: the ledger") == 1
@@ -595,6 +596,105 @@ def test_a_worker_that_is_stopped_pays_for_nothing_that_another_took_over(
     assert f"-{first.pid}-" in queue.job(other)["worker"]
     assert replicate.creates == 2
     assert first.poll() is None
+
+
+def kill_renders(worker: Any) -> None:
+    """Kill the imagen-render of each of a worker's pipelines."""
+    for pid in descendants(worker.pid):
+        with suppress(OSError):
+            if b"imagen-render" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1]:
+                os.kill(pid, signal.SIGKILL)
+
+
+def end(worker: Any) -> None:
+    worker.terminate()
+    assert worker.wait(30) == 0
+
+
+def test_a_create_whose_pipeline_died_with_its_ledger_is_not_paid_again_by_another_worker(
+    queue, listen, until, replicate, tmp_path
+):
+    """The put-back says why it waits; yet its create is still on its way."""
+    replicate.fail("POST /v1/models", None, after=True, late_s=5)
+    first = listen(pipeline="exec imagen-render", **machine(tmp_path / "first"))
+    name = queue.add(width=512, height=512)
+    until(lambda: replicate.asks("POST /v1/models"), 20)
+    for path in (tmp_path / "first" / "imagen").glob("ledger.sqlite3*"):
+        path.unlink()
+    (tmp_path / "first" / "imagen" / "ledger.sqlite3").write_text("no database")
+    kill_renders(first)
+    until(lambda: queue.job(name)["error"], 20)
+    job = queue.job(name)
+    assert (job["status"], job["attempts"]) == ("pending", 0)
+    assert job["error_detail"]["code"] == "ledger"
+    assert job["released_at"] is not None
+    end(first)
+    queue.sql("update imagen.jobs set run_after = now()")
+    second = listen(pipeline="exec imagen-render", **machine(tmp_path / "second"))
+    until(lambda: queue.status(name) == "done", 40)
+    assert (replicate.creates, replicate.asks("POST /v1/models")) == (1, 1)
+    end(second)
+
+
+def test_a_job_that_was_ended_in_its_create_by_the_time_limit_is_not_paid_again_elsewhere(
+    queue, listen, until, replicate, tmp_path
+):
+    replicate.fail("POST /v1/models", None, after=True, late_s=6)
+    first = listen(
+        "--job-timeout=1.5", pipeline="exec imagen-render", **machine(tmp_path / "first")
+    )
+    name = queue.add(width=512, height=512)
+    until(lambda: queue.job(name)["error"], 20)
+    job = queue.job(name)
+    assert (job["status"], job["attempts"]) == ("pending", 1)
+    assert job["error_detail"]["code"] == "job_timeout"
+    assert job["released_at"] is not None
+    end(first)
+    queue.sql("update imagen.jobs set run_after = now()")
+    second = listen(pipeline="exec imagen-render", **machine(tmp_path / "second"))
+    until(lambda: queue.status(name) == "done", 40)
+    assert (replicate.creates, replicate.asks("POST /v1/models")) == (1, 1)
+    end(second)
+
+
+def test_what_a_worker_hands_back_unfinished_is_not_paid_again_while_the_list_lags(
+    queue, listen, until, replicate, configure, tmp_path
+):
+    keys = "poll_s: 0.01, settle_s: 4, retry_s: 0.01, connect_s: 1, read_s: 5"
+    rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{replicate.url}', {keys}}}"
+    configure(f"default_backend: rep\nbackends: {{rep: {rep}}}\nworker: {{backends: [rep]}}\n")
+    replicate.held, replicate.lag_s = True, 3.5
+    first = listen("--grace=0", pipeline="exec imagen-render", **machine(tmp_path / "first"))
+    name = queue.add(width=512, height=512)
+    until(lambda: replicate.asks("GET /v1/predictions/"), 20)
+    end(first)
+    assert (queue.status(name), queue.job(name)["attempts"]) == ("pending", 0)
+    replicate.held = False
+    second = listen(pipeline="exec imagen-render", **machine(tmp_path / "second"))
+    until(lambda: queue.status(name) == "done", 40)
+    assert (replicate.creates, replicate.asks("POST /v1/models")) == (1, 1)
+    end(second)
+
+
+def test_an_answer_of_a_worker_that_never_looked_leaves_a_create_in_doubt(
+    queue, listen, until, replicate, tmp_path
+):
+    """The second worker has no token; the third one must wait as if it were the second."""
+    replicate.fail("POST /v1/models", None, after=True, late_s=20)
+    first = listen(pipeline="exec imagen-render", **machine(tmp_path / "first"))
+    name = queue.add(width=512, height=512)
+    until(lambda: replicate.asks("POST /v1/models"), 20)
+    first.kill()
+    first.wait()
+    queue.sql("update imagen.jobs set lease = now() - interval '1 minute'")
+    second = listen(
+        pipeline="exec imagen-render", REPLICATE_API_TOKEN=None, **machine(tmp_path / "second")
+    )
+    until(lambda: queue.job(name)["error"], 30)
+    job = queue.job(name)
+    assert (job["status"], job["error_detail"]["code"]) == ("pending", "config")
+    assert job["released_at"] is not None
+    end(second)
 
 
 def test_a_worker_that_is_stopped_while_it_waits_for_jobs_keeps_its_pipeline(queue, listen, until):

@@ -132,6 +132,95 @@ def test_an_answer_that_proves_no_refusal_is_looked_behind(paid, answer, accepte
     assert (paid.creates, made.record["attempts"]) == (1, 1 if accepted else 2)
 
 
+def in_the_wait_after_a_429(paid, until, *args):
+    """Start a render, and return it while it waits because it was told to."""
+    paid.server.fail("POST", throttled(20))
+    child = paid.tool.start("render", *args, "--size=512x512", stdin=subprocess.DEVNULL)
+    until(lambda: paid.server.asks("POST"))
+    if paid.ledger.exists():
+        until(lambda: paid.sql("select 1 from submits where refused_at is not null"))
+    return child
+
+
+@pytest.mark.parametrize("name", [("--id=k",), ()], ids=["id", "no id"])
+def test_term_in_the_wait_after_a_429_leaves_no_doubt(paid, until, name):
+    child = in_the_wait_after_a_429(paid, until, "a cat", *name)
+    child.send_signal(signal.SIGTERM)
+    ran = paid.tool.ended(child)
+    assert (ran.status, error(ran)["code"], error(ran)["billed"]) == (143, "interrupted", "no")
+    assert (error(ran)["retry"], "retry_after_s" in error(ran)) == ("safe", False)
+    assert "attempts" not in ran.record
+    assert paid.sql("select * from submits") == [], "a refusal is no submit"
+    made = paid("a cat", *name)
+    assert is_image(made)
+    assert (paid.creates, paid.server.asks("POST"), made.record["attempts"]) == (1, 2, 1)
+    assert paid.server.asks("GET /v1/predictions?") == 0
+
+
+@pytest.mark.parametrize("name", [("--id=k",), ()], ids=["id", "no id"])
+def test_a_run_that_is_killed_in_the_wait_after_a_429_leaves_no_doubt(paid, until, name):
+    paid.configure("budget: {per_day: 0.003}", keys=KEYS)
+    child = in_the_wait_after_a_429(paid, until, "a cat", *name)
+    child.kill()
+    child.communicate()
+    assert is_image(paid("another cat", "--id", "other")), "what was refused reserves nothing"
+    paid.configure(keys=KEYS)
+    made = paid("a cat", *name)
+    assert is_image(made)
+    assert (paid.creates, paid.server.asks("POST"), made.record["attempts"]) == (2, 3, 1)
+    billed = "select number, billed from submits join renders using (render_id) where id <> 'other'"
+    assert paid.sql(billed) == [(1, "yes")]
+
+
+def test_an_attempt_after_a_429_that_is_killed_is_in_doubt_again(paid, until):
+    paid.configure(keys=KEYS.replace("read_s: 3", "read_s: 30"))
+    paid.server.fail("POST", throttled(0.2))
+    paid.server.fail("POST", Answer(wait_s=60))
+    child = paid.tool.start("render", "a cat", "--id=k", "--size=512x512", stdin=subprocess.DEVNULL)
+    until(lambda: paid.server.asks("POST") == 2)
+    child.kill()
+    child.communicate()
+    early = paid("a cat", "--id", "k")
+    assert (early.status, error(early)["code"]) == (75, "answer_lost")
+    paid.age(32)
+    assert is_image(paid("a cat", "--id", "k"))
+    assert (paid.creates, paid.server.asks("POST")) == (1, 3)
+
+
+@pytest.mark.parametrize("wait_s", [1, 5])
+def test_a_wait_that_ends_before_that_of_a_429_leaves_no_doubt(paid, wait_s):
+    paid.server.fail("POST", throttled(4.5))
+    ran = paid("a cat", "--id", "k", "--wait", wait_s)
+    assert (ran.status, error(ran)["code"], error(ran)["billed"]) == (75, "rate_limited", "no")
+    assert is_image(paid("a cat", "--id", "k"))
+    assert (paid.creates, paid.server.asks("GET /v1/predictions?")) == (1, 0)
+
+
+# -- the same doubt again --------------------------------------------------------------------------
+
+
+def doubt_after_a_429(paid):
+    paid.server.fail("POST", throttled(1))
+    paid.server.fail("POST", None, after=True)
+
+
+def test_a_doubt_says_the_same_start_each_time(paid):
+    doubt_after_a_429(paid)
+    paid.server.fail("GET /v1/predictions", Answer(503), times=4)
+    first, again = (paid("a cat", "--id", "k") for _ in range(2))
+    assert error(first)["retry"] == error(again)["retry"] == "after"
+    assert first.record["started_at"] == again.record["started_at"]
+
+
+def test_a_doubt_that_no_look_can_settle_says_the_same_start_each_time(paid):
+    paid.server.spelling = SPELLINGS
+    doubt_after_a_429(paid)
+    words = ("a lighthouse at dusk " * 60, "--id", "k")
+    first, again = (paid(*words) for _ in range(2))
+    assert error(first)["retry"] == error(again)["retry"] == "reconcile"
+    assert first.record["started_at"] == again.record["started_at"]
+
+
 # -- answers that are not ours ---------------------------------------------------------------------
 
 

@@ -802,6 +802,100 @@ def test_a_ledger_that_another_process_holds_for_too_long_is_a_temporary_error(p
     assert (made["attempts"], paid.server.asks("GET /v1/predictions?")) == (1, 0)
 
 
+class HeldLedger:
+    """A ledger that another process holds from the moment at which a create is accepted."""
+
+    def __init__(self, paid: Paid) -> None:
+        self.db = sqlite3.connect(paid.ledger, isolation_level=None, check_same_thread=False)
+        self._create = paid.server._create
+        paid.server._create = self._accept  # type: ignore[method-assign]
+
+    def _accept(self, *args: Any) -> Any:
+        self.db.execute("begin immediate")
+        return self._create(*args)
+
+    def release(self) -> None:
+        self.db.rollback()
+        self.db.close()
+
+
+@pytest.fixture
+def held_ledger(paid) -> HeldLedger:
+    paid("a cat", "--id", "first", "--backend", "mock")
+    paid.server.held = True
+    return HeldLedger(paid)
+
+
+def start_impatient(paid: Paid, *args: str) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-c", IMPATIENT, *args, "--size=512x512"]
+    return paid.tool.start("render", argv=argv, stdin=subprocess.DEVNULL)
+
+
+def handles(paid: Paid) -> list[tuple[Any, ...]]:
+    return paid.sql("select state, handle from renders join submits using (render_id)")[1:]
+
+
+def test_a_handle_that_could_not_be_written_is_written_with_the_result(paid, held_ledger, until):
+    child = start_impatient(paid, "a dog", "--id=d")
+    until(lambda: paid.server.asks("GET /v1/predictions/"), 30)
+    held_ledger.release()
+    paid.server.held = False
+    ran = paid.tool.ended(child)
+    assert "another process holds the ledger" in ran.err
+    assert handles(paid) == [("done", ran.record["submit"])]
+    Path(ran.record["file"]).unlink()
+    paid.server.lag_s, paid.server.predictions[0]["_listed"] = 1e6, 1e12  # no list shows it
+    again = paid("a dog", "--id", "d")
+    assert is_image(again.record)
+    assert paid.creates == 1
+
+
+def test_a_handle_that_could_not_be_written_is_written_with_the_failure(paid, held_ledger, until):
+    child = start_impatient(paid, "a dog", "--id=d")
+    until(lambda: paid.server.asks("GET /v1/predictions/"), 30)
+    paid.server.predictions[0]["_canceled"] = paid.server.now()
+    held_ledger.release()
+    ran = paid.tool.ended(child)
+    assert error(ran)["code"] == "prediction_canceled"
+    assert handles(paid) == [("failed", paid.server.predictions[0]["id"])]
+
+
+def test_a_handle_that_could_not_be_written_is_written_when_the_wait_is_over(
+    paid, held_ledger, until
+):
+    child = start_impatient(paid, "a dog", "--id=d", "--wait=4")
+    until(lambda: paid.server.asks("GET /v1/predictions/"), 30)
+    held_ledger.release()
+    ran = paid.tool.ended(child)
+    assert (ran.status, "pending" in ran.record) == (75, True)
+    assert handles(paid) == [("open", ran.record["pending"]["handle"])]
+
+
+def test_what_is_done_without_a_handle_is_collected_by_that_of_its_record(paid):
+    """An earlier release could leave it so."""
+    first = paid("a cat", "--id", "k").record
+    paid.sql("update submits set handle = null")
+    Path(first["file"]).unlink()
+    paid.server.predictions[0]["_listed"] = 1e12
+    again = paid("a cat", "--id", "k")
+    assert is_image(again.record)
+    assert (paid.creates, again.record["submit"]) == (1, first["submit"])
+    assert paid.sql("select handle from submits") == [(first["submit"],)]
+
+
+def test_what_was_paid_and_is_nowhere_any_more_is_never_paid_again_by_the_same_line(paid):
+    first = paid("a cat", "--id", "k").record
+    paid.sql("update submits set handle = null")
+    paid.sql("update renders set records = json_remove(records, '$[0].submit')")
+    Path(first["file"]).unlink()
+    Path(first["sidecar"]).unlink()
+    paid.server.predictions[0]["_listed"] = 1e12
+    paid.age(1000)
+    gone = paid("a cat", "--id", "k")
+    assert (gone.status, error(gone)["code"], error(gone)["billed"]) == (1, "paid_file_gone", "yes")
+    assert (paid.creates, paid.server.asks("POST")) == (1, 1)
+
+
 # -- a full disk -----------------------------------------------------------------------------------
 
 # Runs render in a tmpfs of its own that is filled at the start, or before the named method of the

@@ -231,6 +231,18 @@ class PaidBackend(Backend, Protocol):
     create_s: float
     server_date: float | None
 
+    def submit(
+        self,
+        plan: Plan,
+        until: float = math.inf,
+        begin: Callable[[], None] = lambda: None,
+        refused: Callable[[], None] = lambda: None,
+    ) -> str:
+        """As `Backend.submit`; `refused` is called after an attempt that was refused for certain.
+
+        So while it waits to try again, the journal says that nothing is under way.
+        """
+
 
 def as_paid(backend: Backend) -> PaidBackend | None:
     """Return a backend as the paid one that it is; None when it is free."""

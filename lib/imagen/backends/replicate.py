@@ -106,7 +106,11 @@ class Replicate:
     # -- submit ----------------------------------------------------------------------------------
 
     def submit(
-        self, plan: Plan, until: float = math.inf, begin: Callable[[], None] = lambda: None
+        self,
+        plan: Plan,
+        until: float = math.inf,
+        begin: Callable[[], None] = lambda: None,
+        refused: Callable[[], None] = lambda: None,
     ) -> str:
         """Create one prediction; repeated only when told to wait, for then it was not accepted.
 
@@ -114,7 +118,9 @@ class Replicate:
         """
         try:
             answer = retry.as_told(
-                lambda: self._create(plan, until, begin), BACKOFF_S, until=until - _CREATE_S
+                lambda: self._create(plan, until, begin, refused),
+                BACKOFF_S,
+                until=until - _CREATE_S,
             )
         except Rejected as fault:
             if fault.status == 404:
@@ -130,7 +136,9 @@ class Replicate:
             raise AnswerLost(says, billed="unknown") from None
         return replicate_api.created(shown, plan.payload["input"])
 
-    def _create(self, plan: Plan, until: float, begin: Callable[[], None]) -> http.Answer:
+    def _create(
+        self, plan: Plan, until: float, begin: Callable[[], None], refused: Callable[[], None]
+    ) -> http.Answer:
         """Send one attempt."""
         server, prefer_s = self._server, self._prefer_s
         headers = {"Cancel-After": f"{math.ceil(self._cancel_after_s)}s"}
@@ -149,6 +157,7 @@ class Replicate:
             except (Rejected, Throttled, OutOfCredit, Unauthorized) as fault:
                 self._note_date(fault.headers)
                 if proves_refusal(fault.status, fault.body, self.refusals.statuses):
+                    refused()
                     raise
                 raise AnswerLost(fault.message, billed="unknown") from None
 

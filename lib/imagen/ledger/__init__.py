@@ -91,6 +91,10 @@ class Ledger:
                 raise LedgerFault(says) from None
             yield held
 
+    def holder(self, name: str) -> int | None:
+        """Return the id of the process that holds the lock of that name, where it is known."""
+        return locks.holder(self.path.parent / "locks", name) if self.path else None
+
     def is_locked(self, name: str) -> bool:
         """Whether another process holds the lock of that name."""
         with self.lock(name, wait=False) as ours:

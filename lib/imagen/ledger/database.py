@@ -139,6 +139,10 @@ _ADDITIONS = [
     );
     create index comparisons_asked on comparisons (asked, created_at);
     """,
+    """
+    -- when the last attempt was refused for certain; null again once another one begins
+    alter table submits add column refused_at real;
+    """,
 ]
 
 

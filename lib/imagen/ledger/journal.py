@@ -56,6 +56,12 @@ class Entry:
     server_date: float | None
     abandoned_at: float | None
     delivered_by: str | None
+    refused_at: float | None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether its last attempt was refused for certain, and no other one has begun."""
+        return self.state == "open" and self.handle is None and self.refused_at is not None
 
     @property
     def attempt(self) -> Attempt | None:
@@ -277,6 +283,10 @@ class Journal:
         now = time.time()
         backend = intent.request["backend"]
         with self._db.transaction():
+            self._db.write(
+                "delete from submits where render_id = ? and refused_at is not null",
+                intent.render_id,
+            )
             if intent.absent is not None:
                 self._db.write(
                     "update submits set billed = 'no'"
@@ -302,20 +312,30 @@ class Journal:
                 self._attempt(intent.render_id, intent.number, intent.attempt)
         return now
 
-    def attempt(self, render_id: str, number: int, attempt: Attempt) -> None:
+    def attempt(self, render_id: str, number: int, attempt: Attempt, synced: bool = False) -> None:
         """Write that an attempt to send begins; one before it, if any, was refused for certain.
 
-        Not synced: after a power loss the uptime is counted, and the attempt is older than that.
+        After a power loss the uptime is counted, and the attempt is older than that. So it need not
+        be synced, unless the refusal before it was written: that must not be what is left.
         """
-        with self._db.transaction(synced=False):
+        with self._db.transaction(synced):
             self._attempt(render_id, number, attempt)
 
     def _attempt(self, render_id: str, number: int, attempt: Attempt) -> None:
         self._db.write(
             "update submits set attempt_at = ?, attempt_boot = ?, attempt_clock = ?,"
-            " attempt_limit_s = ?, server_date = ? where render_id = ? and number = ?",
+            " attempt_limit_s = ?, server_date = ?, refused_at = null"
+            " where render_id = ? and number = ?",
             *(*attempt.began, attempt.limit_s, attempt.server_date, render_id, number),
         )
+
+    def refused(self, render_id: str, number: int) -> None:
+        """Write that the last attempt to send was refused for certain; another may follow."""
+        with self._db.transaction(synced=False):
+            self._db.write(
+                "update submits set refused_at = ? where render_id = ? and number = ?",
+                *(time.time(), render_id, number),
+            )
 
     def adopt(self, intent: Intent, asker: Asker) -> bool:
         """Write what another ledger's line says was submitted; False if its handle is another's."""
@@ -359,9 +379,10 @@ class Journal:
     def done(
         self, render_id: str, number: int, records: Iterable[Mapping[str, Any]], paid: bool
     ) -> None:
-        """Write what came of it, once its files are on the disk."""
+        """Write what came of it, once its files are on the disk; also a handle that is missing."""
         made = list(records)
         with self._db.transaction(synced=False):
+            self._keep_handle(render_id, number, made[0].get("submit") if made else None)
             self._db.write(
                 "update renders set state = 'done', records = ?, error = null where render_id = ?",
                 *(_json(made), render_id),
@@ -375,14 +396,25 @@ class Journal:
         number: int,
         error: Mapping[str, Any],
         records: Iterable[Mapping[str, Any]],
+        handle: str | None = None,
     ) -> None:
-        """Write why it ended without its image, and the images that it did bring."""
+        """Write why it ended without its image, the images that it did bring, and its handle."""
         with self._db.transaction(synced=False):
+            self._keep_handle(render_id, number, handle)
             self._db.write(
                 "update renders set state = 'failed', error = ?, records = ? where render_id = ?",
                 *(_json(error), _json([*records]), render_id),
             )
             self._settle(render_id, number, error["billed"], None)
+
+    def _keep_handle(self, render_id: str, number: int, handle: str | None) -> None:
+        """Write a handle that could not be written when it came, unless it is another's by now."""
+        if handle is not None:
+            self._db.write(
+                "update or ignore submits set handle = ?"
+                " where render_id = ? and number = ? and handle is null",
+                *(handle, render_id, number),
+            )
 
     def delivered(self, render_id: str) -> None:
         """Write that its records have left us."""
@@ -406,7 +438,8 @@ class Journal:
         since a time (unix) those that are over.
         """
         rows = self._db.rows(
-            f"{_SUBMITS} where coalesce(estimate_usd, 1) > 0 and (billed is null and handle is null"
+            f"{_SUBMITS} where coalesce(estimate_usd, 1) > 0 and refused_at is null"
+            " and (billed is null and handle is null"
             " or billed = 'unknown' and intended_at >= ?) order by intended_at, number",
             since,
         )
@@ -434,6 +467,9 @@ def _entry(row: sqlite3.Row) -> Entry:
     values = {name: row[name] for name in Entry.__slots__}
     for name in ("request", "place", "records", "error", "plan"):
         values[name] = json.loads(values[name]) if values[name] else None
+    attempt_at = values["attempt_at"]
+    if values["handle"] is None and attempt_at is not None and attempt_at > values["intended_at"]:
+        values["request"]["started_at"] = clock.iso(attempt_at)  # as the record says it
     return Entry(**values)
 
 

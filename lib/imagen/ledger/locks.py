@@ -38,11 +38,37 @@ def lock_file(path: Path, wait: bool = True) -> Iterator[bool]:
     """
     descriptor = _locked(path, wait)
     try:
+        if descriptor is not None:
+            _sign(descriptor)
         yield descriptor is not None
     finally:
         if descriptor is not None:
             path.unlink(missing_ok=True)  # only ever removed while held
             os.close(descriptor)
+
+
+def _sign(descriptor: int) -> None:
+    """Write who we are, for people; a disk that is full needs no name."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+
+
+def holder(folder: Path, name: str) -> int | None:
+    """Return the id of the process that holds the lock of that name; None where that is not told.
+
+    What a dead process or an older release left tells nothing.
+    """
+    path = folder / hashlib.sha256(name.encode()).hexdigest()
+    try:
+        pid = int(path.read_bytes()[:20])
+        if pid > 0:
+            os.kill(pid, 0)
+    except PermissionError:
+        return pid
+    except (OSError, ValueError, OverflowError):
+        return None
+    return pid if pid > 0 else None
 
 
 def _locked(path: Path, wait: bool) -> int | None:

@@ -50,7 +50,7 @@ def spent(db: Database, caller: str, now: float) -> Spent:
         " coalesce(sum(open), 0) as reservations"
         " from (select billed is null as open, intended_at, caller,"
         "   coalesce(cost_usd, estimate_usd) as usd from submits"
-        "   where estimate_usd > 0 and billed is not 'no'"
+        "   where estimate_usd > 0 and billed is not 'no' and refused_at is null"
         "   and (billed is null or intended_at >= ?))",
         *(day, caller, day, month),
     )
@@ -64,6 +64,7 @@ def _reservations(db: Database) -> tuple[Reservation, ...]:
     rows = db.rows(
         "select id, render_id, s.backend, s.caller, intended_at as since, estimate_usd as usd"
         " from submits s join renders using (render_id)"
-        " where estimate_usd > 0 and billed is null order by intended_at, render_id, number"
+        " where estimate_usd > 0 and billed is null and refused_at is null"
+        " order by intended_at, render_id, number"
     )
     return tuple(Reservation(*row) for row in rows)
