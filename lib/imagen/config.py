@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .config_file import Parsed, line_of, parse, stands_twice
-from .errors import ConfigFault
+from .errors import ConfigFault, as_unicode
 from .settings import KEYS, SECRET, Key, Tree, check, expanded, hide_password, resolved
 
 __all__ = [
@@ -118,6 +118,8 @@ def _effective(tree: Tree) -> Iterator[tuple[str, Key, Any, str]]:
             inside = (tree.get(section) or {}) if section else tree
             said = os.environ.get(key.env or "", "")
             if said:
+                if (shown_as := as_unicode(said)) != said:
+                    raise ConfigFault(f"${key.env} is not valid UTF-8: '{shown_as}'")
                 for fault in check((f"${key.env}",), key.kind, said):
                     raise ConfigFault(f"${key.env} {fault.message}", hint=fault.hint)
                 yield dotted, key, said, f"${key.env}"
@@ -144,8 +146,10 @@ def secret(variable: str) -> str | None:
     when that file cannot be read, or when others than its owner may read it too.
     """
     named = os.environ.get(f"{variable}_FILE")
-    if os.environ.get(variable) or not named:
-        return os.environ.get(variable) or None
+    if (value := os.environ.get(variable)) or not named:
+        if value and as_unicode(value) != value:
+            raise ConfigFault(f"${variable} is not valid UTF-8")
+        return value or None
     path = expanded(named)
     try:
         if path.stat().st_mode & 0o077:

@@ -27,7 +27,7 @@ Examples:
 """
 
 
-@tool("listen", epilog=EXAMPLES)
+@tool("listen", epilog=EXAMPLES, any_bytes=("pipeline",))
 @click.argument("pipeline", nargs=-1, metavar="[-- PIPELINE]")
 @click.option("--database-url", metavar="URL", help="The queue's database, over the environment.")
 @click.option("--backend", "names", multiple=True, metavar="NAME", help="Only jobs for this one.")

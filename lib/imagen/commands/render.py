@@ -32,7 +32,7 @@ RECENT_S = 7 * 24 * 3600  # doubts that are over are named so long
 FEW = 3  # lines: of so many each is named that is pending
 
 
-@tool("render", epilog=EXAMPLES)
+@tool("render", epilog=EXAMPLES, any_bytes=("prompts",))
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
 @click.option("--resume", is_flag=True, help="List and finish what earlier runs left open.")

@@ -30,7 +30,7 @@ _OF = {
 }
 
 
-@tool("workflow", epilog=EXAMPLES)
+@tool("workflow", epilog=EXAMPLES, any_bytes=("names", "output"))
 @click.argument("action", type=click.Choice(["list", "show", "check", "import"]))
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
 @click.option("--raw", is_flag=True, help="show: the file as it is, to make another one of.")
