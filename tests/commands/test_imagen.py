@@ -79,7 +79,7 @@ def test_a_page_without_a_stdout_is_no_fault(tool, name):
     assert (ran.status, ran.err) == (0, "")
 
 
-# -- arguments that are not UTF-8 --------------------------------------------------------------------
+# -- arguments that are not UTF-8 ------------------------------------------------------------------
 
 ODD = b"caf\xe9"
 SHOWN = r"caf\xe9"
