@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .config_file import Parsed, line_of, parse, stands_twice
+from .disk import open_named
 from .errors import ConfigFault, as_unicode
 from .settings import KEYS, SECRET, Key, Tree, check, expanded, hide_password, resolved
 
 __all__ = [
+    "ONLY_THE_MOCK",
     "SAMPLE",
     "Config",
     "Parsed",
@@ -22,6 +24,7 @@ __all__ = [
     "chosen_path",
     "default_path",
     "find",
+    "is_only_the_mock",
     "ledger_path",
     "line_of",
     "load",
@@ -74,6 +77,19 @@ def load(flag: str | None) -> Config:
         config.values[name] = resolved(key.kind, value)
         config.sources[name] = source
     return config
+
+
+ONLY_THE_MOCK = (
+    "no default_backend is configured, so the mock draws: test images, no real pictures"
+    " (hint: docs/backends.md shows how to get real ones)"
+)
+
+
+def is_only_the_mock(config: Config) -> bool:
+    """Whether the mock is the default backend only because nobody named another."""
+    if config.sources["default_backend"] != "default":
+        return False
+    return bool(config.backends[config["default_backend"]]["type"] == "mock")
 
 
 def find(flag: str | None) -> Path | None:
@@ -157,7 +173,8 @@ def secret(variable: str) -> str | None:
                 f"others may read the file that ${variable}_FILE names: {path}",
                 hint=f"chmod 600 {path}",
             )
-        return path.read_text(encoding="utf-8").strip() or None
+        with open_named(path) as stream:
+            return stream.read().decode().strip() or None
     except (OSError, UnicodeDecodeError) as fault:
         why = getattr(fault, "strerror", None) or "not UTF-8"
         raise ConfigFault(

@@ -165,6 +165,53 @@ def test_a_database_address_of_the_environment_that_is_not_utf_8_is_not_shown(to
     assert (ran.status, ran.err) == (2, f"imagen-{name}: $IMAGEN_DATABASE_URL is not valid UTF-8\n")
 
 
+# -- files that are pipes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *([name, "--config", "pipe"] for name in ("render", "generate", "upload", "usage")),
+        ["config", "validate", "pipe"],
+        ["workflow", "show", "./pipe"],
+        ["workflow", "check", "./pipe"],
+        ["workflow", "import", "pipe"],
+        ["models", "list", "./pipe"],
+        ["sheet", "picture.png", "--font", "pipe"],
+        ["sheet", "--list", "pipe"],
+        ["render", "a", "--config", "faults.yaml"],
+        ["render", "a", "--backend", "comfy", "--config", "comfy.yaml"],
+        ["upload", "picture.png", "--config", "cloud.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_a_named_pipe_where_a_file_belongs_is_one_line_and_never_waited_for(tool, args):
+    folder = tool.folder
+    os.mkfifo(folder / "pipe")
+    image = tool("render", "a cat", "--size", "64x64", "--output", "picture.png")
+    assert image.status == 0
+    (folder / "faults.yaml").write_text("backends: {mock: {type: mock, faults: pipe}}")
+    (folder / "comfy.yaml").write_text("backends: {comfy: {type: comfyui, workflow: ./pipe}}")
+    owner = "owner_user_id: 11111111-1111-4111-8111-111111111111"
+    (folder / "cloud.yaml").write_text(f"supabase: {{url: 'http://127.0.0.1:9', {owner}}}")
+    (folder / "pipe").chmod(0o600)
+    env = {"SUPABASE_SERVICE_ROLE_KEY_FILE": "pipe"}
+    ran = tool(*args, stdin=image.out, env=env)
+    assert ran.status == 2, ran.err
+    assert "no regular file" in ran.err or "no font that can be read: pipe" in ran.err
+    assert "itself" not in ran.err
+
+
+def test_what_a_shell_opened_is_read_as_a_configuration_and_as_an_export(tool):
+    env = {"IMAGEN_BACKEND": None}
+    text = "default_backend: mock\n"
+    ran = tool("config", "show", "--config", "/dev/stdin", stdin=text, env=env)
+    assert (ran.status, ran.records[0]["source"]) == (0, "file")
+    assert tool("config", "validate", "/dev/null").status == 0
+    ran = tool("workflow", "check", "/dev/stdin", stdin="{}")
+    assert "has no SaveImage node" in ran.err
+
+
 # -- the launchers in bin/ -------------------------------------------------------------------------
 
 

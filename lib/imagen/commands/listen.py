@@ -65,6 +65,8 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
         grace_s=said["grace"],
         drain=drain,
     )
+    if config.is_only_the_mock(values) and not said["names"]:
+        common.report.note(f"jobs without a backend: {config.ONLY_THE_MOCK}")
     where = db.chosen(said["database_url"], config.secret(db.VARIABLE))
     pipe.one_line_at_a_time()
     stops, wakes = signals.counted()
