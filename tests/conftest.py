@@ -258,6 +258,9 @@ class Tools:
     def environment(self, env: Mapping[str, str | None] | None = None) -> dict[str, str]:
         """Give the environment with changes; None takes a variable away."""
         changed = {**os.environ, "PYTHONPATH": str(LIB), **(env or {})}
+        folder = Path(changed.get("XDG_CONFIG_HOME") or "/")
+        if "IMAGEN_CONFIG" not in changed and not (folder / "imagen" / "config.yaml").exists():
+            changed = {"IMAGEN_BACKEND": "mock"} | changed  # else render says that nothing is
         return {name: value for name, value in changed.items() if value is not None}
 
     def __call__(

@@ -92,7 +92,7 @@ ALLOWED: dict[str, set[str]] = {
     "record": {"errors"},
     "settings": {"errors", "record"},
     "prompt": {"errors"},
-    "workflow": {"errors", "record", "settings"},
+    "workflow": {"disk", "errors", "record", "settings"},
     "graph": set(),
     "workflow_check": {"errors", "graph", "workflow"},
     "workflow_classes": {"comfy_api", "errors", "graph", "workflow", "workflow_check"},
@@ -112,7 +112,7 @@ ALLOWED: dict[str, set[str]] = {
     "retry": {"errors"},
     "request": {"errors", "record", "files"},  # files: is_slug and is_date, both pure
     "prices": {"config", "errors", "settings"},
-    "models": {"errors", "workflow"},
+    "models": {"disk", "errors", "workflow"},
     "hub": {"errors", "http"},
     "download": {
         *("disk", "errors", "files", "http", "hub", "models", "retry", "settings", "workflow"),
@@ -152,8 +152,8 @@ ALLOWED: dict[str, set[str]] = {
     "db.hosts": set(),
     "db.kept": set(),
     "migrations": {"errors", "db"},
-    "config": {"config_file", "errors", "settings"},
-    "config_file": {"errors", "settings"},
+    "config": {"config_file", "disk", "errors", "settings"},
+    "config_file": {"disk", "errors", "settings"},
     "config_init": {"config", "errors", "http"},
     "preview": {"errors"},
     "sheet": {"errors", "record"},

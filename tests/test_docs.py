@@ -116,6 +116,12 @@ def environment(tools: Path, home: Path) -> dict[str, str]:
     }
 
 
+def backend_of(example: Example) -> dict[str, str]:
+    """Name the mock where the page's configuration names no default, as README.md tells to."""
+    configured = example.files.get("~/.config/imagen/config.yaml", "")
+    return {} if "default_backend" in configured else {"IMAGEN_BACKEND": "mock"}
+
+
 def ran(example: Example, home: Path, tools: Path) -> list[tuple[str, int]]:
     """Run the commands of an example in one shell; give the output and status of each."""
     folder = home / "album"
@@ -129,7 +135,7 @@ def ran(example: Example, home: Path, tools: Path) -> list[tuple[str, int]]:
     done = subprocess.run(
         ["sh", "-c", "\n".join(script)],
         cwd=folder,
-        env=environment(tools, home),
+        env=environment(tools, home) | backend_of(example),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         timeout=120,

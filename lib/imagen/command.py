@@ -5,14 +5,23 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from . import __version__, reader, signals
 from .commands import TOOLS
-from .errors import FAILED, Fault, ImagenError, ReaderGone, Stopped, from_os
+from .errors import (
+    FAILED,
+    Fault,
+    ImagenError,
+    ReaderGone,
+    Stopped,
+    UsageFault,
+    as_unicode,
+    from_os,
+)
 
 if TYPE_CHECKING:
     from .pipe import Pipe, Report
@@ -32,6 +41,13 @@ class Tool(click.Command):
     def main(self, args: Any = None, prog_name: Any = None, **_: Any) -> Any:  # type: ignore[override]
         """Run, and leave with the exit status."""
         sys.exit(self._status(args))
+
+    def get_help_option(self, context: click.Context) -> click.Option | None:
+        """Give --help, which prints as the tools print their records."""
+        option = super().get_help_option(context)
+        if option:
+            option.callback = _help
+        return option
 
     def _status(self, args: Any) -> int:
         tool = self.name or "imagen"
@@ -74,10 +90,13 @@ def _status_of(fault: BaseException, tool: str) -> int:
     return FAILED
 
 
-def tool(name: str, epilog: str = "") -> Callable[[Callable[..., int | None]], Tool]:
+def tool(
+    name: str, epilog: str = "", any_bytes: Collection[str] = ()
+) -> Callable[[Callable[..., int | None]], Tool]:
     """Make a function the command `imagen-<name>`, with the options that all share.
 
-    The function takes a Common first, and returns its exit status (None for 0).
+    The function takes a Common first, and returns its exit status (None for 0). `any_bytes` are
+    the parameters that need not be UTF-8, such as files that are only read.
     """
 
     def wrap(function: Callable[..., int | None]) -> Tool:
@@ -85,6 +104,7 @@ def tool(name: str, epilog: str = "") -> Callable[[Callable[..., int | None]], T
             from .pipe import Pipe, Report
 
             report = Report(f"imagen-{name}", quiet, verbose)
+            _check_unicode(click.get_current_context(), any_bytes)
             return function(Common(report, Pipe(report), config), **rest)
 
         params = list(reversed(getattr(function, "__click_params__", [])))
@@ -119,5 +139,36 @@ def _common() -> list[click.Parameter]:
 
 def _version(context: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
-        click.echo(f"{context.command.name} {__version__}")
+        _print(context, f"{context.command.name} {__version__}")
+
+
+def _help(context: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        _print(context, context.get_help())
+
+
+def _print(context: click.Context, text: str) -> None:
+    """Print and end; a full disk is said as it is of records."""
+    from .pipe import write_out
+
+    if not context.resilient_parsing:
+        write_out(f"{text}\n".encode())
         context.exit()
+
+
+def _check_unicode(context: click.Context, any_bytes: Collection[str]) -> None:
+    """Raise UsageFault for an argument that no record, row or request could hold."""
+    for parameter in context.command.params:
+        if parameter.name == "config" or parameter.name in any_bytes:
+            continue
+        for text in _texts(context.params.get(parameter.name or "")):
+            if (shown := as_unicode(text)) != text:
+                name = parameter.opts[0] if parameter.param_type_name == "option" else None
+                name = name or parameter.make_metavar(context).strip("[].")
+                raise UsageFault(f"{name} is not valid UTF-8: '{shown}'")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    for each in value if isinstance(value, tuple) else [value]:
+        if isinstance(each, str):
+            yield each

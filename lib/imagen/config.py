@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .config_file import Parsed, line_of, parse, stands_twice
-from .errors import ConfigFault
+from .disk import open_named
+from .errors import ConfigFault, as_unicode
 from .settings import KEYS, SECRET, Key, Tree, check, expanded, hide_password, resolved
 
 __all__ = [
+    "ONLY_THE_MOCK",
     "SAMPLE",
     "Config",
     "Parsed",
@@ -22,6 +24,7 @@ __all__ = [
     "chosen_path",
     "default_path",
     "find",
+    "is_only_the_mock",
     "ledger_path",
     "line_of",
     "load",
@@ -76,6 +79,19 @@ def load(flag: str | None) -> Config:
     return config
 
 
+ONLY_THE_MOCK = (
+    "no default_backend is configured, so the mock draws: test images, no real pictures"
+    " (hint: docs/backends.md shows how to get real ones)"
+)
+
+
+def is_only_the_mock(config: Config) -> bool:
+    """Whether the mock is the default backend only because nobody named another."""
+    if config.sources["default_backend"] != "default":
+        return False
+    return bool(config.backends[config["default_backend"]]["type"] == "mock")
+
+
 def find(flag: str | None) -> Path | None:
     """Give the path of the file in force; None when there is none and none was named."""
     named = flag or os.environ.get("IMAGEN_CONFIG")
@@ -118,6 +134,8 @@ def _effective(tree: Tree) -> Iterator[tuple[str, Key, Any, str]]:
             inside = (tree.get(section) or {}) if section else tree
             said = os.environ.get(key.env or "", "")
             if said:
+                if (shown_as := as_unicode(said)) != said:
+                    raise ConfigFault(f"${key.env} is not valid UTF-8: '{shown_as}'")
                 for fault in check((f"${key.env}",), key.kind, said):
                     raise ConfigFault(f"${key.env} {fault.message}", hint=fault.hint)
                 yield dotted, key, said, f"${key.env}"
@@ -144,8 +162,10 @@ def secret(variable: str) -> str | None:
     when that file cannot be read, or when others than its owner may read it too.
     """
     named = os.environ.get(f"{variable}_FILE")
-    if os.environ.get(variable) or not named:
-        return os.environ.get(variable) or None
+    if (value := os.environ.get(variable)) or not named:
+        if value and as_unicode(value) != value:
+            raise ConfigFault(f"${variable} is not valid UTF-8")
+        return value or None
     path = expanded(named)
     try:
         if path.stat().st_mode & 0o077:
@@ -153,7 +173,8 @@ def secret(variable: str) -> str | None:
                 f"others may read the file that ${variable}_FILE names: {path}",
                 hint=f"chmod 600 {path}",
             )
-        return path.read_text(encoding="utf-8").strip() or None
+        with open_named(path) as stream:
+            return stream.read().decode().strip() or None
     except (OSError, UnicodeDecodeError) as fault:
         why = getattr(fault, "strerror", None) or "not UTF-8"
         raise ConfigFault(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .disk import open_named
 from .errors import ConfigFault
 from .settings import QUOTES, Fault, Place, Tree, faults
 
@@ -101,7 +102,8 @@ def parse(path: Path) -> Parsed:
 
 def read_text(path: Path) -> str:
     """Read a file of UTF-8 text, with or without a byte-order mark; ConfigFault names another."""
-    data = path.read_bytes()
+    with open_named(path) as stream:
+        data = stream.read()
     encoding = next((name for mark, name in _BOMS.items() if data.startswith(mark)), None)
     if encoding is None and b"\0" in data[:2]:
         encoding = "UTF-16"

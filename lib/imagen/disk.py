@@ -30,6 +30,19 @@ def open_regular(path: str | Path, *, follow: bool = True) -> BufferedReader:
         raise
 
 
+_IS_OPEN = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+def open_named(path: str | Path) -> BufferedReader:
+    """Open a file that a person named, for reading; OSError for a pipe, a device or a folder.
+
+    What a shell opened for us is read as it is: /dev/stdin, <(command), and /dev/null.
+    """
+    if str(path) == os.devnull or str(path).startswith(_IS_OPEN):
+        return Path(path).open("rb")
+    return open_regular(path)
+
+
 def _check_regular(about: os.stat_result, path: str | Path) -> None:
     if not stat.S_ISREG(about.st_mode) or (about.st_size == 0 and _is_made_up(path)):
         raise OSError(errno.EINVAL, "no regular file", str(path))

@@ -36,7 +36,7 @@ class ImagenError(Exception):
     def __init__(self, message: str = "", **facts: Any) -> None:
         """Take a message for the person at the terminal, and any of the class's own attributes."""
         message = message or (type(self).__doc__ or "").partition("\n")[0]
-        self.message = message.encode(errors="replace").decode()  # a server may say anything
+        self.message = as_unicode(message)  # a server may say anything, a file be named so
         for name, value in facts.items():
             setattr(self, name, value)
         super().__init__(self.message)
@@ -70,6 +70,9 @@ class ImagenError(Exception):
     def as_line(self) -> str:
         """Give the text for the terminal, with its hint."""
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
+
+NO_UTF_8 = "the path is not UTF-8, so no record can hold it"
 
 
 class Refused(ImagenError):
@@ -315,6 +318,14 @@ class Stopped(BaseException):
 
 class ReaderGone(BaseException):
     """Nobody reads our output any more (`| head -1`): end quietly."""
+
+
+def as_unicode(text: str) -> str:
+    """Return text that UTF-8 can hold; bytes that came from outside are shown as in \\xe9."""
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, of JSON
+        return text.encode(errors="replace").decode()
 
 
 def suggest(word: str, known: Iterable[str]) -> str | None:

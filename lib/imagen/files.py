@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 from . import disk, signals
 from .disk import make_folder, sync_folder
 from .errors import OutputTaken, Refused
-from .record import parse
+from .record import is_unicode, parse
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "gif": ".gif", "avif": ".avif"}
 _EMPTY_S = 60  # seconds that a reservation may be empty before its writer counts as dead
@@ -116,6 +116,7 @@ def reserve(
     owner is dead, and the name is ours. Files that are this very image's, of an earlier try, are
     in nobody's way. `held` are stems that this render has reserved already.
     """
+    _check_name(folder)
     make_folder(folder)
     names = _names(stem, lambda name: _is_in_use(folder, name), every=owner.again)
     for name in (name for name in names if name not in held):
@@ -224,11 +225,19 @@ def check_exactly(path: Path, force: bool) -> Place:
     place = Place(path.parent, path.stem, path.suffix, replace=force, asked_for=True)
     if path.suffix == ".json" or not path.stem.strip("."):
         raise Refused(f"no name for an image: {path.name!r}", hint="like cat.png")
+    _check_name(path)
     for final in (place.image, place.sidecar):
         check_free(final, force)
     if place.sidecar.exists():
         _check_sidecar(place)
     return place
+
+
+def _check_name(path: Path) -> None:
+    """Raise Refused for a path that no record can hold."""
+    if not is_unicode(str(path.absolute())):
+        says = f"no record can name a path that is not UTF-8: {path.absolute()}"
+        raise Refused(says, code="file", hint="choose another place with --out-dir or --output")
 
 
 def _check_sidecar(place: Place) -> None:
@@ -266,6 +275,7 @@ def reserve_exactly(path: Path, render_id: str, force: bool, take_over: TakeOver
 
 def new_folder(folder: Path, date: str, name: str) -> Path:
     """Make a folder of its own under the date's; a taken name gets -2, -3, …."""
+    _check_name(folder)
     make_folder(folder / date)
     for one in _names(name, lambda name: os.path.lexists(folder / date / name)):
         with contextlib.suppress(FileExistsError):

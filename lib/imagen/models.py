@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from .disk import open_regular
 from .errors import FileFault, ImagenError, Refused, from_os
 from .workflow import Model, is_inside
 
@@ -94,7 +95,7 @@ def in_the_way(place: Place, model: Model) -> WrongFile:
 def digest(path: Path, tell: Tell = lambda _done, _of: None) -> str:
     """Give the sha256 of a file's bytes."""
     found, done, size = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb", buffering=0) as stream:
+    with open_regular(path) as stream:
         while part := stream.read(_READ):
             found.update(part)
             done += len(part)

@@ -17,6 +17,7 @@ from . import record as records
 from . import signals
 from .errors import (
     DONE,
+    NO_UTF_8,
     TEMPORARY,
     BadLine,
     Fault,
@@ -24,6 +25,7 @@ from .errors import (
     Interrupted,
     OutputFault,
     ReaderGone,
+    as_unicode,
     from_os,
     worse,
 )
@@ -180,6 +182,13 @@ def line_of(where: str, prompt: str) -> Line:
     if records.is_unicode(prompt):
         return Line(where, record={"prompt": prompt})
     return Line(where, fault=BadLine("the prompt is not UTF-8"))
+
+
+def line_of_file(name: str, record: Record) -> Line:
+    """Return the line of a file that an argument names; a bad one when no record can hold it."""
+    if records.is_unicode(str(record["file"])):
+        return Line(name, record=record)
+    return Line(as_unicode(name), fault=BadLine(NO_UTF_8))
 
 
 class Report:

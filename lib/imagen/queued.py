@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from . import record
 from .errors import IdTaken
 from .record import Record
-from .request import Request
+from .request import Request, rounded
 
 TOOL = "imagen-enqueue"
 PARAMS = (
@@ -48,10 +49,12 @@ def line_of(request: Request, row: Row) -> Record:
 def check_same(row: Row, there: Mapping[str, Any], request: Request) -> None:
     """IdTaken when the job that is there already is not the one that is to be queued."""
     drawn = {"seed"} & request.drawn
-    if any(_asked(row, drawn)[name] != value for name, value in _asked(there, drawn).items()):
-        raise IdTaken(
-            "this id belongs to another job", hint="give another id, or none for a fresh one"
-        )
+    if _asked(row, drawn) == _asked(there, drawn):
+        return
+    seed, exact = (one["params"].get("seed") for one in (row, there))
+    if record.is_rounded(seed, exact) and _asked(row, {"seed"}) == _asked(there, {"seed"}):
+        raise rounded(seed, exact)
+    raise IdTaken("this id belongs to another job", hint="give another id, or none for a fresh one")
 
 
 def _asked(row: Mapping[str, Any], but: set[str]) -> Row:

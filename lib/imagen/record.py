@@ -280,7 +280,7 @@ def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
     return value
 
 
-_ROUNDED = "jq before 1.7 rounds numbers above 2^53; take jq 1.7, or write the seed anew"
+ROUNDED = "jq before 1.7 rounds numbers above 2^53; take jq 1.7, or write the seed anew"
 
 
 def _check_seed(value: Any) -> None:
@@ -294,9 +294,16 @@ def _check_seed(value: Any) -> None:
         hint = "leave it out for a random one"
         raise Refused(f"seed must be from 0 to {MAX_SEED}, not {_short(value)}", hint=hint)
     if isinstance(value, float) and value > 2**53:
-        raise Refused(f"seed {value} has lost digits, so it differs", hint=_ROUNDED)
+        raise Refused(f"seed {value} has lost digits, so it differs", hint=ROUNDED)
     if MAX_SEED < value <= MAX_SEED + 1000:
-        raise Refused(f"seed must be from 0 to {MAX_SEED}, not {value}", hint=_ROUNDED)
+        raise Refused(f"seed must be from 0 to {MAX_SEED}, not {value}", hint=ROUNDED)
+
+
+def is_rounded(seed: Any, exact: Any) -> bool:
+    """Whether a seed is what another became in a program that knows doubles only."""
+    if not isinstance(seed, int) or not isinstance(exact, int) or seed == exact:
+        return False
+    return max(seed, exact) > 2**53 and float(seed) == float(exact)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

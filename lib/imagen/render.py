@@ -19,7 +19,6 @@ from .config import Config
 from .errors import (
     AnswerLost,
     GivenUp,
-    IdTaken,
     ImagenError,
     Interrupted,
     NotFaithful,
@@ -183,8 +182,8 @@ class Renderer:
 
     def _known(self, asked: Request, stack: ExitStack) -> Entry | None:
         entry = self._claimed(self._render_id(asked), stack, asked)
-        if entry and not asked.is_of(entry.asked, entry.request):
-            raise IdTaken(f"the id {asked['id']} belongs to another request")
+        if entry:
+            asked.check_same(entry.asked, entry.request)
         return entry
 
     def _attached(self, asked: Request, stack: ExitStack) -> Entry | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import files, record
-from .errors import Refused
+from .errors import IdTaken, Refused
 from .record import DRAWN_SEEDS, MAX_SEED, REQUEST, Record
 
 TOOL = "imagen-render"
@@ -67,6 +67,22 @@ class Request(dict[str, Any]):
         """Whether it is the request of that key, or what became of that when it was resolved."""
         became = {name: resolved[name] for name in ASKED if name in resolved}
         return self.key == known or self.asked == became
+
+    def check_same(self, known: str, resolved: Mapping[str, Any]) -> None:
+        """Raise IdTaken unless it is that request; a seed that was rounded on the way is named."""
+        if self.is_of(known, resolved):
+            return
+        exact, seed = resolved.get("seed"), self.get("seed")
+        if record.is_rounded(seed, exact):
+            if Request({**self, "seed": exact}, self.drawn).is_of(known, resolved):
+                raise rounded(seed, exact)
+        raise IdTaken(f"the id {self['id']} belongs to another request")
+
+
+def rounded(seed: Any, exact: Any) -> IdTaken:
+    """Return the error for a line whose seed was rounded since its id was first used."""
+    says = f"the seed {seed} of the line is rounded: this id was begun with {exact}"
+    return IdTaken(says, hint=record.ROUNDED)
 
 
 def fate(line: Mapping[str, Any], told: Told) -> Fate:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .disk import open_named
 from .errors import BadLine, Refused, WorkflowFault, suggest
 from .record import REQUEST, checked, finite
 from .settings import check, expanded
@@ -163,7 +164,7 @@ def load(name: str, folder: Path | None = None) -> Workflow:
     """Load a bundled workflow by name, or a file by path (relative to `folder`)."""
     path = path_of(name, folder)
     try:
-        with path.open("rb") as stream:
+        with open_named(path) as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as fault:
         raise WorkflowFault(f"cannot read workflow {path}: {fault.strerror}") from None

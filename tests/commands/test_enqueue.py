@@ -95,6 +95,14 @@ def test_another_request_of_that_id_is_refused(enqueue, rows):
     assert rows() == [("a cat",), ("a bird",)]
 
 
+def test_a_seed_that_was_rounded_on_the_way_is_named(enqueue, rows):
+    enqueue([{**CAT, "seed": 12345678901234567890}])
+    ran = enqueue([{**CAT, "seed": 12345678901234567000}])
+    assert (ran.status, ran.record["error"]["code"], len(rows())) == (2, "id_taken", 1)
+    assert "is rounded: this id was begun with 12345678901234567890" in ran.err
+    assert "another job" in enqueue([{**CAT, "seed": 12345678901234560000}]).err
+
+
 def test_count_makes_jobs_with_seeds_counting_up(enqueue, rows):
     ran = enqueue([CAT], "--count", 3, "--seed", 7)
     assert [line["id"] for line in ran.records] == ["cat-1", "cat-2", "cat-3"]

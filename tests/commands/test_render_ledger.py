@@ -190,6 +190,23 @@ def test_a_different_request_under_a_used_id_is_refused_and_nothing_is_sent(paid
         assert len(paid.server.requests) == asked
 
 
+EXACT = 12345678901234567890  # what Python's double and what jq 1.6 make of it stand below
+ROUNDED = 12345678901234567168, 12345678901234567000
+
+
+@pytest.mark.parametrize("seed", ROUNDED)
+def test_a_seed_that_was_rounded_on_the_way_is_named_and_nothing_is_sent(paid, seed):
+    line = paid("a cat", "--seed", EXACT, "--id", "k").record
+    line = without(line, "file", "sidecar") | {"seed": seed}
+    refused = paid(stdin=[line])
+    assert (refused.status, error(refused)["code"], paid.creates) == (2, "id_taken", 1)
+    says = f"the seed {seed} of the line is rounded: this id was begun with {EXACT}"
+    assert error(refused)["message"] == says
+    assert "jq before 1.7 rounds numbers above 2^53" in error(refused)["hint"]
+    other = paid(stdin=[line | {"prompt": "a dog"}])
+    assert error(other)["message"] == "the id k belongs to another request"
+
+
 def test_a_different_request_under_the_id_of_what_is_still_open_is_refused_too(paid):
     paid.server.held = True
     paid("a cat", "--id", "k", "--wait", 0)

@@ -231,6 +231,16 @@ def test_a_name_that_is_no_unicode_is_named_and_left_out(tool, images):
     assert ran.record["members"] == ["1"]
 
 
+def test_a_name_that_is_no_unicode_in_a_folder_is_left_out_too(tool, images):
+    folder = tool.folder / "album"
+    folder.mkdir()
+    shutil.copy(images[0], os.fsencode(folder) + b"/n\xff.png")
+    shutil.copy(images[1], folder / "1.png")
+    ran = tool("sheet", *SMALL, folder)
+    assert (ran.status, ran.record["members"]) == (2, ["1"])
+    assert r"n\xff.png: the path is not UTF-8" in ran.err
+
+
 # -- labels ----------------------------------------------------------------------------------------
 
 

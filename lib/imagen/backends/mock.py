@@ -247,7 +247,8 @@ def _from_file(instance: Instance) -> Any:
 
     path = instance.config_folder / expanded(named)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        with disk.open_named(path) as stream:
+            return yaml.safe_load(stream.read().decode())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as fault:
         raise ConfigFault(
             f"backend {instance.name}: cannot read the faults in {path}: {fault}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ Examples:
 """
 
 
-@tool("config", epilog=EXAMPLES)
+@tool("config", epilog=EXAMPLES, any_bytes=("which",))
 @click.argument("what", type=click.Choice(["init", "sample", "validate", "show", "path", "schema"]))
 @click.argument("which", required=False)
 def main(common: Common, what: str, which: str | None) -> int:
@@ -42,7 +43,7 @@ def main(common: Common, what: str, which: str | None) -> int:
     elif what == "sample":
         write_out(config.SAMPLE.read_bytes())
     elif what == "path":
-        write_out(f"{config.find(common.config_file) or config.default_path()}\n".encode())
+        write_out(os.fsencode(f"{config.find(common.config_file) or config.default_path()}\n"))
     elif what == "schema":
         write_out(json.dumps(_schema(which), indent=2, ensure_ascii=False).encode() + b"\n")
     elif what == "show":
@@ -54,8 +55,6 @@ def main(common: Common, what: str, which: str | None) -> int:
 
 def _init(common: Common) -> None:
     """Write the first configuration file; ConfigFault when there is one already."""
-    import os
-
     from .. import config, config_init, files
     from ..errors import from_os
     from ..pipe import write_out
@@ -77,7 +76,7 @@ def _init(common: Common) -> None:
         error = from_os(fault, "cannot write the configuration")
         error.hint = "name another file with --config"
         raise error from None
-    write_out(f"{path}\n".encode())
+    write_out(os.fsencode(f"{path}\n"))
     common.report.note(note)
 
 
@@ -116,7 +115,9 @@ def _validate(report: Report, named: str | None) -> int:
     values = config.load(named)
     if lacking := _cloud_lacks(values):
         report.say(lacking)
-    write_out(f"{path}: ok\n".encode() if path else b"no configuration file; the defaults are ok\n")
+    write_out(
+        os.fsencode(f"{path}: ok\n") if path else b"no configuration file; the defaults are ok\n"
+    )
     return DONE
 
 

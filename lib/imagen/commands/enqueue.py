@@ -36,7 +36,7 @@ NOT_HERE = (  # of render's options: what is up to the worker, or to what reads 
 )
 
 
-@tool("enqueue", epilog=EXAMPLES)
+@tool("enqueue", epilog=EXAMPLES, any_bytes=("prompts",))
 @click.argument("prompts", nargs=-1, metavar="")
 @click.option("--wait", "follows", is_flag=True, help="Wait for the end of each; print records.")
 @click.option(

@@ -23,7 +23,7 @@ Examples:
 """
 
 
-@tool("generate", epilog=EXAMPLES)
+@tool("generate", epilog=EXAMPLES, any_bytes=("prompts",))
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
 @click.option("--resume", is_flag=True, help="Finish what earlier runs left open.")

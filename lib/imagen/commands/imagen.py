@@ -6,7 +6,7 @@ import importlib
 import sys
 
 from .. import __version__
-from ..errors import ReaderGone, suggest
+from ..errors import ImagenError, ReaderGone, suggest
 from ..pipe import Report, drop_stdout, write_out
 from . import TOOLS
 
@@ -17,6 +17,9 @@ def main() -> None:
         _run(*(sys.argv[1:] or ["--help"]))
     except ReaderGone:
         drop_stdout()
+    except ImagenError as fault:
+        Report("imagen").fault("", fault)
+        sys.exit(fault.exit_status)
 
 
 def _run(tool: str, *rest: str) -> None:

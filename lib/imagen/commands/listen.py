@@ -27,7 +27,7 @@ Examples:
 """
 
 
-@tool("listen", epilog=EXAMPLES)
+@tool("listen", epilog=EXAMPLES, any_bytes=("pipeline",))
 @click.argument("pipeline", nargs=-1, metavar="[-- PIPELINE]")
 @click.option("--database-url", metavar="URL", help="The queue's database, over the environment.")
 @click.option("--backend", "names", multiple=True, metavar="NAME", help="Only jobs for this one.")
@@ -65,6 +65,8 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
         grace_s=said["grace"],
         drain=drain,
     )
+    if config.is_only_the_mock(values) and not said["names"]:
+        common.report.note(f"jobs without a backend: {config.ONLY_THE_MOCK}")
     where = db.chosen(said["database_url"], config.secret(db.VARIABLE))
     pipe.one_line_at_a_time()
     stops, wakes = signals.counted()

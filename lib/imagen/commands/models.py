@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
     place: Place | None
 
 
-@tool("models", epilog=EXAMPLES)
+@tool("models", epilog=EXAMPLES, any_bytes=("workflows",))
 @click.argument("what", type=click.Choice(["list", "fetch", "verify"]))
 @click.argument("workflows", nargs=-1, metavar="[WORKFLOW]...")
 @click.option("--models-dir", metavar="DIR", help="ComfyUI's models, over $IMAGEN_MODELS_DIR.")
@@ -108,8 +108,11 @@ def _fetching(
 
 def _folder(values: Config, named: str | None, what: str) -> Path | None:
     from .. import settings
+    from ..record import is_unicode
 
     folder = settings.expanded(named).absolute() if named else values["models.dir"]
+    if folder is not None and not is_unicode(str(folder)):
+        raise ConfigFault(f"the folder's path is not UTF-8: {folder}")
     if folder is None and what != "list":
         hint = "--models-dir ~/ComfyUI/models, or $IMAGEN_MODELS_DIR"
         raise ConfigFault("nobody says where ComfyUI's models are", hint=hint)

@@ -23,7 +23,7 @@ Examples:
 """
 
 
-@tool("preview", epilog=EXAMPLES)
+@tool("preview", epilog=EXAMPLES, any_bytes=("files",))
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("--preview/--no-preview", default=None, help="Show always, or never.")
 @click.option("--best-effort", is_flag=True, help="Only warn when it cannot be shown.")
@@ -63,10 +63,10 @@ def _source(files: tuple[str, ...]) -> Iterable[Line]:
     from pathlib import Path
 
     from .. import pipe
-    from ..pipe import Line
 
     if files:
-        return [Line(name, record={"file": str(Path(name).absolute())}) for name in files]
+        paths = (str(Path(name).absolute()) for name in files)
+        return [pipe.line_of_file(path, {"file": path}) for path in paths]
     if not pipe.stdin_waits():
         raise UsageFault("no records", hint="imagen-render 'a cat' | imagen-preview")
     return pipe.read(sys.stdin.buffer)

@@ -32,7 +32,7 @@ RECENT_S = 7 * 24 * 3600  # doubts that are over are named so long
 FEW = 3  # lines: of so many each is named that is pending
 
 
-@tool("render", epilog=EXAMPLES)
+@tool("render", epilog=EXAMPLES, any_bytes=("prompts",))
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
 @click.option("--resume", is_flag=True, help="List and finish what earlier runs left open.")
@@ -52,6 +52,7 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
     values = config.load(common.config_file)
     told = options.told(said, values)
     source = None if resume else _source(prompts, lines, told.output)
+    is_mock = config.is_only_the_mock(values)
     if told.output == "-":
         common.pipe.to_stderr = True
     ledger = Ledger(None) if said["no_ledger"] else required(config.ledger_path())
@@ -63,8 +64,11 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
 
     def step(line: Record) -> Iterable[Record] | None:
         if isinstance(line, Request):
-            dry = [renderer.dry(line)] if dry_run else None
-            return dry or teller.tell_of(renderer.render(line))
+            if dry_run:
+                return [renderer.dry(line)]
+            if is_mock and "backend" in line.drawn:
+                teller.tell_mock()
+            return teller.tell_of(renderer.render(line))
         if dry_run or fate(line, Told()) == "pass":
             return None
         return teller.tell_of(renderer.collect(line))
@@ -154,6 +158,7 @@ class Teller:
         self._report = common.report
         self._collecting = collecting
         self._pending = 0
+        self._mock_is_told = False
 
     def __enter__(self) -> None:
         """Begin with a run."""
@@ -162,6 +167,14 @@ class Teller:
         """Say at its end how many more are pending."""
         if (more := self._pending - FEW) > 0:
             self._report.say(f"{more} more not done yet (hint: {self._collecting})")
+
+    def tell_mock(self) -> None:
+        """Say once that the mock's images are no pictures of what was asked for."""
+        from .. import config
+
+        if not self._mock_is_told:
+            self._mock_is_told = True
+            self._report.note(config.ONLY_THE_MOCK)
 
     def tell_of(self, records: Iterable[Record]) -> Iterator[Record]:
         """Tell of each record that passes."""

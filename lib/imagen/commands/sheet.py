@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..command import Common, tool
-from ..errors import BadLine, RenderFailed, UsageFault
+from ..errors import NO_UTF_8, BadLine, RenderFailed, UsageFault, as_unicode
 
 if TYPE_CHECKING:
     from ..record import Record
@@ -25,7 +25,7 @@ Examples:
 """
 
 
-@tool("sheet", epilog=EXAMPLES)
+@tool("sheet", epilog=EXAMPLES, any_bytes=("files", "font"))
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option("-0", "null", is_flag=True, help="stdin is image paths, each ended by NUL.")
 @click.option("--output", metavar="FILE", help="The sheet's name; a dated one when not given.")
@@ -113,14 +113,14 @@ def _of_images(common: Common, named: tuple[str, ...]) -> Iterator[Record]:
         if record.is_unicode(name) and not os.path.lexists(name):
             raise UsageFault(f"no such file: {name}")
     for path in map(Path, named):
-        if not record.is_unicode(str(path)):  # no record can hold it
-            common.pipe.failed(ascii(path.name), BadLine("the file's name is not UTF-8"))
-        elif path.is_dir():
-            found = map(files.record_of, files.images_in(path))
-            members = (one for one in found if "members" not in one)  # the sheets made there
-            yield from (_told_apart(one, ids) for one in members)
-        else:
-            yield _told_apart(files.record_of(path), ids)
+        is_folder = record.is_unicode(str(path)) and path.is_dir()
+        for image in files.images_in(path) if is_folder else [path]:
+            if not record.is_unicode(str(image.absolute())):
+                common.pipe.failed(as_unicode(image.name), BadLine(NO_UTF_8))
+                continue
+            member = files.record_of(image)
+            if not (is_folder and "members" in member):  # the sheets made there
+                yield _told_apart(member, ids)
 
 
 def _told_apart(member: Record, ids: set[Any]) -> Record:

@@ -26,7 +26,7 @@ Examples:
 """
 
 
-@tool("upload", epilog=EXAMPLES)
+@tool("upload", epilog=EXAMPLES, any_bytes=("files",))
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 @click.option(
     "--signed-url",
@@ -265,10 +265,9 @@ def _source(files: tuple[str, ...]) -> Iterable[Line]:
 
     from .. import files as on_disk
     from .. import pipe
-    from ..pipe import Line
 
     if files:
-        return (Line(name, record=on_disk.record_of(Path(name))) for name in files)
+        return map(pipe.line_of_file, files, map(on_disk.record_of, map(Path, files)))
     if not pipe.stdin_waits():
         raise UsageFault("no records", hint="imagen-render 'a cat' | imagen-upload")
     return pipe.read(sys.stdin.buffer)

@@ -30,7 +30,7 @@ _OF = {
 }
 
 
-@tool("workflow", epilog=EXAMPLES)
+@tool("workflow", epilog=EXAMPLES, any_bytes=("names", "output"))
 @click.argument("action", type=click.Choice(["list", "show", "check", "import"]))
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
 @click.option("--raw", is_flag=True, help="show: the file as it is, to make another one of.")
@@ -108,11 +108,13 @@ def _rows(common: Common, values: Config) -> Iterator[dict[str, Any]]:
 
 def _show(common: Common, name: str, raw: bool) -> int:
     from .. import workflow, workflow_show
+    from ..disk import open_named
     from ..pipe import visible, write_out
 
     flow = workflow.load(name)
     if raw:
-        write_out(workflow.path_of(name).read_bytes())
+        with open_named(workflow.path_of(name)) as stream:
+            write_out(stream.read())
     elif _on_terminal():
         write_out(workflow_show.page(workflow_show.about(flow), visible).encode())
     else:
@@ -209,6 +211,7 @@ def _write(output: Path, data: bytes, force: bool) -> None:
 def _read(source: str) -> bytes:
     """Read an export, from stdin too; MAX_EXPORT bytes at most."""
     from .. import workflow_import
+    from ..disk import open_named
     from ..errors import Refused, from_os
 
     limit = workflow_import.MAX_EXPORT
@@ -216,7 +219,7 @@ def _read(source: str) -> bytes:
         if source == "-":
             data = sys.stdin.buffer.read(limit + 1) if sys.stdin else b""
         else:
-            with Path(source).open("rb") as stream:
+            with open_named(source) as stream:
                 data = stream.read(limit + 1)
     except OSError as fault:
         raise from_os(fault, "cannot read the export") from None

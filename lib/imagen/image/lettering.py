@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
+from ..disk import open_named
 from ..errors import Refused
 
 
@@ -14,7 +16,8 @@ def font(size: int, file: str | None = None) -> Any:
     if file is None:
         return ImageFont.load_default(size)
     try:
-        return ImageFont.truetype(file, size)
+        with open_named(file) as stream:
+            return ImageFont.truetype(BytesIO(stream.read()), size)
     except (OSError, ValueError):
         raise Refused(f"no font that can be read: {file}", hint="a .ttf or .otf file") from None
 
