@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from . import files, record
+from . import files, job_record, record
 from .errors import Refused, suggest
 from .record import Record
 
@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
     """What becomes of a job: done, failed, retry (an attempt was used), or back (none was).
 
     `answered` says of one that goes back that a pipeline said so: its claims count anew.
-    `render_id` is the record's.
+    `render_id` is the record's; `record` is what the row of a job that is over keeps of it.
     """
 
     kind: Literal["done", "failed", "retry", "back"]
@@ -56,6 +56,7 @@ class Verdict(NamedTuple):
     detail: Record | None = None
     answered: bool = False
     render_id: str | None = None
+    record: Record | None = None
 
 
 def request_of(job: Any, rules: Rules, now: datetime, seed: int) -> Record:
@@ -126,12 +127,16 @@ def verdict(made: Mapping[str, Any] | None, attempts: int, most: int) -> Verdict
         return _no_image("the pipeline gave no record for it")
     error = made.get("error")
     if isinstance(error, dict):
-        return _of_error(error, made, attempts, most)
+        outcome = _of_error(error, made, attempts, most)
+        is_over = outcome.kind == "failed"
+        return outcome._replace(record=job_record.for_row(made)) if is_over else outcome
     if isinstance(made.get("file"), str):
         cloud = made.get("cloud")
         found = cloud.get("image_id") if isinstance(cloud, dict) else None
         render_id = record.canonical_uuid(str(made.get("render_id")))
-        return Verdict("done", record.canonical_uuid(str(found)), render_id=render_id)
+        image_id = record.canonical_uuid(str(found))
+        kept = job_record.for_row(made)
+        return Verdict("done", image_id, render_id=render_id, record=kept)
     if made.get("pending") is not None:
         return Verdict("back", after_s=PENDING_S, answered=True)
     return _no_image("its record has neither file nor error")
