@@ -1008,6 +1008,7 @@ def test_an_owner_reads_the_record_of_a_job_and_nobody_else_does(database, rest)
 
     def call(user, method="GET", **body):
         headers = {
+            "apikey": "x",
             "Authorization": f"Bearer {rest.key('authenticated', sub=user)}",
             **{"Accept-Profile": "imagen", "Content-Profile": "imagen"},
         }
