@@ -75,6 +75,10 @@ from pg_roles where rolname = current_user;
 -- Say something to who listens.
 select pg_notify(%s, %s);
 
+-- name: job_columns
+-- Fails where a migration that workers need was not applied: the server names the column.
+select released_at, record from imagen.jobs limit 0;
+
 -- name: job_claim
 -- One job that is due, for who asks. A first claim need not be on disk before it is used: job_intend
 -- is, and with it the claim. The fence is raised by the clock too, so that a claim which a crash of
@@ -105,7 +109,8 @@ returning id::text, fence, attempts, max_attempts, claims, owner_user_id::text, 
 with made as (
   update imagen.jobs set
     status = 'done', attempts = attempts + 1, claims = 0, lease = null, finished_at = now(),
-    image_id = coalesce(%s::uuid, image_id), error = null, error_detail = null
+    image_id = coalesce(%s::uuid, image_id), record = %s::jsonb, error = null,
+    error_detail = null
   where id = %s and fence = %s and status = 'running'
   returning 1
 ), claimed as (
@@ -143,7 +148,7 @@ where jobs.status = 'cancelled';
 with said as (
   select %s::uuid as id, %s::bigint as fence, %s as status, %s::int as attempt,
     %s::boolean as answered, %s::boolean as under_way, %s::float8 as after_s,
-    %s::uuid as image_id, %s as error, %s::jsonb as detail
+    %s::uuid as image_id, %s as error, %s::jsonb as detail, %s::jsonb as record
 ), judged as (
   select jobs.id, (not said.answered and jobs.claims >= 5) as poisonous
   from imagen.jobs join said using (id, fence)
@@ -159,6 +164,7 @@ with said as (
     lease = null,
     finished_at = case when poisonous or said.status <> 'pending' then now() end,
     image_id = coalesce(said.image_id, jobs.image_id),
+    record = said.record,
     error = case when said.status = 'done' then null
       when said.answered or poisonous then coalesce(said.error, jobs.error) else jobs.error end,
     error_detail = case when said.status = 'done' then null
@@ -254,11 +260,11 @@ select id::text from imagen.jobs where id between %s::uuid and %s::uuid order by
 select id::text, status from imagen.jobs where id = any (%s::uuid[]);
 
 -- name: job_rows
--- Jobs by their ids, as objects.
+-- Jobs by their ids, as objects; also where the column `record` is not there yet.
 select to_jsonb(job)::text from (
   select id, created_at, owner_user_id, status, priority, prompt, backend, params, run_after,
     attempts, max_attempts, claims, worker, lease, request, intended_at, started_at, finished_at,
-    image_id, error, error_detail
+    image_id, error, error_detail, to_jsonb(jobs) -> 'record' as record
   from imagen.jobs where id = any (%s::uuid[])
 ) as job;
 

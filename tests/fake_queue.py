@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagen.jobs import LEASE_S, MOST_CLAIMS, POISONOUS, Claimed
+from imagen.jobs import LEASE_S, MOST_CLAIMS, POISONOUS, Claimed, Stored
 
 
 @dataclass
@@ -37,6 +37,7 @@ class FakeJob:
     image_id: str | None = None
     error: str | None = None
     error_detail: Mapping[str, Any] | None = None
+    record: Mapping[str, Any] | None = None
 
 
 class FakeQueue:
@@ -149,22 +150,25 @@ class FakeQueue:
         job = self.jobs.get(job_id)
         return job is not None and job.fence == fence and job.status in statuses
 
-    def done(self, job_id: str, fence: int, image_id: str | None) -> bool:
+    def done(self, job_id: str, fence: int, image_id: str | None, record: Stored = None) -> bool:
         self._called("done")
         if job := self._leave(job_id, fence, "done"):
             job.image_id, job.error, job.error_detail = image_id, None, None
+            job.record = record
         return self._is(job_id, fence, "done")
 
     def done_and_next(
-        self, job_id: str, fence: int, image_id: str | None, *who: Any
+        self, job_id: str, fence: int, image_id: str | None, record: Stored, *who: Any
     ) -> tuple[bool, Claimed | None]:
         self.calls.append("done_and_next")
-        return self.done(job_id, fence, image_id), self.claim(*who)
+        return self.done(job_id, fence, image_id, record), self.claim(*who)
 
-    def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
+    def failed(
+        self, job_id: str, fence: int, error: str, detail: Stored, record: Stored = None
+    ) -> bool:
         self._called("failed")
         if job := self._leave(job_id, fence, "failed"):
-            job.error, job.error_detail = error, detail
+            job.error, job.error_detail, job.record = error, detail, record
         return self._is(job_id, fence, "failed")
 
     def retry(

@@ -210,7 +210,8 @@ ALLOWED: dict[str, set[str]] = {
     "guard_program": set(),
     "process_tree": {"guard_program"},
     "pipeline": {"process_tree"},
-    "joblines": {"errors", "files", "record"},
+    "job_record": {"record"},
+    "joblines": {"errors", "files", "job_record", "record"},
     "slots": {
         *("clock", "joblines", "pipeline", "process_tree", "record"),
         "jobs",  # the type of what was claimed

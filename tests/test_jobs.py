@@ -17,7 +17,7 @@ import requests
 
 import docs_sync
 from fake_queue import FakeQueue
-from imagen import db, jobs
+from imagen import db, jobs, migrations
 from imagen.db import Database, DatabaseFault, Ear, Notify
 from imagen.db.kept import named
 from imagen.jobs import MOST_CLAIMS, Queue
@@ -262,13 +262,31 @@ def test_done(both):
 def test_done_and_the_next_in_one_call(both):
     found, later = claimed(both, priority=1), both.add("another")
     image_id, who = None, ("w", ["mock"], "mock")
-    ours, after = both.queue.done_and_next(found.id, found.fence, image_id, *who)
+    ours, after = both.queue.done_and_next(found.id, found.fence, image_id, None, *who)
     assert (ours, after.id, after.prompt, after.first) == (True, later, "another", True)
     row = both.of(found.id)
     assert (row["status"], row["attempts"], row["claims"]) == ("done", 1, 0)
     assert (both.of(later)["status"], both.of(later)["worker"]) == ("running", "w")
-    assert both.queue.done_and_next(found.id, found.fence, image_id, *who) == (True, None)
+    assert both.queue.done_and_next(found.id, found.fence, image_id, None, *who) == (True, None)
     assert both.of(found.id)["attempts"] == 1
+
+
+RECORD = {**LINE, "file": "/x/a-cat.png", "cost_usd": 0.003, "cloud": {"image_id": None}}
+RECORDED = {
+    "done": lambda queue, found: queue.done(found.id, found.fence, None, RECORD),
+    "done, with the next": lambda queue, found: queue.done_and_next(
+        found.id, found.fence, None, RECORD, "w", None, "mock"
+    ),
+    "failed": lambda queue, found: queue.failed(found.id, found.fence, "e", DETAIL, RECORD),
+}
+
+
+@pytest.mark.parametrize("end", RECORDED)
+def test_a_job_that_is_over_keeps_its_record(both, end):
+    found = claimed(both)
+    RECORDED[end](both.queue, found)
+    assert both.of(found.id)["record"] == RECORD
+    assert both.of(both.add("another"))["record"] is None
 
 
 def test_who_lost_a_job_closes_it_not_and_has_the_next_all_the_same(both):
@@ -277,7 +295,7 @@ def test_who_lost_a_job_closes_it_not_and_has_the_next_all_the_same(both):
     both.queue.rescue()
     other = both.queue.claim("other", None, "mock")
     assert other.id == found.id
-    ours, after = both.queue.done_and_next(found.id, found.fence, None, "w", None, "mock")
+    ours, after = both.queue.done_and_next(found.id, found.fence, None, None, "w", None, "mock")
     assert (ours, after.id) == (False, later)
     assert both.of(found.id)["status"] == "running"
 
@@ -467,13 +485,13 @@ INDEXES = {
 }
 VALUES = {
     "job_claim": ("w", ["mock"], "mock", ["mock"]),
-    "job_next": (None, OWNER, 1, "w", ["mock"], "mock", ["mock"]),
+    "job_next": (None, None, OWNER, 1, "w", ["mock"], "mock", ["mock"]),
     "job_rescue": ("e", "{}", 0, None),
     "job_waiting": (["mock"], "mock", ["mock"]),
     "job_counts": (),
     "job_renew": ([OWNER], [1], "w"),
     "job_cancelled": ([OWNER], [1]),
-    "job_leave": (OWNER, 1, "done", 1, True, 0, None, None, None),
+    "job_leave": (OWNER, 1, "done", 1, True, 0, None, None, None, None),
     "job_intend": ("{}", OWNER, 1),
 }
 
@@ -636,7 +654,7 @@ def test_only_a_first_claim_is_not_waited_for(request_, waits, call, real):
     """Nor what is said in one breath with it: the line of the claim is waited for."""
     before = claimed(real)
     real.add(request=request_)
-    made = (None, before.id, before.fence) if call == "job_next" else ()
+    made = (None, None, before.id, before.fence) if call == "job_next" else ()
     real.cursor.execute("set synchronous_commit = on")
     real.cursor.execute("begin")
     real.cursor.execute(db.queries()[call], (*made, "w", None, "mock", None))
@@ -649,7 +667,7 @@ def test_where_nothing_is_next_the_end_of_a_job_is_waited_for(real):
     found = claimed(real)
     real.cursor.execute("set synchronous_commit = on")
     real.cursor.execute("begin")
-    values = (None, found.id, found.fence, "w", None, "mock", None)
+    values = (None, None, found.id, found.fence, "w", None, "mock", None)
     real.cursor.execute(db.queries()["job_next"], values)
     assert real.cursor.fetchone()[:2] == (True, None)
     real.cursor.execute("show synchronous_commit")
@@ -769,9 +787,41 @@ def test_nothing_is_claimed_with_an_end_that_is_refused(real):
     found, later = claimed(real, priority=1), real.add()
     with pytest.raises(DatabaseFault, match="23503"):
         image = str(uuid.uuid4())
-        real.queue.done_and_next(found.id, found.fence, image, "w", None, "mock")
+        real.queue.done_and_next(found.id, found.fence, image, None, "w", None, "mock")
     assert real.of(found.id)["status"] == "running"
     assert real.of(later)["status"] == "pending"
+
+
+def test_a_job_that_is_queued_again_has_no_record_whichever_release_queues_it(real):
+    found = claimed(real)
+    real.queue.failed(found.id, found.fence, "e", DETAIL, RECORD)
+    assert real.queue.again(found.id)
+    assert real.of(found.id)["record"] is None
+    again = real.queue.claim("w", None, "mock")
+    real.cursor.execute("update imagen.jobs set record = '{}' where id = %s", [found.id])
+    assert real.queue.put_back(again.id, again.fence)
+    assert real.of(found.id)["record"] is None
+
+
+def test_a_record_that_is_too_large_for_a_row_is_refused_and_the_job_stays_ours(real):
+    found = claimed(real)
+    with pytest.raises(DatabaseFault, match="23514"):
+        real.queue.done(found.id, found.fence, None, {"numbers": [1e300] * 10_000})
+    assert real.of(found.id)["status"] == "running"
+
+
+def test_a_queue_without_a_column_that_workers_need_is_told_by_its_name(real):
+    real.queue.check()
+    real.cursor.execute("alter table imagen.jobs drop column record cascade")
+    try:
+        with pytest.raises(DatabaseFault, match="record") as caught:
+            real.queue.check()
+        assert caught.value.sqlstate == "42703"
+        assert real.of(real.add())["record"] is None, "who only looks needs no migration"
+    finally:
+        real.cursor.execute(
+            next(one.sql for one in migrations.read() if one.name.startswith("009"))
+        )
 
 
 def test_jobs_are_queued_once_and_in_order(real):
@@ -960,7 +1010,7 @@ def test_a_page_queues_reads_and_cancels_through_postgrest(database, rest):
 def test_the_pages_curl_lines_queue_and_cancel(database, rest, needs, tmp_path):
     needs("curl", "curl")
     page = (docs_sync.TOP / "docs/imagen-enqueue.md").read_text()
-    insert, cancel = re.findall(r"^curl (?:.*\\\n)*.*", page, re.MULTILINE)
+    insert, cancel, look = re.findall(r"^curl (?:.*\\\n)*.*", page, re.MULTILINE)
     token = rest.key("authenticated", sub=OWNER)
     (tmp_path / "headers").write_text(f"apikey: x\nAuthorization: Bearer {token}\n")
 
@@ -975,6 +1025,28 @@ def test_the_pages_curl_lines_queue_and_cancel(database, rest, needs, tmp_path):
     assert (row["prompt"], row["owner_user_id"], row["status"]) == ("a cat", OWNER, "pending")
     assert answer(cancel, id=row["id"]) is True
     assert answer(cancel, id=row["id"]) is False
+    assert answer(look, id=row["id"]) == [{"status": "cancelled", "image_id": None, "record": None}]
+
+
+def test_an_owner_reads_the_record_of_a_job_and_nobody_else_does(database, rest):
+    with connected(database) as connection, database.cursor() as cursor:
+        made = Real(Queue(connection), cursor)
+        found = claimed(made)
+        made.queue.done(found.id, found.fence, None, RECORD)
+
+    def call(user, method="GET", **body):
+        headers = {
+            "apikey": "x",
+            "Authorization": f"Bearer {rest.key('authenticated', sub=user)}",
+            **{"Accept-Profile": "imagen", "Content-Profile": "imagen"},
+        }
+        where = f"{rest.url}/rest/v1/jobs?id=eq.{found.id}&select=record"
+        return requests.request(method, where, headers=headers, json=body or None, timeout=20)
+
+    assert call(OWNER).json() == [{"record": RECORD}]
+    assert call(OTHER).json() == []
+    assert call(OWNER, "PATCH", record={}).status_code == 403
+    assert call(OWNER, "POST", prompt="a cat", record={}).status_code == 403
 
 
 # -- rows that nobody expects ----------------------------------------------------------------------

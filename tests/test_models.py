@@ -39,6 +39,26 @@ def test_a_folder_may_have_its_older_or_its_newer_name(tmp_path, folder, there):
     assert found == ("present", tmp_path / there / "flux" / "a.pt", 4)
 
 
+def test_a_file_named_as_a_windows_server_names_it_is_looked_for_in_its_folder(tmp_path):
+    (tmp_path / "checkpoints" / "SDXL").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "SDXL" / "a.pt").write_bytes(b"1234")
+    found = look(tmp_path, Model("SDXL\\a.pt", "checkpoints", size=4))
+    assert found == ("present", tmp_path / "checkpoints" / "SDXL" / "a.pt", 4)
+
+
+@pytest.mark.parametrize(
+    "file", ["..\\a.pt", "SDXL\\..\\..\\..\\a.pt", "\\a.pt", "SDXL\\", "C:\\a.pt"]
+)
+def test_a_backslash_leads_out_of_no_folder(tmp_path, file):
+    try:
+        place = look(tmp_path, Model(file, "checkpoints"))
+    except Refused as fault:
+        assert fault.code == "no_source"
+        return
+    assert place.path.is_relative_to(tmp_path / "checkpoints")
+    assert ".." not in place.path.parts
+
+
 def test_of_two_files_of_that_name_the_one_of_the_right_size_is_it(tmp_path):
     for folder, data in {"unet": b"1234", "diffusion_models": b"123"}.items():
         (tmp_path / folder).mkdir()

@@ -250,6 +250,43 @@ def test_what_the_database_refuses_of_one_job_stops_no_other(work, until, monkey
     assert status(one, bad) == "failed"
 
 
+@pytest.mark.parametrize("state", ["23514", "22P05"])
+def test_a_record_that_the_database_refuses_costs_the_record_and_not_the_job(
+    work, until, monkeypatch, state
+):
+    one = work()
+    real = one.queue.done
+
+    def refuse(job_id, fence, image_id, record=None):
+        if record:
+            raise DatabaseFault("no such value", sqlstate=state)
+        return real(job_id, fence, image_id, record)
+
+    monkeypatch.setattr(one.queue, "done", refuse)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    assert one.queue.jobs[name].record is None
+    assert one.queue.jobs[name].attempts == 1
+
+
+def test_the_record_of_a_job_goes_into_its_row(work, until):
+    one = work("""jq -c --unbuffered '.file="f" | .cloud={signed_url:"secret",path:"p"}'""")
+    name = one.queue.add("a cat")
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    kept = one.queue.jobs[name].record
+    assert (kept["prompt"], kept["file"], kept["cloud"]) == ("a cat", "f", {"path": "p"})
+
+
+def test_the_record_of_a_job_that_failed_goes_into_its_row(work, until):
+    one = work("""jq -c --unbuffered '.cost_usd=1 | .error={message:"no",retry:"never"}'""")
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "failed")
+    assert one.queue.jobs[name].record["cost_usd"] == 1
+
+
 def test_any_number_of_jobs_that_fail_at_once_keep_it_from_nothing_else(work, until, monkeypatch):
     """A web user may queue a million of them: leases are renewed and signals heard all the same."""
     monkeypatch.setattr(worker, "RENEW_S", 0.1)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from . import image
 from .errors import ImagenError, Interrupted, MissingModel, Rejected, RenderFailed
 
+Choices = Callable[[str, str], Iterable[Any]]  # of a node class and its input, where they are known
 _OWN_IDS_SINCE = (0, 3, 45)  # the release from which POST /prompt takes the client's prompt_id
 
 
@@ -73,8 +74,11 @@ def there_as(name: str, other: str) -> str:
     return f"{name} is there as {other}: write it so"
 
 
-def refusal(fault: Rejected) -> ImagenError:
-    """Read a 400 of /prompt; another status is of what stands before the server."""
+def refusal(fault: Rejected, choices_of: Choices) -> ImagenError:
+    """Read a 400 of /prompt; another status is of what stands before the server.
+
+    `choices_of` is asked where the server leaves out what an input may be: as `node_fault`.
+    """
     if fault.status in (401, 403, 407) or fault.status < 400:
         return fault
     try:
@@ -84,33 +88,51 @@ def refusal(fault: Rejected) -> ImagenError:
     except (ValueError, LookupError, TypeError, RecursionError):
         return fault
     if said.get("node_errors"):
-        return node_fault(said["node_errors"], error.get("message") or "the workflow is refused")
+        otherwise = error.get("message") or "the workflow is refused"
+        return node_fault(said["node_errors"], otherwise, choices_of)
     text = ": ".join(part for part in (error.get("message"), error.get("details")) if part)
     says = f"ComfyUI refuses the workflow: {text}"  # the graph itself, not a value in a node
     return RenderFailed(says, code="workflow_refused", scope="setup")
 
 
-def node_fault(errors: Mapping[str, Any], otherwise: str) -> ImagenError:
-    """Name the first fault of each node; a file that is not installed is a MissingModel."""
-    texts, missing = [], []
+def node_fault(errors: Mapping[str, Any], otherwise: str, choices_of: Choices) -> ImagenError:
+    """Name the first fault of each node; a file that is not installed is a MissingModel.
+
+    A list of more than 20 names is left out of a refusal: then `choices_of` is asked for it.
+    """
+    texts, missing, misspelt = [], [], []
     for key, node in errors.items():
         for one in node.get("errors", []):
-            extra = one.get("extra_info") or {}
-            named = str(extra.get("received_value", ""))
-            if one.get("type") == "value_not_in_list" and named.endswith(MODEL_FILES):
-                folder = extra.get("input_name")
-                if other := other_spelling(named, choices(extra.get("input_config")) or []):
-                    texts.append(there_as(named, other) + f" (node {key}, {folder})")
-                    continue
-                missing.append(named)
-                texts.append(f"{named} is not installed ({node.get('class_type')} {key}, {folder})")
-            else:
+            file = _model_file(one)
+            if file is None:
                 said = f"{one.get('message')}: {one.get('details')}"
                 texts.append(f"node {key} ({node.get('class_type')}): {said}")
+                continue
+            extra = one["extra_info"]
+            offered = choices(extra.get("input_config"))
+            if offered is None:
+                offered = [*choices_of(str(node.get("class_type")), str(extra.get("input_name")))]
+            if other := other_spelling(file, offered):
+                misspelt.append(file)
+                texts.append(f"{there_as(file, other)} (node {key}, {extra.get('input_name')})")
+                continue
+            missing.append(file)
+            where = f"{node.get('class_type')} {key}, {extra.get('input_name')}"
+            texts.append(f"{file} is not installed ({where})")
     message = "; ".join(texts[:3]) or otherwise
     if missing:
         return MissingModel(f"ComfyUI: {message}", files=missing)
-    return RenderFailed(f"ComfyUI refuses the workflow: {message}", code="workflow_refused")
+    scope = "setup" if misspelt and len(misspelt) == len(texts) else None
+    says = f"ComfyUI refuses the workflow: {message}"
+    return RenderFailed(says, code="workflow_refused", scope=scope)
+
+
+def _model_file(error: Mapping[str, Any]) -> str | None:
+    """Return the model file that a fault of a node's value is about; None if it is about none."""
+    extra = error.get("extra_info") or {}
+    value = str(extra.get("received_value", ""))
+    is_file = error.get("type") == "value_not_in_list" and value.endswith(MODEL_FILES)
+    return value if is_file else None
 
 
 MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from . import files, record
+from . import files, job_record, record
 from .errors import Refused, suggest
 from .record import Record
 
@@ -47,7 +47,8 @@ class Verdict(NamedTuple):
 
     `answered` says of one that goes back that there is a reason: its claims count anew.
     `under_way` says that what was sent before may still be accepted, so whoever claims it next
-    must not take its absence at the provider for proof too soon. `render_id` is the record's.
+    must not take its absence at the provider for proof too soon. `render_id` is the record's;
+    `record` is what the row of a job that is over keeps of it.
     """
 
     kind: Literal["done", "failed", "retry", "back"]
@@ -58,6 +59,7 @@ class Verdict(NamedTuple):
     answered: bool = False
     render_id: str | None = None
     under_way: bool = False
+    record: Record | None = None
 
 
 def request_of(job: Any, rules: Rules, now: datetime, seed: int) -> Record:
@@ -134,12 +136,16 @@ def verdict(
         return _no_image("the pipeline gave no record for it")
     error = made.get("error")
     if isinstance(error, dict):
-        return _of_error(error, made, attempts, most, under_way)
+        outcome = _of_error(error, made, attempts, most, under_way)
+        is_over = outcome.kind == "failed"
+        return outcome._replace(record=job_record.for_row(made)) if is_over else outcome
     if isinstance(made.get("file"), str):
         cloud = made.get("cloud")
         found = cloud.get("image_id") if isinstance(cloud, dict) else None
         render_id = record.canonical_uuid(str(made.get("render_id")))
-        return Verdict("done", record.canonical_uuid(str(found)), render_id=render_id)
+        image_id = record.canonical_uuid(str(found))
+        kept = job_record.for_row(made)
+        return Verdict("done", image_id, render_id=render_id, record=kept)
     if made.get("pending") is not None:
         # accepted, and yet the provider's list may show it later only
         return Verdict("back", after_s=PENDING_S, answered=True, under_way=True)

@@ -17,6 +17,7 @@ from .errors import BadLine
 if TYPE_CHECKING:
     from .db import Database, Row
 
+Stored = Mapping[str, Any] | None  # an object of a row, or null
 LEASE_S = 10  # of sql/queries.sql: job_claim, job_renew
 _LONGEST_S = 1e10  # since a time in a row, or until it
 _AT_ONCE = 500  # jobs that are cancelled or queued again in one statement
@@ -76,16 +77,18 @@ class QueueLike(Protocol):
     def cancelled(self, held: Mapping[str, int]) -> set[str]:
         """Give those of these fences by id that were cancelled while we held them."""
 
-    def done(self, job_id: str, fence: int, image_id: str | None) -> bool:
+    def done(self, job_id: str, fence: int, image_id: str | None, record: Stored = None) -> bool:
         """It is made. As all that ends a hold: True too when said again, False when it is lost."""
 
     def done_and_next(
-        self, job_id: str, fence: int, image_id: str | None, *who: Any
+        self, job_id: str, fence: int, image_id: str | None, record: Stored, *who: Any
     ) -> tuple[bool, Claimed | None]:
         """Say `done`, and `claim` for `who` (claim's arguments), in one round trip."""
 
-    def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
-        """It is given up: a line for people, and the record's error object."""
+    def failed(
+        self, job_id: str, fence: int, error: str, detail: Stored, record: Stored = None
+    ) -> bool:
+        """It is given up: a line for people, the record's error object, and the record."""
 
     def retry(
         self,
@@ -147,6 +150,10 @@ class Queue:
         """Take a connection that nobody else uses meanwhile."""
         self._database = database
 
+    def check(self) -> None:
+        """Raise DatabaseFault where the table of jobs is not as a worker needs it."""
+        self._database.run("job_columns")
+
     def claim(
         self, worker: str, backends: Sequence[str] | None, default_backend: str
     ) -> Claimed | None:
@@ -171,22 +178,24 @@ class Queue:
     def _of_held(self, name: str, held: Mapping[str, int], *more: str) -> set[str]:
         return {row[0] for row in self._database.run(name, [*held], [*held.values()], *more)}
 
-    def done(self, job_id: str, fence: int, image_id: str | None) -> bool:
+    def done(self, job_id: str, fence: int, image_id: str | None, record: Stored = None) -> bool:
         """See QueueLike."""
-        return self._leave(job_id, fence, "done", image_id=image_id)
+        return self._leave(job_id, fence, "done", image_id=image_id, record=record)
 
     def done_and_next(
-        self, job_id: str, fence: int, image_id: str | None, *who: Any
+        self, job_id: str, fence: int, image_id: str | None, record: Stored, *who: Any
     ) -> tuple[bool, Claimed | None]:
         """See QueueLike."""
-        values = (image_id, job_id, fence, *_asker(*who))
+        values = (image_id, _json_or_null(record), job_id, fence, *_asker(*who))
         ((held, *row),) = self._database.run("job_next", *values, settings=IN_ORDER, kept=True)
-        ours = held or self.done(job_id, fence, image_id)  # it may have been said before
+        ours = held or self.done(job_id, fence, image_id, record)  # it may have been said before
         return ours, None if row[0] is None else _claimed(tuple(row))
 
-    def failed(self, job_id: str, fence: int, error: str, detail: Mapping[str, Any] | None) -> bool:
+    def failed(
+        self, job_id: str, fence: int, error: str, detail: Stored, record: Stored = None
+    ) -> bool:
         """See QueueLike."""
-        return self._leave(job_id, fence, "failed", error=error, detail=detail)
+        return self._leave(job_id, fence, "failed", error=error, detail=detail, record=record)
 
     def retry(
         self,
@@ -218,13 +227,14 @@ class Queue:
         return self._leave(job_id, fence, "pending", **said, error=error, detail=detail)
 
     def _leave(self, job_id: str, fence: int, status: str, **said: Any) -> bool:
-        error, detail = said.get("error"), said.get("detail")
+        error = said.get("error")
         ((held,),) = self._database.run(
             "job_leave",
             *(job_id, fence, status, said.get("attempt", 1), said.get("answered", True)),
             *(said.get("under_way", False), said.get("after_s", 0), said.get("image_id")),
             None if error is None else storable(error),
-            None if detail is None else as_json(detail),
+            _json_or_null(said.get("detail")),
+            _json_or_null(said.get("record")),
         )
         return bool(held)
 
@@ -349,6 +359,10 @@ def lock_number(worker: str) -> int:
     """Give the number that stands for a worker's name in an advisory lock: a signed 32-bit one."""
     digest = hashlib.sha256(worker.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:4], signed=True)
+
+
+def _json_or_null(value: Stored) -> str | None:
+    return None if value is None else as_json(value)
 
 
 def storable(text: str) -> str:

@@ -22,6 +22,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # a migration that is not named here need
     "006_imagen_jobs": ("001_imagen_schema_init",),
     "007_imagen_storage_image_types": ("003_imagen_storage_policies",),
     "008_imagen_jobs_released": ("006_imagen_jobs",),
+    "009_imagen_jobs_record": ("006_imagen_jobs",),
 }
 _TABLE = re.compile(r"^create table if not exists ([\w.]+) \(\n(.*?)^\)", re.MULTILINE | re.DOTALL)
 _COLUMN = re.compile(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .disk import open_regular
 from .errors import FileFault, ImagenError, Refused, from_os
-from .workflow import Model, is_inside
+from .workflow import Model, is_inside, slashed
 
 ABSENT, PARTIAL, PRESENT, WRONG_SIZE = "absent", "partial", "present", "wrong size"
 _NAMES = {  # a folder's name, and the one that it has in older or newer versions of ComfyUI
@@ -49,7 +49,7 @@ def look(folder: Path, model: Model) -> Place:
 
     Refused when the workflow does not say where it belongs.
     """
-    places = [one / model.file for one in _folders(folder, model)]
+    places = [one / slashed(model.file) for one in _folders(folder, model)]
     found = [standing(path, model.size) for path in places if os.path.lexists(path)]
     if found:
         return next((one for one in found if one.state == PRESENT), found[0])
@@ -60,8 +60,9 @@ def look(folder: Path, model: Model) -> Place:
 
 
 def _folders(folder: Path, model: Model) -> list[Path]:
-    if not (is_inside(model.file) and is_inside(model.folder)):
-        says = "no folder for it" if is_inside(model.file) else "no name of a file"
+    is_file = is_inside(slashed(model.file))
+    if not (is_file and is_inside(model.folder)):
+        says = "no folder for it" if is_file else "no name of a file"
         raise Refused(
             f"the workflow says {says}: {model.file!r}",
             hint="file and folder in _imagen.models",

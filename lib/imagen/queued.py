@@ -66,13 +66,16 @@ def _asked(row: Mapping[str, Any], but: set[str]) -> Row:
 def record_of(line: Record, row: Mapping[str, Any]) -> Record:
     """Give the record of a job that is over: the line that asked, and what became of it.
 
-    The image's file is where the worker is; here is its row in the cloud. The line's own id stays.
+    Its `file` is a path where the worker is. The line's own id stays.
     """
-    sent = {name: value for name, value in (row["request"] or {}).items() if name != "id"}
-    found = {**line, **sent, "job": {"id": row["id"], "attempt": row["attempts"]}}
+    known = {**(row.get("request") or {}), **(row.get("record") or {})}
+    known = {name: value for name, value in known.items() if name != "id"}
+    found = {**line, **known, "job": {"id": row["id"], "attempt": row.get("attempts", 0)}}
     found["render_id"] = row["id"]
-    if row["image_id"]:
-        found["cloud"] = {"image_id": row["image_id"]}
+    if row.get("image_id"):
+        cloud = found.get("cloud")
+        place = cloud if isinstance(cloud, dict) else {}
+        found["cloud"] = {**place, "image_id": row["image_id"]}
     if row["status"] != "done":
         found["error"] = error_of(row)
     return found

@@ -271,7 +271,7 @@ def _checked(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
         if not low <= value <= high:
             raise Refused(f"{name} must be from {low} to {high}, not {_short(value)}")
         return value
-    if kind == "object" and _depth(value) > _DEEPEST:
+    if kind == "object" and depth(value) > _DEEPEST:
         raise Refused(f"{name} is nested more than {_DEEPEST} deep")
     for text in _strings(value):
         _check_text(name, text)
@@ -341,7 +341,7 @@ def _strings(value: Any) -> Iterator[str]:
 _DEEPEST = 100  # far more than any backend takes, far less than what breaks a reader of JSON
 
 
-def _depth(value: Any) -> int:
+def depth(value: Any) -> int:
     """How deep lists and objects are nested, without recursion."""
     depth, level = 0, [value]
     while level:
@@ -360,7 +360,7 @@ def _check_text(name: str, text: str) -> None:
 
 def check_storable(record: Mapping[str, Any]) -> None:
     """Refuse a record that Postgres has no place for: a NUL in any text, or nested too deep."""
-    if _depth(record) > _DEEPEST:
+    if depth(record) > _DEEPEST:
         raise Refused(f"the record is nested more than {_DEEPEST} deep")
     for text in _strings(record):
         _check_text("the record", text)

@@ -20,7 +20,7 @@ from .clock import boottime
 from .db import DatabaseFault
 from .errors import ConfigFault, ImagenError, Refused
 from .joblines import Rules, Verdict
-from .jobs import Claimed, QueueLike
+from .jobs import Claimed, QueueLike, Stored
 from .notify import notify, watchdog_s
 from .record import DRAWN_SEEDS
 from .slots import END_S, LOST_S, Lease, Pipelines, Slot
@@ -33,6 +33,7 @@ GONE_S = 5.0  # after a signal, until we end without a queue that could be told
 DEAF_S = 1.0  # between polls when no notice arrives
 HEAR_S = 30.0  # between proofs that notices arrive
 _SOON_S = 1.0  # --drain waits for what is due so soon
+_NO_IMAGE = "23503"  # SQLSTATE of a foreign key: the image's row is not there
 _OF_A_VALUE = ("22", "23")  # SQLSTATE classes that a row's values cause, not the connection
 
 
@@ -303,7 +304,9 @@ class Worker:
         """Let a job whose values the database refuses fail alone."""
         before, detail = slot.verdict, fault.as_record("imagen-listen")
         self._tell(f"{slot.job.id if slot.job else ''}: {fault.as_line()}")
-        if before and before.kind == "done" and before.image_id:
+        if before and before.record and fault.sqlstate != _NO_IMAGE:
+            slot.verdict = before._replace(record=None)
+        elif before and before.kind == "done" and before.image_id:
             slot.verdict = before._replace(image_id=None)
         elif before and before.kind == "failed" and before.detail is None:
             slot.forget()  # its lease ends
@@ -318,7 +321,7 @@ class Worker:
         assert job is not None and verdict is not None
         ours, after, now = True, None, boottime()
         if verdict.kind == "done" and not slot.lost and self._may_go_on(slot):
-            ours, after = queue.done_and_next(job.id, job.fence, verdict.image_id, *self._who)
+            ours, after = queue.done_and_next(job.id, job.fence, *_image(verdict), *self._who)
         elif not slot.lost:
             ours = _told(queue, job, verdict)
         if not slot.lost:
@@ -493,13 +496,18 @@ def _told(queue: QueueLike, job: Claimed, found: Verdict) -> bool:
     text, detail = found.error or "", found.detail or {}
     match found.kind:
         case "done":
-            return queue.done(job.id, job.fence, found.image_id)
+            return queue.done(job.id, job.fence, *_image(found))
         case "failed":
-            return queue.failed(job.id, job.fence, text, detail)
+            return queue.failed(job.id, job.fence, text, detail, found.record)
         case "retry":
             return queue.retry(job.id, job.fence, found.after_s, text, detail, found.under_way)
     why = (found.error, found.detail) if found.answered else (None, None)
     return queue.put_back(job.id, job.fence, found.after_s, found.answered, *why, found.under_way)
+
+
+def _image(verdict: Verdict) -> tuple[str | None, Stored]:
+    """Return what the queue keeps of an image that is made: its id in the cloud, its record."""
+    return verdict.image_id, verdict.record
 
 
 def _raise_if_lasting(fault: ImagenError) -> None:

@@ -298,12 +298,17 @@ def is_inside(path: Any) -> bool:
     )
 
 
+def slashed(file: Any) -> Any:
+    """Return a model file's name with its folders named by slashes: a Windows server's has \\."""
+    return file.replace("\\", "/") if isinstance(file, str) else file
+
+
 def _is_url(value: Any) -> bool:
     return isinstance(value, str) and not list(check((), "url", value))
 
 
 _OF_MODEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "file": ("a path inside its folder", is_inside),
+    "file": ("a path inside its folder", lambda said: is_inside(slashed(said))),
     "folder": ("a folder inside models", is_inside),
     "source": (
         "an address, or a list of them,",

@@ -581,6 +581,53 @@ def test_a_missing_model_is_told_even_when_the_rest_cannot_be_stopped(
     assert failure(make(workflow=with_a_sound_output(tmp_path))).code == "missing_model"
 
 
+WINDOWS_FILE = "SDXL\\sd_xl_base.safetensors"
+WINDOWS_FLOW = Path(__file__).parents[1] / "data" / "comfyui" / "file_in_a_windows_folder.json"
+
+
+def offer(server: ComfyUI, file: str, more: int) -> None:
+    """Let the server list a checkpoint beside `more` others."""
+    spec = server.classes["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"]
+    spec[0] = [*(f"{number}.safetensors" for number in range(more)), file]
+
+
+@pytest.mark.parametrize("more", [3, 40], ids=["a list in the refusal", "a list left out of it"])
+@pytest.mark.parametrize("is_windows", [False, True])
+def test_a_model_whose_folder_is_written_with_the_other_slash_is_there(
+    server: ComfyUI, make: Make, more: int, is_windows: bool
+) -> None:
+    slashed = WINDOWS_FILE.replace("\\", "/")
+    listed, written = (WINDOWS_FILE, slashed) if is_windows else (slashed, WINDOWS_FILE)
+    offer(server, listed, more)
+    fault = failure(make(workflow=str(WINDOWS_FLOW), checkpoint=written))
+    assert (fault.code, fault.scope, fault.exit_status) == ("workflow_refused", "setup", 1)
+    assert f"{written} is there as {listed}: write it so" in fault.message
+    assert "not installed" not in fault.message
+    assert "fetch" not in str(fault.hint)
+    assert rendered(make(workflow=str(WINDOWS_FLOW), checkpoint=listed))
+
+
+def test_a_file_that_a_long_list_does_not_have_is_not_installed(
+    server: ComfyUI, make: Make
+) -> None:
+    offer(server, "other.safetensors", 40)
+    fault = failure(make(workflow=str(WINDOWS_FLOW)))
+    assert (fault.code, fault.scope) == ("missing_model", "setup")
+    assert f"{WINDOWS_FILE} is not installed" in fault.message
+    assert asks(server, "GET /object_info/CheckpointLoaderSimple") == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(500, b"no"), PAGE, Answer(200, b"[]"), Answer(200, b"{}")]
+)
+def test_a_refusal_is_told_though_the_list_of_names_cannot_be_had(
+    server: ComfyUI, make: Make, answer: Answer
+) -> None:
+    offer(server, "other.safetensors", 40)
+    server.fail("GET /object_info", answer, times=5)
+    assert failure(make(workflow=str(WINDOWS_FLOW))).code == "missing_model"
+
+
 def test_a_node_that_the_server_lacks_is_named(server: ComfyUI, make: Make) -> None:
     del server.classes["Flux2Scheduler"]
     fault = failure(make(workflow="flux2-klein"))

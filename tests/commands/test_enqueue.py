@@ -271,6 +271,31 @@ def test_wait_prints_each_record_as_it_ends(following, database, tool):
     assert ran.err == waits + "imagen-enqueue: cat: no model\n"
 
 
+def test_wait_gives_what_the_worker_keeps_of_the_record(following, database, tool):
+    child = following([{**CAT, "mine": 1}])
+    record = {"id": "theirs", "file": "/x/a-cat.png", "cost_usd": 0.003, "seed": 7}
+    record |= {"job": {"id": "x"}, "cloud": {"path": "p"}}
+    with database.cursor() as cursor:
+        cursor.execute(
+            "update imagen.jobs set status = 'done', finished_at = now(), attempts = 1,"
+            " record = %s",
+            [json.dumps(record)],
+        )
+    line = tool.ended(child).record
+    assert (line["id"], line["mine"], line["job"]["attempt"]) == ("cat", 1, 1)
+    assert (line["file"], line["cost_usd"], line["seed"]) == ("/x/a-cat.png", 0.003, 7)
+    assert line["cloud"] == {"path": "p"}
+    assert line["job"]["id"] == line["render_id"] != "x"
+
+
+def test_wait_ends_with_a_job_that_somebody_deletes(following, database, tool):
+    child = following([CAT])
+    with database.cursor() as cursor:
+        cursor.execute("delete from imagen.jobs")
+    ran = tool.ended(child)
+    assert (ran.status, ran.record["error"]["code"]) == (1, "job_gone")
+
+
 @pytest.mark.parametrize(
     ("how", "code"),
     [

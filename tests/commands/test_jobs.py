@@ -134,6 +134,18 @@ def test_a_failed_job_is_tried_again_with_its_line(jobs, five, database):
         assert cursor.fetchall() == [("pending", 0, None, None, {"a": 1})]
 
 
+def test_a_job_is_shown_whole_with_its_record(jobs, add):
+    record = {"file": "/x/a-cat.png", "cost_usd": 0.003, "seed": 2**64 - 1, "mine": "\u00fc"}
+    name = add("a" * 300, "done", record=json.dumps(record))
+    row = jobs("show", name[:8], check_records=False).record
+    assert (row["id"], row["prompt"], row["record"]) == (name, "a" * 300, record)
+    waits = add("waits")
+    first, second = jobs("show", waits, name, check_records=False).records
+    assert (first["id"], second["id"]) == (waits, name)
+    assert "record" not in first
+    assert "record" not in jobs("--status", "all").records[0], "a list stays short"
+
+
 def test_jobs_are_cancelled(jobs, five):
     ran = jobs("cancel", five["works"], five["due"].upper())
     assert [line["status"] for line in ran.records] == ["cancelled"] * 2
@@ -151,7 +163,11 @@ def test_jobs_are_cancelled(jobs, five):
         (["retry", "--status", "failed", "x"], "not both"),
         (["cancel", "--status", "failed"], "--status pending or --status running"),
         (["cancel", "--status", "pending", "--even-paid"], "--even-paid is for retry"),
-        (["remove", "x"], "neither retry nor cancel"),
+        (["remove", "x"], "none of show, retry and cancel"),
+        (["show"], "show takes the ids of jobs"),
+        (["show", "--status", "done", "x"], "show takes the ids of jobs"),
+        (["show", "x"], "there is no such job"),
+        (["show", str(uuid.UUID(int=1))], "there is no such job"),
         (["list"], "(hint: imagen-jobs alone lists"),
         (["cancel", "x"], "there is no such job: 'x' (hint: imagen-jobs --status all | jq -r .id"),
         (["retry", "12ba70e4"], "imagen-jobs --status all | jq -r .id"),

@@ -112,6 +112,28 @@ def test_a_job_becomes_an_image(queue, listen, until):
     assert worker.wait(10) == 0
 
 
+def test_a_page_that_knows_the_id_of_a_job_has_its_record_when_it_is_done(queue, listen, tool):
+    name = queue.add("a lighthouse")
+    assert listen("--drain").wait(30) == 0
+    record = queue.job(name)["record"]
+    assert (record["id"], record["prompt"], record["width"]) == (name, "a lighthouse", 64)
+    assert Path(record["file"]).is_file()
+    assert json.loads(Path(record["sidecar"]).read_text())["sha256"] == record["sha256"]
+    assert record["usage_id"]
+    shown = tool("jobs", "show", name, env={db.VARIABLE: queue.dsn}, check_records=False)
+    assert shown.record["record"] == record
+
+
+def test_a_queue_that_lacks_a_migration_ends_the_worker_at_once_and_is_told(queue, listen):
+    queue.sql("alter table imagen.jobs drop column record cascade")
+    worker = listen()
+    assert worker.wait(20) == 2
+    says = worker.said.read_text()
+    assert "an old one" in says
+    assert '"record" does not exist' in says
+    assert "imagen-migrate" in says
+
+
 def test_what_was_queued_before_is_done_and_drain_ends_when_nothing_is_due(queue, listen):
     names = [queue.add(f"cat {n}") for n in range(5)]
     assert listen("--drain").wait(30) == 0

@@ -190,7 +190,7 @@ class ComfyUI:
             try:
                 answer = self._server.post("/prompt", plan.payload).json_object(lenient=True)
             except Rejected as fault:
-                raise self._with_cure(comfy_api.refusal(fault)) from None
+                raise self._with_cure(comfy_api.refusal(fault, self._choices_of)) from None
             except Unreachable as fault:
                 raise self._with_boot_hint(fault) from None
             self._check_accepted(answer, handle)
@@ -204,7 +204,9 @@ class ComfyUI:
                 self._stop(str(accepted_id))  # the nodes without fault were queued all the same
             raise self._with_cure(
                 comfy_api.node_fault(
-                    answer["node_errors"], "some outputs of the workflow are refused"
+                    answer["node_errors"],
+                    "some outputs of the workflow are refused",
+                    self._choices_of,
                 )
             )
         if not isinstance(accepted_id, str):
@@ -334,6 +336,19 @@ class ComfyUI:
         if isinstance(fault, MissingModel):
             fault.hint = self._cure(fault.files) or fault.hint
         return fault
+
+    def _choices_of(self, kind: str, name: str) -> list[Any]:
+        """Return what the server offers for an input of a node class; nothing if it does not say.
+
+        It is asked once: whatever fails here must not hide the refusal that it explains.
+        """
+        if not kind.strip("."):
+            return []
+        with suppress(ImagenError, TypeError, AttributeError, LookupError):
+            inputs = self._json(f"/object_info/{quote(kind, safe='')}")[kind]["input"]
+            specs = {**(inputs.get("optional") or {}), **(inputs.get("required") or {})}
+            return comfy_api.choices(specs.get(name)) or []
+        return []
 
     @_reading
     def judged(self, flow: Workflow) -> list[Finding]:

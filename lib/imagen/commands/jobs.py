@@ -20,6 +20,7 @@ EXAMPLES = """
 Examples:
   imagen-jobs
   imagen-jobs --status failed --since 24h | jq -r .error
+  imagen-jobs show 3f2a9c1e | jq .record
   imagen-jobs retry 3f2a9c1e
   imagen-jobs retry --status failed --code out_of_credit --since 24h
   imagen-jobs cancel --status pending
@@ -28,7 +29,7 @@ SHOWN = ("id", "status", "for", "backend", "worker", "attempts", "prompt", "erro
 
 
 @tool("jobs", epilog=EXAMPLES)
-@click.argument("action", required=False, metavar="[retry|cancel")
+@click.argument("action", required=False, metavar="[show|retry|cancel")
 @click.argument("ids", nargs=-1, metavar="ID...]")
 @click.option(
     "--status",
@@ -43,9 +44,9 @@ def main(
     common: Common, action: str | None, ids: tuple[str, ...], database_url: str | None, **said: Any
 ) -> int:
     """A table on a terminal, JSON lines in a pipe: the newest first. A job is stuck when its worker
-    has not been heard of for 10 s. `retry` queues failed or cancelled jobs again, by their ids or
-    all that --status, --since and --code choose; an ID is the whole id, its beginning, or the id
-    that imagen-enqueue was given.
+    has not been heard of for 10 s. `show` writes jobs whole, each with its record. `retry` queues
+    failed or cancelled jobs again, by their ids or all that --status, --since and --code choose; an
+    ID is the whole id, its beginning, or the id that imagen-enqueue was given.
     """
     from .. import config, db, jobs, usage
 
@@ -56,6 +57,8 @@ def main(
     where = db.chosen(database_url, config.secret(db.VARIABLE))
     with closing(db.Database(where, "imagen-jobs")) as database:
         queue = jobs.Queue(database)
+        if action == "show":
+            return _show_each(common, queue, ids)
         if action and ids:
             return _change_each(common, queue, action, ids, choice.even_paid)
         rows = queue.listed(_STATUSES.get(choice.status or "", (choice.status,)), from_time)
@@ -83,12 +86,16 @@ _CHANGES = {"retry": ("failed", "cancelled"), "cancel": ("pending", "running", "
 
 def _check(action: str | None, ids: tuple[str, ...], choice: Choice) -> None:
     """Raise UsageFault where what is meant cannot be told."""
-    if action is not None and action not in _CHANGES:
+    if action is not None and action not in ("show", *_CHANGES):
         hint = "imagen-jobs alone lists; --status and --since choose"
-        raise UsageFault(f"{action!r} is neither retry nor cancel", hint=hint)
+        raise UsageFault(f"{action!r} is none of show, retry and cancel", hint=hint)
     if choice.even_paid and action != "retry":
         raise UsageFault("--even-paid is for retry")
     if action is None:
+        return
+    if action == "show":
+        if not ids or choice.status or choice.since or choice.code:
+            raise UsageFault("show takes the ids of jobs", hint="imagen-jobs alone lists them")
         return
     if ids and (choice.status or choice.since or choice.code):
         raise UsageFault(f"{action} takes ids, or --status with --since and --code, not both")
@@ -122,6 +129,24 @@ def _change_all(common: Common, queue: Queue, action: str, ids: list[str], choic
 _PAID = "imagen-usage --reconcile looks; --even-paid retries all the same"
 
 
+def _show_each(common: Common, queue: Queue, ids: tuple[str, ...]) -> int:
+    """Write each job whole, with its record; say of the others that they are not there."""
+    for text in ids:
+        try:
+            job_id = _job_id(queue, text)
+            row = queue.rows_of([job_id]).get(job_id)
+            if row is None:
+                raise _no_such_job()
+            common.pipe.write({name: value for name, value in row.items() if value is not None})
+        except Refused as fault:
+            common.pipe.failed(text, fault)
+    return common.pipe.status
+
+
+def _no_such_job() -> Refused:
+    return Refused("there is no such job", code="no_such_job")
+
+
 def _change_each(
     common: Common, queue: Queue, action: str, ids: tuple[str, ...], even_paid: bool
 ) -> int:
@@ -144,7 +169,7 @@ def _change_each(
 def _unchanged(queue: Queue, action: str, job_id: str) -> Refused:
     row = queue.rows_of([job_id]).get(job_id)
     if row is None:
-        return Refused("there is no such job", code="no_such_job")
+        return _no_such_job()
     if action == "retry" and row["status"] in _CHANGES[action]:
         return Refused("it may have been paid", code="may_be_paid", hint=_PAID)
     return Refused(f"it is {row['status']}: nothing to {action}", code="no_such_job")

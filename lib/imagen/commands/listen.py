@@ -87,7 +87,9 @@ def _connected(where: Any, stops: Callable[[], int]) -> Connected:
         return stops() > 0
 
     database = db.Database(where, "imagen-listen", must_hurry)
+    queue = jobs.Queue(database)
     try:
+        queue.check()
         ear = db.Ear(where, "imagen-listen ear", must_hurry)
         ear.listen(jobs.WAKE)
     except BaseException:
@@ -98,7 +100,6 @@ def _connected(where: Any, stops: Callable[[], int]) -> Connected:
         database.close()
         ear.close()
 
-    queue = jobs.Queue(database)
     return Connected(queue, ear, lambda: ear.round_trip(queue.ping), close)
 
 
