@@ -292,7 +292,7 @@ def test_a_key_is_never_shown(who, tool, cloud, image, until):
     }[who]
     cloud.gateway.fail(ROW, Answer(403, JSON, json.dumps({"message": f"no {key}"}).encode()))
     cloud.gateway.fail(LOOK, AS_IT_IS, wait_s=0.2)
-    child = tool.start("upload", env={"SUPABASE_SERVICE_ROLE_KEY": key})
+    child = tool.start("upload", env={"SUPABASE_SERVICE_ROLE_KEY": key}, cold=True)
     child.stdin.write(json.dumps(image()).encode() + b"\n")
     child.stdin.flush()
     until(cloud.gateway.asks)
