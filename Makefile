@@ -52,10 +52,10 @@ demo-worker: $(TESTED)
 	@PYTHONPATH=tests $(VENV)/bin/python docs/demo_worker.py demo-output/worker
 
 # The bytecode of the tests is kept, also where $PYTHONDONTWRITEBYTECODE says otherwise: to make it
-# takes each of pytest's processes 10 s.
+# takes each of pytest's processes 10 s. Few tests are handed out at a time, for the long ones come first.
 test: $(TESTED) postgrest
 	@$(VENV)/bin/python -m compileall -q lib
-	@PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n auto
+	@PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n auto --maxschedchunk 8
 
 # What npm could not install the last time is tried again.
 postgrest: $(TESTED)

@@ -38,7 +38,7 @@ OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_", "HF_")
 ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
 FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
 WRITERS = ("render", "generate", "sheet", "compare", "enqueue")
-LONG = {"test_worker_chaos.py", "test_killed.py", "test_install_comfyui.py", "test_demo.py"}
+LONG = {f"test_{name}.py" for name in "worker_chaos killed install_comfyui bench demo".split()}
 NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background

@@ -14,6 +14,7 @@ from __future__ import annotations
 import array
 import atexit
 import ctypes
+import gc
 import importlib
 import inspect
 import json
@@ -132,8 +133,6 @@ def _framed(process: Mapping[str, Any]) -> bytes:
 
 def load() -> None:
     """Import all that a tool may import, and let the forks of this process share its memory."""
-    import gc
-
     import imagen
 
     for module in pkgutil.walk_packages(imagen.__path__, "imagen."):
@@ -203,19 +202,21 @@ def _become(process: Mapping[str, Any]) -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def _end(ended: SystemExit) -> None:
+def _end(code: object) -> None:
     """End as Python does, but for taking all modules apart, which takes longer than a tool's work.
 
-    Come back where there is something to say first: a text, or streams that cannot be flushed.
+    What the tool left open, say a ledger, is closed as its objects go. Come back where there is
+    something to say first: a text, or streams that cannot be flushed.
     """
-    if not isinstance(ended.code, int | None):
+    if not isinstance(code, int | None):
         return
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    gc.collect()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit((ended.code or 0) & 0xFF)
+        os._exit((code or 0) & 0xFF)
 
 
 def _main() -> None:
@@ -237,8 +238,11 @@ def _main() -> None:
         try:
             runpy.run_module("imagen", run_name="__main__", alter_sys=True)
         except SystemExit as ended:
-            _end(ended)
-            raise
+            code = ended.code
+        else:
+            code = None
+        _end(code)  # when nothing holds the frames of the tool any more
+        sys.exit(code)
 
 
 if __name__ == "__main__":

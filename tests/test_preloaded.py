@@ -111,6 +111,13 @@ def catches(pid: int, number: int) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
+@WAYS
+def test_what_it_left_open_is_closed_when_it_ends(cold, tool, tmp_path):
+    assert tool("render", "x", "--size=64x64", cold=cold).status == 0
+    state = tmp_path / "state" / "imagen"
+    assert {path.name for path in state.glob("ledger*")} == {"ledger.sqlite3"}, "not taken over"
+
+
 def test_a_reader_that_is_gone_and_a_full_disk_are_met_as_by_a_new_one(tool):
     def ends(cold):
         with Path("/dev/full").open("wb") as full:
