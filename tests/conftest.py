@@ -38,7 +38,10 @@ OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_", "HF_")
 ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
 FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
 WRITERS = ("render", "generate", "sheet", "compare", "enqueue")
-LONG = {f"test_{name}.py" for name in "worker_chaos killed install_comfyui bench demo".split()}
+LONG = {
+    *("test_worker_chaos.py", "test_killed.py", "test_install_comfyui.py"),
+    *("test_bench.py", "test_demo.py"),
+}
 NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background
