@@ -28,7 +28,7 @@ from imagen.errors import (
     Throttled,
     Unreachable,
 )
-from imagen.http import addresses, proves_refusal
+from imagen.http import addresses, connections, proves_refusal
 from servers.answering import Answering, Handler, Reply
 from servers.tls import Certificate, certificate
 
@@ -849,21 +849,31 @@ def test_a_small_body_that_unpacks_to_a_huge_one_ends_at_the_limit_and_fills_no_
 # -- connections are kept, and a paid request goes over no stale one -------------------------------
 
 
-def test_a_connection_is_kept_and_a_request_that_needs_a_fresh_one_gets_it(serve, client):
+@pytest.fixture
+def idle(monkeypatch) -> Callable[[float], None]:
+    """Let all connections have been idle for so many seconds more."""
+    clock = [0.0]
+    monkeypatch.setattr(connections, "boottime", lambda: clock[0])
+    return lambda seconds: clock.append(clock.pop() + seconds)
+
+
+def test_a_connection_is_kept_and_a_request_that_needs_a_fresh_one_gets_it(serve, client, idle):
     server = serve(answering(200, b"{}"))
     ours = client(server.url)
     for fresh in (False, True, True, False):
         ours.post("/", {}, fresh=fresh)
     assert server.connections == 1
-    time.sleep(1.1)
+    idle(1.1)
     ours.post("/", {})
     assert server.connections == 1
-    time.sleep(1.1)
+    idle(1.1)
     ours.post("/", {}, fresh=True)
     assert server.connections == 2
 
 
-def test_a_stale_connection_that_looks_open_does_not_lose_the_answer_of_a_fresh_post(serve, client):
+def test_a_stale_connection_that_looks_open_does_not_lose_the_answer_of_a_fresh_post(
+    serve, client, idle
+):
     ports: list[int] = []
 
     def once_a_connection(handler: Handler) -> None:
@@ -875,9 +885,9 @@ def test_a_stale_connection_that_looks_open_does_not_lose_the_answer_of_a_fresh_
     server = serve(once_a_connection)
     ours = client(server.url)
     ours.get("/")
-    time.sleep(1.1)
+    idle(1.1)
     assert ours.post("/", {}, fresh=True).status == 200
-    time.sleep(1.1)
+    idle(1.1)
     with pytest.raises(AnswerLost):
         ours.post("/", {})
 

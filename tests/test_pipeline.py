@@ -261,8 +261,8 @@ def test_an_owner_that_stands_still_loses_it_when_its_time_is_over(until, how):
 def test_an_owner_that_goes_on_allowing_keeps_it(start, until):
     one = start("cat")
     for _ in range(5):
-        one.tree.allow_until(boottime() + 1)
-        time.sleep(0.5)
+        one.tree.allow_until(boottime() + 3)
+        time.sleep(0.8)
     assert one.is_alive()
     one.tree.allow_until(float("inf"))
     time.sleep(1.5)
