@@ -51,8 +51,15 @@ demo: $(RUN)
 demo-worker: $(TESTED)
 	@PYTHONPATH=tests $(VENV)/bin/python docs/demo_worker.py demo-output/worker
 
-test: $(TESTED)
-	@$(VENV)/bin/python -m pytest -n auto
+# The bytecode of the tests is kept, also where $PYTHONDONTWRITEBYTECODE says otherwise: to make it
+# takes each of pytest's processes 10 s. Few tests are handed out at a time, for the long ones come first.
+test: $(TESTED) postgrest
+	@$(VENV)/bin/python -m compileall -q lib
+	@PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n auto --maxschedchunk 8
+
+# What npm could not install the last time is tried again.
+postgrest: $(TESTED)
+	@[ ! -e '$(VENV)/no-postgrest' ] || sh tests/get_postgrest.sh '$(VENV)'
 
 $(OFFICIAL)/.installed: pyproject.toml
 	@PYTHON='$(PYTHON)' sh tests/make_venv.sh '$(OFFICIAL)'
@@ -63,7 +70,7 @@ $(OFFICIAL)/.installed: pyproject.toml
 official: $(OFFICIAL)/.installed
 	@IMAGEN_OFFICIAL=1 $(OFFICIAL)/bin/python -m pytest tests/test_storage_official.py
 
-dev-cloud: $(TESTED)
+dev-cloud: $(TESTED) postgrest
 	@PYTHONPATH=tests exec $(VENV)/bin/python -m servers.supabase --port '$(PORT)'
 
 lint: $(LINTED)
@@ -99,4 +106,4 @@ wheel-check: $(TESTED)
 clean:
 	rm -rf $(VENV) $(OFFICIAL) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: all help demo demo-worker test official dev-cloud lint docs soak install-systemd install-comfyui bench wheel-check clean
+.PHONY: all help demo demo-worker test postgrest official dev-cloud lint docs soak install-systemd install-comfyui bench wheel-check clean

@@ -21,7 +21,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import imagen
+import preloaded
 from imagen import record
+from preloaded import ForkedTool, Preloaded
 from seeds import SEED, VARIABLE
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_", "HF_")
 ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
 FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
 WRITERS = ("render", "generate", "sheet", "compare", "enqueue")
-LONG = {"test_worker_chaos.py", "test_killed.py", "test_install_comfyui.py", "test_demo.py"}
+LONG = {
+    *("test_worker_chaos.py", "test_killed.py", "test_install_comfyui.py"),
+    *("test_bench.py", "test_demo.py"),
+}
 NO_RECORDS = {"--dry-run", "--output=-", "--version", "--help"}
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background
@@ -246,8 +251,9 @@ class Ran(NamedTuple):
 class Tools:
     """Runs the real executables as processes, in a folder of the test's own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: Preloaded | None = None) -> None:
         self.folder = folder
+        self.python = python
         self.started: list[subprocess.Popen[bytes]] = []
 
     def argv(self, name: str, *args: object) -> list[str]:
@@ -274,15 +280,13 @@ class Tools:
         **popen: Any,
     ) -> Ran:
         """Run a tool to its end; what WRITERS write is held to the schema of a record."""
-        done = subprocess.run(
-            popen.pop("argv", None) or self.argv(name, *args),
-            input=as_bytes(stdin),
-            env=self.environment(env),
-            timeout=timeout,
-            check=False,
-            **{"cwd": self.folder, "stdout": PIPE, "stderr": PIPE, **popen},
-        )
-        ran = Ran(done.returncode, done.stdout or b"", (done.stderr or b"").decode())
+        with self._process(name, *args, env=env, **popen) as child:
+            try:
+                out, err = child.communicate(as_bytes(stdin), timeout)
+            except BaseException:
+                child.kill()
+                raise
+        ran = Ran(child.returncode, out or b"", (err or b"").decode())
         if check_records and ran.status == 75 and "stderr" not in popen:
             assert "(hint: " in ran.err, f"status 75 without a word what to do: {ran.err}"
         if check_records and name in WRITERS and not NO_RECORDS & {*args}:
@@ -295,15 +299,27 @@ class Tools:
         self, name: str, *args: object, env: Mapping[str, str | None] | None = None, **popen: Any
     ) -> subprocess.Popen[bytes]:
         """Start a tool with pipes; it is killed when the test ends before it."""
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), PIPE)
-        child = subprocess.Popen(
-            popen.pop("argv", None) or self.argv(name, *args),
-            env=self.environment(env),
-            cwd=self.folder,
-            **{**pipes, **popen},
-        )
+        child = self._process(name, *args, env=env, **popen)
         self.started.append(child)
         return child
+
+    def _process(
+        self,
+        name: str,
+        *args: object,
+        env: Mapping[str, str | None] | None = None,
+        argv: list[str] | None = None,
+        cold: bool = False,
+        **popen: Any,
+    ) -> subprocess.Popen[bytes]:
+        """Start a tool: forked where that is the same to it, as a new Python when `cold`."""
+        environment = self.environment(env)
+        more = {"cwd": self.folder, "stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **popen}
+        words = argv or self.argv(name, *args)
+        forks = not (argv or cold) and self.python and self.python.can_start(environment, more)
+        if self.python and forks:
+            return ForkedTool(self.python, words, env=environment, **more)
+        return subprocess.Popen(words, env=environment, **more)
 
     def on_terminal(self, name: str, *args: object, stream: str = "stdout", **env: str) -> str:
         """Run a tool with one of its streams on a terminal; give what that shows."""
@@ -340,10 +356,21 @@ def as_bytes(stdin: bytes | str | list[dict[str, Any]]) -> bytes:
     return stdin.encode() if isinstance(stdin, str) else stdin
 
 
+@pytest.fixture(scope="session")
+def python() -> Iterator[Preloaded | None]:
+    """A Python with our modules loaded, that tools are forked from; None where each is new."""
+    if not preloaded.IS_WANTED:
+        yield None
+        return
+    process = Preloaded({**os.environ, "PYTHONPATH": str(LIB)})
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def tool(tmp_path: Path) -> Iterator[Tools]:
+def tool(tmp_path: Path, python: Preloaded | None) -> Iterator[Tools]:
     """Run real tools: `tool("render", "a cat", stdin=[…]).records`."""
-    tools = Tools(tmp_path)
+    tools = Tools(tmp_path, python)
     yield tools
     tools.stop()
 

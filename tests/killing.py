@@ -140,12 +140,9 @@ def _round(said: Mapping[str, Any]) -> None:
 
 
 def _serve() -> None:
-    import requests.sessions  # noqa: F401 - imported once, for all rounds
+    from preloaded import load  # beside this file
 
-    from imagen import submit  # noqa: F401
-    from imagen.commands import render  # noqa: F401
-
-    _steps()
+    load()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -26,7 +26,9 @@ KILLS = ("kill", "takeover", *CLOCKS)
 LISTS = ("list_lags", "list_normalises")
 FAULTS = (*WIRE, *PROXIES, *KILLS, *LISTS)
 HANDS_OVER = ("render_with_id", "listen")  # what another ledger can go on with
-MOST_CELLS = 80  # of `make test`
+UNREADABLE = ("malformed_status", "two_lengths", "moved_301", "bad_gateway")
+ALIKE = {"trickle": "silence", "two_lengths": "malformed_status", "moved_301": "bad_gateway"}
+MOST_CELLS = 80  # of `make test`, the free ones too
 
 
 @dataclass(frozen=True, order=True)
@@ -59,14 +61,13 @@ def _accepted(stage: str, fault: str) -> tuple[bool, ...]:
     return (False,) if fault == "cut_before" else (True, False)
 
 
-def free_cells(every: bool = True) -> list[Cell]:
-    """Return the cells of ComfyUI and of the mock, which take an id of ours; all or the chosen."""
+def free_cells() -> list[Cell]:
+    """Return the cells of ComfyUI and of the mock, which take an id of ours."""
     faults = ("cut_before", "cut_after", "silence", "bad_gateway", "kill")
     with_id, *others = (PROGRAMS[0], PROGRAMS[1], PROGRAMS[2])
     cells = [
         Cell(stage, fault, accepted, with_id, "comfyui")
         for stage, fault in product(("create", "poll", "fetch"), faults)
-        if every or stage == "create" or (stage == "poll") == (fault == "kill")
         for accepted in _accepted(stage, fault)
     ]
     cells += [Cell("create", "kill", True, program, "comfyui") for program in others]
@@ -77,6 +78,21 @@ def free_cells(every: bool = True) -> list[Cell]:
         Cell("create", "bad_gateway", False, with_id, "mock"),
         Cell("poll", "kill", True, with_id, "mock"),
         Cell("fetch", "cut_after", True, with_id, "mock"),
+    ]
+
+
+def chosen_free_cells() -> list[Cell]:
+    """Return the free cells of `make test`: each fault of a create, and a few of later stages."""
+    with_id, without_id = RENDERS
+    faults = (("cut_before", False), ("cut_after", True), ("silence", True), ("bad_gateway", False))
+    return [
+        *(Cell("create", fault, accepted, with_id, "comfyui") for fault, accepted in faults),
+        Cell("create", "kill", False, with_id, "comfyui"),
+        Cell("create", "kill", True, without_id, "comfyui"),
+        Cell("poll", "kill", True, with_id, "comfyui"),
+        Cell("fetch", "cut_after", True, with_id, "comfyui"),
+        Cell("fetch", "silence", True, with_id, "comfyui"),
+        Cell("create", "cut_after", True, with_id, "mock"),
     ]
 
 
@@ -95,10 +111,11 @@ def all_cells() -> list[Cell]:
 
 
 def chosen_cells() -> list[Cell]:
-    """Return the cells of `make test`: all creates of imagen-render, the rest pairwise.
+    """Return the paid cells of `make test`: all creates of imagen-render, the rest pairwise.
 
     A create that may be accepted or not is met accepted with an id and unaccepted without, or the
-    other way round. A worker's cells are few, since each needs a database.
+    other way round. A worker's cells are few, since each needs a database. The free cells cover
+    pairs too.
     """
     cells = []
     for turn, (fault, program) in enumerate(product(FAULTS, RENDERS)):
@@ -108,8 +125,9 @@ def chosen_cells() -> list[Cell]:
             cells.append(Cell("create", fault, accepted, program))
     cells += [Cell("create", "kill", True, program) for program in PROGRAMS[2:]]
     rest = [cell for cell in all_cells() if cell.program != "listen" or cell.fault in KILLS[:2]]
-    missing = set().union(*map(pairs, rest)) - set().union(*map(pairs, cells))
-    while missing and len(cells) < MOST_CELLS:
+    free = chosen_free_cells()
+    missing = set().union(*map(pairs, rest)) - set().union(*map(pairs, [*cells, *free]))
+    while missing and len(cells) + len(free) < MOST_CELLS:
         best = max(rest, key=lambda cell: (len(pairs(cell) & missing), cell.program not in RENDERS))
         missing -= pairs(best)
         cells.append(best)
@@ -119,14 +137,17 @@ def chosen_cells() -> list[Cell]:
 def pairs(cell: Cell) -> set[tuple[str, str]]:
     """Return the pairs that a cell covers.
 
-    What only the bytes differ in meets either wrapper; once the handle is known, clocks and another
-    ledger are met at either stage.
+    What only the bytes differ in meets either wrapper. Once the handle is known, clocks, another
+    ledger and answers that cannot be read are met at either stage. After a 429, which proves only
+    that the attempt before was refused, one of those that look alike stands for both.
     """
     wrapped = cell.fault in WIRE and cell.program in WRAPPERS
-    later = cell.fault in (*KILLS[1:], *PROXIES) and cell.stage in ("poll", "fetch")
+    either = (*KILLS[1:], *PROXIES, *UNREADABLE)
+    later = cell.fault in either and cell.stage in ("poll", "fetch")
     program = "wrapper" if wrapped else cell.program
     stage = "poll or fetch" if later else cell.stage
-    return {(stage, cell.fault), (cell.fault, program), (cell.stage, cell.program)}
+    fault = ALIKE.get(cell.fault, cell.fault) if cell.stage == "throttled" else cell.fault
+    return {(stage, fault), (cell.fault, program), (cell.stage, cell.program)}
 
 
 # -- the judge -----------------------------------------------------------------------------------

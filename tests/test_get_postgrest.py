@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,12 @@ def install(venv, says):
     npm.parent.mkdir()
     npm.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{says}\nEND\nexit 1\n")
     npm.chmod(0o755)
-    ran = subprocess.run(["sh", SCRIPT, venv], capture_output=True, text=True, check=True)
+    return told_by("sh", SCRIPT, venv)
+
+
+def told_by(*command, **more):
+    """Run a command to its end; give what it tells."""
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, **more)
     return ran.stderr
 
 
@@ -62,3 +68,22 @@ def test_a_reason_is_forgotten_when_it_is_there(venv):
     program.parent.mkdir(parents=True)
     program.touch()
     assert postgrest.find() == str(program)
+
+
+def test_make_tries_it_again_until_it_is_there_and_then_no_more(venv, tmp_path, needs):
+    """The virtual environment is set up: nothing else of it is made."""
+    project, make = tmp_path / "project", [needs("make", "make"), "-s", "postgrest"]
+    (project / "tests").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "tests/get_postgrest.sh"):
+        shutil.copy(SCRIPT.parents[1] / name, project / name)
+    venv.rename(project / ".venv")
+    for name in (".tools-installed", ".tests-installed"):
+        (project / ".venv" / name).touch()
+    assert told_by(*make, cwd=project) == "", "nothing failed, and yet it is tried"
+    (project / ".venv" / "no-postgrest").write_text("npm was away\n")
+    venv.mkdir()
+    install(venv, "npm error code ENOSPC")  # an npm that fails, from now on
+    for _ in range(2):
+        assert "ENOSPC" in told_by(*make, cwd=project)
+    (project / ".venv" / "no-postgrest").unlink()
+    assert told_by(*make, cwd=project) == ""

@@ -29,7 +29,7 @@ from imagen.errors import (
     Throttled,
     Unreachable,
 )
-from imagen.http import addresses, proves_refusal
+from imagen.http import addresses, connections, proves_refusal
 from imagen.http.exchange import BrokenAnswer
 from servers.answering import Answering, Handler, Reply
 from servers.tls import Certificate, certificate
@@ -349,7 +349,7 @@ def test_a_body_that_trickles_in_is_given_up_too(serve, client, monkeypatch):
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         try:
-            for _ in range(500):
+            for _ in range(3000):
                 handler.wfile.write(b"1\r\nx\r\n")
                 time.sleep(0.005)
         except OSError:
@@ -360,7 +360,7 @@ def test_a_body_that_trickles_in_is_given_up_too(serve, client, monkeypatch):
     began = time.monotonic()
     with pytest.raises(AnswerLost, match="too slowly"):
         ours.get("/")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 def test_a_body_that_is_too_large_is_not_read_to_its_end(serve, client):
@@ -413,12 +413,21 @@ def late(handler: Handler) -> None:
 def test_no_answer_is_waited_for_beyond_a_time_that_was_set_and_that_ends_with_its_block(
     serve, client
 ):
-    server = serve(late)
+    ended = threading.Event()
+
+    def silent_once(handler: Handler) -> None:
+        if len(server.seen) == 1:
+            ended.wait(60)
+            return
+        handler.send(200, b"{}")
+
+    server = serve(silent_once)
     one, began = client(server.url), time.monotonic()
-    with one.within(time.monotonic() + 0.1), pytest.raises(AnswerLost, match="timed out"):
+    with one.within(began + 0.5), pytest.raises(AnswerLost, match="timed out"):
         one.get("/")
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 30
     assert one.get("/").status == 200
+    ended.set()
 
 
 def test_the_body_of_a_redirect_is_limited_too(serve, client):
@@ -799,7 +808,7 @@ def test_redirects_have_one_deadline_together(serve, client, monkeypatch):
     began = time.monotonic()
     with pytest.raises(AnswerLost):
         client(server.url, read_s=0.5, connect_s=0.1).fetch(f"{server.url}/x", lambda _: True)
-    assert time.monotonic() - began < 1.9
+    assert time.monotonic() - began < 5
     assert len(server.seen) in (2, 3)
 
 
@@ -911,21 +920,31 @@ def test_a_small_body_that_unpacks_to_a_huge_one_ends_at_the_limit_and_fills_no_
 # -- connections are kept, and a paid request goes over no stale one -------------------------------
 
 
-def test_a_connection_is_kept_and_a_request_that_needs_a_fresh_one_gets_it(serve, client):
+@pytest.fixture
+def idle(monkeypatch) -> Callable[[float], None]:
+    """Let all connections have been idle for so many seconds more."""
+    clock = [0.0]
+    monkeypatch.setattr(connections, "boottime", lambda: clock[0])
+    return lambda seconds: clock.append(clock.pop() + seconds)
+
+
+def test_a_connection_is_kept_and_a_request_that_needs_a_fresh_one_gets_it(serve, client, idle):
     server = serve(answering(200, b"{}"))
     ours = client(server.url)
     for fresh in (False, True, True, False):
         ours.post("/", {}, fresh=fresh)
     assert server.connections == 1
-    time.sleep(1.1)
+    idle(1.1)
     ours.post("/", {})
     assert server.connections == 1
-    time.sleep(1.1)
+    idle(1.1)
     ours.post("/", {}, fresh=True)
     assert server.connections == 2
 
 
-def test_a_stale_connection_that_looks_open_does_not_lose_the_answer_of_a_fresh_post(serve, client):
+def test_a_stale_connection_that_looks_open_does_not_lose_the_answer_of_a_fresh_post(
+    serve, client, idle
+):
     ports: list[int] = []
 
     def once_a_connection(handler: Handler) -> None:
@@ -937,9 +956,9 @@ def test_a_stale_connection_that_looks_open_does_not_lose_the_answer_of_a_fresh_
     server = serve(once_a_connection)
     ours = client(server.url)
     ours.get("/")
-    time.sleep(1.1)
+    idle(1.1)
     assert ours.post("/", {}, fresh=True).status == 200
-    time.sleep(1.1)
+    idle(1.1)
     with pytest.raises(AnswerLost):
         ours.post("/", {})
 

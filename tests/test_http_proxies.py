@@ -14,6 +14,7 @@ import pytest
 
 from imagen import http
 from imagen.errors import AnswerLost, ImagenError, Rejected, ServerFault, Unreachable
+from imagen.http import connections
 from servers.answering import Answering, Handler
 from servers.proxy import HOW, REFUSALS, Proxy
 from servers.tls import Certificate, certificate
@@ -171,16 +172,24 @@ def test_this_machine_is_asked_around_the_proxy(place, host):
     server.close()
 
 
+@pytest.fixture
+def idle(monkeypatch) -> Callable[[float], None]:
+    """Let all connections have been idle for so many seconds more."""
+    clock = [0.0]
+    monkeypatch.setattr(connections, "boottime", lambda: clock[0])
+    return lambda seconds: clock.append(clock.pop() + seconds)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fresh_post_opens_a_new_connection_through_the_proxy_after_a_second(place, kind):
+def test_a_fresh_post_opens_a_new_connection_through_the_proxy_after_a_second(place, kind, idle):
     here = place(kind)
     for _ in range(2):
         here.server.post("/", {}, fresh=True)
     assert here.proxy.opened == 1
-    time.sleep(1.1)
+    idle(1.1)
     here.server.post("/", {})
     assert here.proxy.opened == 1
-    time.sleep(1.1)
+    idle(1.1)
     here.server.post("/", {}, fresh=True)
     assert here.proxy.opened == 2
     assert len(here.origin.seen) == 4

@@ -25,6 +25,7 @@ from matrix import (
     Run,
     all_cells,
     chosen_cells,
+    chosen_free_cells,
     free_cells,
     judge,
     pairs,
@@ -36,7 +37,7 @@ ROUNDS = int(os.environ.get("IMAGEN_SOAK", "0"))
 SEED = int(os.environ.get("IMAGEN_MATRIX_SEED", seeds.SEED))
 PARTS = 40
 CELLS = all_cells() if ROUNDS else chosen_cells()
-FREE = free_cells(every=bool(ROUNDS))
+FREE = free_cells() if ROUNDS else chosen_free_cells()
 
 
 def hold(seen, *more):
@@ -88,16 +89,24 @@ def test_random_cells_killed_at_random_times(part, play, capsys):
 
 
 def test_the_chosen_cells_are_all_creates_of_render_and_every_pair_of_the_rest():
-    chosen, every = chosen_cells(), all_cells()
-    assert len(chosen) == len(set(chosen)) <= MOST_CELLS
-    assert set(chosen) <= set(every)
+    chosen, free, every = chosen_cells(), chosen_free_cells(), all_cells()
+    assert len({*chosen, *free}) == len(chosen) + len(free) <= MOST_CELLS
+    assert set(chosen) <= set(every) and set(free) <= set(free_cells())
     creates = {(c.fault, c.program) for c in every if c.stage == "create" and c.program in RENDERS}
     assert creates <= {(c.fault, c.program) for c in chosen if c.stage == "create"}
     pairwise = {c for c in every if c.program != "listen" or c.fault in KILLS[:2]}
-    covered = set().union(*(pairs(cell) for cell in chosen))
+    covered = set().union(*(pairs(cell) for cell in [*chosen, *free]))
     assert set().union(*(pairs(cell) for cell in pairwise)) <= covered
     unaccepted = {cell.fault for cell in chosen if not cell.accepted}
     assert unaccepted == {cell.fault for cell in every if not cell.accepted} - {"takeover"}
+
+
+def test_the_chosen_free_cells_meet_each_fault_and_each_stage_of_those_backends():
+    chosen, every = chosen_free_cells(), free_cells()
+    assert {cell.fault for cell in chosen} == {cell.fault for cell in every}
+    assert {(cell.backend, cell.stage) for cell in every} - {
+        (cell.backend, cell.stage) for cell in chosen
+    } == {("mock", "poll"), ("mock", "fetch")}, "test_render_faults and test_killed have those"
 
 
 # -- the judge -------------------------------------------------------------------------------------

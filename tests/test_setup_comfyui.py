@@ -15,6 +15,7 @@ import pytest
 import docs_sync
 from imagen import workflow
 from servers.comfyui import ComfyUI
+from servers.ports import reserved_port
 
 PAGE = (docs_sync.TOP / "docs/setup-comfyui-mrock.md").read_text()
 TOKEN = "0123456789abcdef" * 4
@@ -80,9 +81,7 @@ def proxy(comfy, needs, until, tmp_path, monkeypatch) -> Iterator[str]:
     """An nginx with the configuration of the page before the server; its address."""
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")  # Debian's place for it
     nginx = needs("nginx", "nginx-light")
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{held.getsockname()[1]}"
+    place = f"127.0.0.1:{reserved_port()}"
     shown = block("nginx", "proxy_pass")
     ours = shown.replace("192.168.1.10:8189", place).replace("http://127.0.0.1:8188", comfy.url)
     assert place in ours and comfy.url in ours

@@ -7,7 +7,6 @@ the environment names as well (docs/operate.md says how); what it makes there it
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import uuid
@@ -25,7 +24,7 @@ import requests
 from imagen import db, upload
 from servers.gateway import JSON, Answer
 from servers.supabase import BUCKET
-from uploads import belongs, rows
+from uploads import NOT_SET_UP, belongs, rows
 
 NAMES = ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", db.VARIABLE, "IMAGEN_OWNER_USER_ID")
 GIVEN = {name: os.environ.get(name, "") for name in (*NAMES, "SUPABASE_USER_KEY")}
@@ -236,26 +235,11 @@ def test_a_worker_without_the_right_key_fails_no_job_and_renders_it_once(
     assert belongs(cloud)
 
 
-def refusal(status: int, **body: str) -> Answer:
-    return Answer(status, dict(JSON), json.dumps(body).encode())
-
-
-@pytest.mark.parametrize(
-    ("fails", "answer"),
-    [
-        ("PUT /storage/v1/object", refusal(400, statusCode="404", code="NoSuchBucket")),
-        ("PUT /storage/v1/object", refusal(402, message="the project is over its quota")),
-        ("POST /rest/v1/images", refusal(406, code="PGRST106", message="Invalid schema")),
-        ("POST /rest/v1/images", refusal(400, code="PGRST204", message="no such column")),
-        ("POST /rest/v1/images", refusal(404, code="PGRST205", message="no such table")),
-        ("POST /rest/v1/images", refusal(403, code="42501", message="permission denied")),
-        ("POST /rest/v1/images", Answer(301, {"Location": "https://elsewhere"}, b"")),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("fails", "answer"), [NOT_SET_UP[0], NOT_SET_UP[-1]])
 def test_a_project_that_is_not_set_up_fails_no_job_and_it_is_rendered_once(
     fails, answer, cloud, paid, tmp_path
 ):
+    """commands/test_upload has the other answers."""
     paid.configure("worker: {backends: [rep]}")
     with cloud.database.cursor() as cursor:
         cursor.execute(

@@ -10,10 +10,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from servers.gateway import Answer, Request
+from servers.gateway import JSON, Answer, Request
 from servers.supabase import Cloud
 
 DAY = "2026-11-23"
+
+
+def _refusal(status: int, **body: str) -> Answer:
+    return Answer(status, dict(JSON), json.dumps(body).encode())
+
+
+NOT_SET_UP = [  # what is asked for, and what a project that is not set up answers
+    ("PUT /storage/v1/object", _refusal(400, statusCode="404", code="NoSuchBucket")),
+    ("PUT /storage/v1/object", _refusal(402, message="the project is over its quota")),
+    ("POST /rest/v1/images", _refusal(406, code="PGRST106", message="Invalid schema")),
+    ("POST /rest/v1/images", _refusal(400, code="PGRST204", message="no such column")),
+    ("POST /rest/v1/images", _refusal(404, code="PGRST205", message="no such table")),
+    ("POST /rest/v1/images", _refusal(403, code="42501", message="permission denied")),
+    ("POST /rest/v1/images", Answer(301, {"Location": "https://elsewhere"}, b"")),
+]
 
 
 def made(folder: Path, seed: int = 7, slug: str = "a-cat", **more: Any) -> dict[str, Any]:

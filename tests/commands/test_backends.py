@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from servers.answering import Answering
 from servers.comfyui import ComfyUI
+from servers.ports import refusing_port
 from servers.replicate import SCHNELL, TOKEN, Replicate
 from servers.replicate import Answer as Late
 
 
 @pytest.fixture
-def closed_port() -> int:
+def closed_port() -> Iterator[int]:
     """A port where nobody listens."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
+    with refusing_port() as port:
+        yield port
 
 
 def local(url: str, **more: str) -> str:

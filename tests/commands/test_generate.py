@@ -62,10 +62,7 @@ def test_every_option_of_render_reaches_render(tool):
     assert len(said) == 4
 
 
-PROMPTS = ["--seed", "-x", 'it\'s "here"', "$(id) `id` ; *", "a\nb", "🐈"]
-
-
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("prompt", ["--seed", 'it\'s "$(id)" `id`; *\na 🐈'])
 def test_a_prompt_reaches_render_as_it_is(tool, prompt):
     assert tool("generate", *SMALL, "--", prompt).record["prompt"] == prompt
 

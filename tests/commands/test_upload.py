@@ -16,7 +16,7 @@ from imagen.ledger import Ledger
 from imagen.record import MAX_SEED
 from servers.gateway import AS_IT_IS, JSON, Answer
 from servers.supabase import BUCKET
-from uploads import DAY, before, belongs, emptied, made, rows
+from uploads import DAY, NOT_SET_UP, before, belongs, emptied, made, rows
 
 LATER = Answer(503, {"Retry-After": "60"}, b'{"message":"later"}')
 ROW, LOOK, PUT = "POST /rest/v1/images", "GET /rest/v1/images", "PUT /storage/v1/object"
@@ -283,6 +283,18 @@ def test_the_key_may_stand_in_a_file_that_nobody_else_reads(tool, cloud, image):
     assert tool("upload", stdin=[image()], env=env).status == 0
 
 
+@pytest.mark.parametrize(("fails", "answer"), NOT_SET_UP)
+def test_what_a_project_answers_that_is_not_set_up_is_a_fault_of_the_setup(
+    fails, answer, tool, cloud, image, kept
+):
+    cloud.gateway.fail(fails, answer, times=9)
+    ran = tool("upload", stdin=[image()])
+    assert ran.record["error"]["scope"] == "setup", ran.err
+    cloud.gateway.forget()
+    again = tool("upload", stdin=[image()])
+    assert "cloud" in again.record, again.err
+
+
 @pytest.mark.parametrize("who", ["expired", "anon", "service"])
 def test_a_key_is_never_shown(who, tool, cloud, image, until):
     key = {
@@ -292,7 +304,7 @@ def test_a_key_is_never_shown(who, tool, cloud, image, until):
     }[who]
     cloud.gateway.fail(ROW, Answer(403, JSON, json.dumps({"message": f"no {key}"}).encode()))
     cloud.gateway.fail(LOOK, AS_IT_IS, wait_s=0.2)
-    child = tool.start("upload", env={"SUPABASE_SERVICE_ROLE_KEY": key})
+    child = tool.start("upload", env={"SUPABASE_SERVICE_ROLE_KEY": key}, cold=True)
     child.stdin.write(json.dumps(image()).encode() + b"\n")
     child.stdin.flush()
     until(cloud.gateway.asks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import psycopg2
 
+from .ports import reserved_port
 from .postgres import Place
 
 LONGEST_S = 10
@@ -22,9 +22,7 @@ LONGEST_S = 10
 @contextmanager
 def pooling(place: Place, program: str) -> Iterator[str]:
     """Give the pooler's address of the database, for as long as the block runs."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = reserved_port()
     parts = place.cluster.parts
     settings = (
         f"[databases]\n{place.name} = host={parts['host']} port={parts['port']} user=postgres\n"

@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -29,6 +28,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from imagen import db, migrations
 
 from .guarded import Guarded, new_folder
+from .ports import reserved_port
 
 EXTERNAL = os.environ.get("IMAGEN_TEST_DATABASE_URL")  # a superuser's, on a server kept for tests
 BARE, MIGRATED = "imagen_bare", "imagen_migrated"  # templates: after the bootstrap, and all of it
@@ -202,7 +202,7 @@ def started(
         raise
     lines = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
     (folder / "data/pg_hba.conf").write_text(lines)
-    port = _free_port()
+    port = reserved_port()
     options = {**SETTINGS, **settings, "unix_socket_directories": str(folder), "port": str(port)}
     command = [str(binaries / "postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1"]
     command += [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
@@ -252,12 +252,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _answers(cluster: Cluster) -> bool:
