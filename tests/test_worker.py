@@ -277,13 +277,29 @@ def test_rights_that_are_missing_at_the_start_are_waited_for(work, until):
     assert len(one.heard("not there yet: permission denied for table jobs")) == 1
 
 
-def test_a_database_without_the_queue_ends_it_at_once_with_the_way_out(work):
+@pytest.mark.parametrize("sqlstate", ["42P01", "42703", "3F000", "42883"])
+def test_a_database_without_the_queue_or_with_an_old_one_ends_it_at_once_with_the_way_out(
+    work, sqlstate
+):
     one = work(begin=False)
-    one.refuse = [DatabaseFault("relation imagen.jobs does not exist", sqlstate="42P01")]
+    one.refuse = [DatabaseFault("relation imagen.jobs does not exist", sqlstate=sqlstate)]
     one.thread.start()
     fault = one.ended()
     assert isinstance(fault, ConfigFault)
     assert "imagen-migrate" in fault.hint
+
+
+def test_once_it_has_worked_no_fault_of_the_database_ends_it(work, until):
+    """A migration may drop and create what is asked for meanwhile."""
+    one = work(poll_s=60)
+    until(lambda: one.heard("waiting for jobs"))
+    one.queue.faults = [DatabaseFault("no such function", sqlstate="42883"), ConfigFault("odd")]
+    one.notice()
+    until(lambda: len(one.connects) == 2)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    assert one.heard("the queue is lost: ")
 
 
 def test_nobody_elses_job_is_rescued_sooner_than_5_seconds_after_a_reconnection(work, until):
@@ -770,3 +786,35 @@ def test_a_pipeline_ends_with_its_input_when_nothing_is_left_to_do(work, tmp_pat
     one.thread.start()
     assert one.ended() == 0
     assert ended.exists()
+
+
+def test_a_row_that_cannot_be_read_fails_alone(work, monkeypatch):
+    one = work(begin=False, drain=True)
+    names, real = [one.queue.add() for _ in range(3)], one.queue.claim
+
+    def broken_first(*who):
+        job = real(*who)
+        return job._replace(broken="params nest too deep") if job and job.id == names[1] else job
+
+    monkeypatch.setattr(one.queue, "claim", broken_first)
+    one.thread.start()
+    assert one.ended() == 0
+    assert [status(one, name) for name in names] == ["done", "failed", "done"]
+    assert one.queue.jobs[names[1]].error == "params nest too deep"
+    assert one.queue.jobs[names[1]].request is None, "nothing was sent"
+
+
+def test_a_claim_does_not_prolong_the_lease_of_what_is_held_already(work, until, monkeypatch):
+    monkeypatch.setattr(worker, "RENEW_S", 600)
+    one = work("cat > /dev/null", jobs=2, poll_s=60)
+    began = worker.boottime()
+    first = one.queue.add()
+    one.notice()
+    until(lambda: status(one, first) == "running")
+    renewed = one.worker._lease.renewed
+    assert renewed > began, "where nothing is held, the claim itself is as good as a renewal"
+    second = one.queue.add()
+    one.notice()
+    until(lambda: status(one, second) == "running")
+    until(lambda: all(slot.sent for slot in one.worker._slots))
+    assert one.worker._lease.renewed == renewed
