@@ -818,3 +818,50 @@ def test_a_claim_does_not_prolong_the_lease_of_what_is_held_already(work, until,
     until(lambda: status(one, second) == "running")
     until(lambda: all(slot.sent for slot in one.worker._slots))
     assert one.worker._lease.renewed == renewed
+
+
+def slow_intend(one, monkeypatch, seconds):
+    """Let the database answer late, between a claim and the line that is sent for it."""
+    real = one.queue.intend
+
+    def intend(*values):
+        time.sleep(seconds)
+        return real(*values)
+
+    monkeypatch.setattr(one.queue, "intend", intend)
+
+
+def test_no_line_is_sent_after_the_lease_though_the_claim_was_in_time(work, monkeypatch):
+    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    monkeypatch.setattr(worker, "RENEW_S", 0.3)
+    one = work(begin=False, drain=True)
+    slow_intend(one, monkeypatch, 1.2)
+    real, ages_s = slots.Pipeline.send, []
+
+    def send(pipeline, line):
+        ages_s.append(worker.boottime() - one.worker._lease.renewed)
+        real(pipeline, line)
+
+    monkeypatch.setattr(slots.Pipeline, "send", send)
+    name = one.queue.add()
+    one.thread.start()
+    assert one.ended() == 0
+    assert status(one, name) == "done"
+    assert len(ages_s) == 1
+    assert ages_s[0] < 1.0
+    assert "renew" in one.queue.calls[one.queue.calls.index("intend") :]
+
+
+@pytest.mark.parametrize(("delay_s", "is_doubtful"), [(0, False), (2.5, True)])
+def test_a_first_line_says_since_when_unless_it_goes_out_at_once(
+    work, until, monkeypatch, delay_s, is_doubtful
+):
+    """So late another worker may have had the job, and sent it."""
+    monkeypatch.setattr(slots, "FRESH_S", 2.0)
+    one = work("""jq -c --unbuffered '.error={message:(.job|tojson),retry:"never"}'""")
+    until(lambda: one.heard("waiting for jobs"))
+    slow_intend(one, monkeypatch, delay_s)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "failed")
+    assert ("intended_at" in one.queue.jobs[name].error) is is_doubtful
