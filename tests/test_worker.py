@@ -714,6 +714,7 @@ def answers_when_told_to_end(answer, started):
 
 ENDINGS = {
     "an error": '.error={message:"interrupted",retry:"safe"}',
+    "a refusal": '.error={message:"stopped",retry:"never"}',
     "an image": '.file="f"',
     "unfinished": ".pending={}",
 }
@@ -723,6 +724,7 @@ ENDINGS = {
     ("ending", "status_then", "attempts", "wait_s", "code"),
     [
         ("an error", "pending", 1, 2.5, "job_timeout"),
+        ("a refusal", "pending", 1, 2.5, "job_timeout"),
         ("an image", "done", 1, 0, None),
         ("unfinished", "pending", 0, 10, None),
     ],
@@ -744,7 +746,12 @@ def test_a_late_job_is_judged_by_the_answer_that_it_gives_when_told_to_end(
 
 @pytest.mark.parametrize(
     ("ending", "status_then", "attempts"),
-    [("an error", "pending", 0), ("an image", "done", 1), ("unfinished", "pending", 0)],
+    [
+        ("an error", "pending", 0),
+        ("a refusal", "pending", 0),
+        ("an image", "done", 1),
+        ("unfinished", "pending", 0),
+    ],
 )
 def test_what_ends_because_the_worker_ends_has_used_no_attempt_and_waits_for_nothing(
     work, until, tmp_path, ending, status_then, attempts
@@ -781,7 +788,7 @@ def test_a_pipeline_that_does_not_end_when_told_to_is_killed_and_started_again(
 def test_a_pipeline_ends_with_its_input_when_nothing_is_left_to_do(work, tmp_path):
     """No signal: what it has to write at its end is written."""
     ended = tmp_path / "ended"
-    one = work(f"{DONE}; touch {ended}", begin=False, drain=True)
+    one = work(f"{DONE}; sleep 1.3; touch {ended}", begin=False, drain=True)
     one.queue.add()
     one.thread.start()
     assert one.ended() == 0
@@ -865,3 +872,52 @@ def test_a_first_line_says_since_when_unless_it_goes_out_at_once(
     one.notice()
     until(lambda: status(one, name) == "failed")
     assert ("intended_at" in one.queue.jobs[name].error) is is_doubtful
+
+
+def test_a_line_that_no_pipe_takes_at_once_is_sent_part_by_part(work, until):
+    one = work(f"sleep 0.3; {DONE}")
+    name = one.queue.add("x" * 99_000)
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    assert one.queue.jobs[name].request["prompt"] == "x" * 99_000
+
+
+def test_a_pipeline_that_closes_its_output_is_ended_and_its_job_goes_through_the_next(
+    work, until, tmp_path
+):
+    closed = tmp_path / "closed"
+    closes = f"touch {closed}; read -r line; exec >&-; sleep 1000"
+    one = work(f"[ -e {closed} ] || {{ {closes}; }}; {DONE}")
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    assert len(one.heard("a pipeline has ended; it is started again at once")) == 1
+    assert (one.queue.jobs[name].attempts, one.worker._slots[0].crashes) == (1, 0)
+
+
+def test_told_to_stop_without_a_queue_it_ends_soon_and_names_what_it_held(work, until, monkeypatch):
+    monkeypatch.setattr(worker, "GONE_S", 0.5)
+    one = work("trap '' TERM INT; cat > /dev/null; sleep 1000", poll_s=0.2)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: one.worker._slots[0].sent)
+    one.refuse = [AnswerLost("gone for good")] * 1000
+    one.queue.faults = [AnswerLost("gone")]
+    one.notice()
+    until(lambda: one.heard("the queue is lost"))
+    began = time.monotonic()
+    one.stop()
+    assert one.ended() == 0
+    assert time.monotonic() - began < slots.END_S, "no pipeline is waited for as long as usual"
+    text = "the queue cannot be reached; these leases expire by themselves: "
+    assert one.says[-2:] == [text + name, "ended"]
+    assert status(one, name) == "running"
+
+
+def test_the_first_answer_to_a_job_counts_and_no_later_one(work):
+    answers = '(.file="f"), (.error={message:"no",retry:"never"}), (.pending={})'
+    one = work(f"jq -c --unbuffered '{answers}'", begin=False, drain=True)
+    names = [one.queue.add() for _ in range(3)]
+    one.thread.start()
+    assert one.ended() == 0
+    assert {status(one, name) for name in names} == {"done"}
