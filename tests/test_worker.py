@@ -314,13 +314,29 @@ def test_rights_that_are_missing_at_the_start_are_waited_for(work, until):
     assert len(one.heard("not there yet: permission denied for table jobs")) == 1
 
 
-def test_a_database_without_the_queue_ends_it_at_once_with_the_way_out(work):
+@pytest.mark.parametrize("sqlstate", ["42P01", "42703", "3F000", "42883"])
+def test_a_database_without_the_queue_or_with_an_old_one_ends_it_at_once_with_the_way_out(
+    work, sqlstate
+):
     one = work(begin=False)
-    one.refuse = [DatabaseFault("relation imagen.jobs does not exist", sqlstate="42P01")]
+    one.refuse = [DatabaseFault("relation imagen.jobs does not exist", sqlstate=sqlstate)]
     one.thread.start()
     fault = one.ended()
     assert isinstance(fault, ConfigFault)
     assert "imagen-migrate" in fault.hint
+
+
+def test_once_it_has_worked_no_fault_of_the_database_ends_it(work, until):
+    """A migration may drop and create what is asked for meanwhile."""
+    one = work(poll_s=60)
+    until(lambda: one.heard("waiting for jobs"))
+    one.queue.faults = [DatabaseFault("no such function", sqlstate="42883"), ConfigFault("odd")]
+    one.notice()
+    until(lambda: len(one.connects) == 2)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    assert one.heard("the queue is lost: ")
 
 
 def test_nobody_elses_job_is_rescued_sooner_than_5_seconds_after_a_reconnection(work, until):
@@ -736,6 +752,7 @@ def answers_when_told_to_end(answer, started):
 
 ENDINGS = {
     "an error": '.error={message:"interrupted",retry:"safe"}',
+    "a refusal": '.error={message:"stopped",retry:"never"}',
     "an image": '.file="f"',
     "unfinished": ".pending={}",
 }
@@ -745,6 +762,7 @@ ENDINGS = {
     ("ending", "status_then", "attempts", "wait_s", "code"),
     [
         ("an error", "pending", 1, 2.5, "job_timeout"),
+        ("a refusal", "pending", 1, 2.5, "job_timeout"),
         ("an image", "done", 1, 0, None),
         ("unfinished", "pending", 0, 10, None),
     ],
@@ -766,7 +784,12 @@ def test_a_late_job_is_judged_by_the_answer_that_it_gives_when_told_to_end(
 
 @pytest.mark.parametrize(
     ("ending", "status_then", "attempts"),
-    [("an error", "pending", 0), ("an image", "done", 1), ("unfinished", "pending", 0)],
+    [
+        ("an error", "pending", 0),
+        ("a refusal", "pending", 0),
+        ("an image", "done", 1),
+        ("unfinished", "pending", 0),
+    ],
 )
 def test_what_ends_because_the_worker_ends_has_used_no_attempt_and_waits_for_nothing(
     work, until, tmp_path, ending, status_then, attempts
@@ -803,8 +826,136 @@ def test_a_pipeline_that_does_not_end_when_told_to_is_killed_and_started_again(
 def test_a_pipeline_ends_with_its_input_when_nothing_is_left_to_do(work, tmp_path):
     """No signal: what it has to write at its end is written."""
     ended = tmp_path / "ended"
-    one = work(f"{DONE}; touch {ended}", begin=False, drain=True)
+    one = work(f"{DONE}; sleep 1.3; touch {ended}", begin=False, drain=True)
     one.queue.add()
     one.thread.start()
     assert one.ended() == 0
     assert ended.exists()
+
+
+def test_a_row_that_cannot_be_read_fails_alone(work, monkeypatch):
+    one = work(begin=False, drain=True)
+    names, real = [one.queue.add() for _ in range(3)], one.queue.claim
+
+    def broken_first(*who):
+        job = real(*who)
+        return job._replace(broken="params nest too deep") if job and job.id == names[1] else job
+
+    monkeypatch.setattr(one.queue, "claim", broken_first)
+    one.thread.start()
+    assert one.ended() == 0
+    assert [status(one, name) for name in names] == ["done", "failed", "done"]
+    assert one.queue.jobs[names[1]].error == "params nest too deep"
+    assert one.queue.jobs[names[1]].request is None, "nothing was sent"
+
+
+def test_a_claim_does_not_prolong_the_lease_of_what_is_held_already(work, until, monkeypatch):
+    monkeypatch.setattr(worker, "RENEW_S", 600)
+    one = work("cat > /dev/null", jobs=2, poll_s=60)
+    began = worker.boottime()
+    first = one.queue.add()
+    one.notice()
+    until(lambda: status(one, first) == "running")
+    renewed = one.worker._lease.renewed
+    assert renewed > began, "where nothing is held, the claim itself is as good as a renewal"
+    second = one.queue.add()
+    one.notice()
+    until(lambda: status(one, second) == "running")
+    until(lambda: all(slot.sent for slot in one.worker._slots))
+    assert one.worker._lease.renewed == renewed
+
+
+def slow_intend(one, monkeypatch, seconds):
+    """Let the database answer late, between a claim and the line that is sent for it."""
+    real = one.queue.intend
+
+    def intend(*values):
+        time.sleep(seconds)
+        return real(*values)
+
+    monkeypatch.setattr(one.queue, "intend", intend)
+
+
+def test_no_line_is_sent_after_the_lease_though_the_claim_was_in_time(work, monkeypatch):
+    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    monkeypatch.setattr(worker, "RENEW_S", 0.3)
+    one = work(begin=False, drain=True)
+    slow_intend(one, monkeypatch, 1.2)
+    real, ages_s = slots.Pipeline.send, []
+
+    def send(pipeline, line):
+        ages_s.append(worker.boottime() - one.worker._lease.renewed)
+        real(pipeline, line)
+
+    monkeypatch.setattr(slots.Pipeline, "send", send)
+    name = one.queue.add()
+    one.thread.start()
+    assert one.ended() == 0
+    assert status(one, name) == "done"
+    assert len(ages_s) == 1
+    assert ages_s[0] < 1.0
+    assert "renew" in one.queue.calls[one.queue.calls.index("intend") :]
+
+
+@pytest.mark.parametrize(("delay_s", "is_doubtful"), [(0, False), (2.5, True)])
+def test_a_first_line_says_since_when_unless_it_goes_out_at_once(
+    work, until, monkeypatch, delay_s, is_doubtful
+):
+    """So late another worker may have had the job, and sent it."""
+    monkeypatch.setattr(slots, "FRESH_S", 2.0)
+    one = work("""jq -c --unbuffered '.error={message:(.job|tojson),retry:"never"}'""")
+    until(lambda: one.heard("waiting for jobs"))
+    slow_intend(one, monkeypatch, delay_s)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "failed")
+    assert ("intended_at" in one.queue.jobs[name].error) is is_doubtful
+
+
+def test_a_line_that_no_pipe_takes_at_once_is_sent_part_by_part(work, until):
+    one = work(f"sleep 0.3; {DONE}")
+    name = one.queue.add("x" * 99_000)
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    assert one.queue.jobs[name].request["prompt"] == "x" * 99_000
+
+
+def test_a_pipeline_that_closes_its_output_is_ended_and_its_job_goes_through_the_next(
+    work, until, tmp_path
+):
+    closed = tmp_path / "closed"
+    closes = f"touch {closed}; read -r line; exec >&-; sleep 1000"
+    one = work(f"[ -e {closed} ] || {{ {closes}; }}; {DONE}")
+    name = one.queue.add()
+    one.notice()
+    until(lambda: status(one, name) == "done")
+    assert len(one.heard("a pipeline has ended; it is started again at once")) == 1
+    assert (one.queue.jobs[name].attempts, one.worker._slots[0].crashes) == (1, 0)
+
+
+def test_told_to_stop_without_a_queue_it_ends_soon_and_names_what_it_held(work, until, monkeypatch):
+    monkeypatch.setattr(worker, "GONE_S", 0.5)
+    one = work("trap '' TERM INT; cat > /dev/null; sleep 1000", poll_s=0.2)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: one.worker._slots[0].sent)
+    one.refuse = [AnswerLost("gone for good")] * 1000
+    one.queue.faults = [AnswerLost("gone")]
+    one.notice()
+    until(lambda: one.heard("the queue is lost"))
+    began = time.monotonic()
+    one.stop()
+    assert one.ended() == 0
+    assert time.monotonic() - began < slots.END_S, "no pipeline is waited for as long as usual"
+    text = "the queue cannot be reached; these leases expire by themselves: "
+    assert one.says[-2:] == [text + name, "ended"]
+    assert status(one, name) == "running"
+
+
+def test_the_first_answer_to_a_job_counts_and_no_later_one(work):
+    answers = '(.file="f"), (.error={message:"no",retry:"never"}), (.pending={})'
+    one = work(f"jq -c --unbuffered '{answers}'", begin=False, drain=True)
+    names = [one.queue.add() for _ in range(3)]
+    one.thread.start()
+    assert one.ended() == 0
+    assert {status(one, name) for name in names} == {"done"}

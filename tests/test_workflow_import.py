@@ -485,8 +485,8 @@ def notes(graph: Graph, told: Told = Told()) -> list[str]:  # noqa: B008
 def test_of_several_nodes_that_save_only_the_output_is_asked_for_at_first():
     fault = refusal(shapes.two_outputs())
     assert fault.hint == "say which: --output-node NODE"
-    said = notes(shapes.two_outputs(), TOLD["two_outputs"])
-    assert "2 nodes save: each request makes that many images" in said
+    two_outputs = notes(shapes.two_outputs(), TOLD["two_outputs"])
+    assert "2 nodes save: each request makes that many images" in two_outputs
     assert not any("nodes save" in note for note in notes(shapes.sd15()))
 
 
@@ -509,8 +509,8 @@ def test_a_wrong_answer_is_refused_with_the_choices_there_are():
 
 def test_of_the_samplers_that_were_named_none_is_called_left():
     assert notes(shapes.sd15(), Told(samplers=("5",))) == []
-    some = notes(shapes.hires_fix(), Told(samplers=("5",)))
-    assert [note for note in some if "is no --sampler" in note] == [
+    hires_fix = notes(shapes.hires_fix(), Told(samplers=("5",)))
+    assert [note for note in hires_fix if "is no --sampler" in note] == [
         "node 7 (KSampler) is no --sampler: its seed, steps and texts are left"
     ]
 
@@ -576,9 +576,9 @@ def second_latent(kind: str, **inputs: Any) -> Graph:
 
 def test_two_latents_of_one_size_share_it_however_it_comes_to_them():
     graph = second_latent("EmptySD3LatentImage", width=["22", 0], height=["23", 0])
-    found = imported(graph)
-    assert flow_of(found).places()["width"] == [("4", "width"), ("22", "value")]
-    assert found.size_multiple == 16, "of the one that takes fewer sizes"
+    draft = imported(graph)
+    assert flow_of(draft).places()["width"] == [("4", "width"), ("22", "value")]
+    assert draft.size_multiple == 16, "of the one that takes fewer sizes"
     other = second_latent("EmptyLatentImage", width=["22", 0], height=["22", 0])
     assert "2 latents of several sizes: " in refusal(other).message
 
@@ -625,9 +625,9 @@ def test_a_model_file_has_its_placeholder_by_its_input_its_class_or_its_name(
 ):
     graph = changed(model=["30", 0])
     graph["30"] = {"class_type": kind, "inputs": {name: file, "model": ["1", 0]}}
-    found = imported(graph)
-    assert {"file": f"${{{placeholder}}}", "folder": folder} in found.models
-    assert found.defaults[placeholder] == file
+    draft = imported(graph)
+    assert {"file": f"${{{placeholder}}}", "folder": folder} in draft.models
+    assert draft.defaults[placeholder] == file
 
 
 def test_a_model_file_in_an_input_that_is_not_known_is_left_and_said():

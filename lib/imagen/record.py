@@ -288,7 +288,7 @@ def _check_seed(value: Any) -> None:
     if isinstance(value, float) and not value.is_integer():
         hint = "leave it out for a random one"
         raise Refused(f"seed must be a whole number, not {value}", hint=hint)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)):
         return
     if value < 0:
         hint = "leave it out for a random one"

@@ -23,7 +23,16 @@ from PIL import Image
 from imagen import config, workflow
 from imagen.backends import Ask, Lost, Sought, Wait, open_backend
 from imagen.backends.comfyui import ComfyUI as Backend
-from imagen.errors import ImagenError, Interrupted, Refused, ServerFault, Stopped
+from imagen.errors import (
+    BadImage,
+    IdTaken,
+    ImagenError,
+    Interrupted,
+    Refused,
+    RenderFailed,
+    ServerFault,
+    Stopped,
+)
 from imagen.ledger import Ledger
 from imagen.record import Record, checked
 from imagen.render import Around, Renderer
@@ -695,6 +704,67 @@ def test_an_id_that_failed_on_the_server_may_be_tried_again(server: ComfyUI, mak
     (made,) = rendered(make())
     assert made["submit"] == handle(2)
     assert submitted(server) == [handle(), handle(2)]
+
+
+def submit_and_wait(opened: Backend, prompt: str = "a cat", seed: int = 7) -> None:
+    """Submit under the one id, as a run does that knows of no other; wait until it has ended."""
+    plan = opened.plan(Ask(asked(prompt=prompt, seed=seed), prompt, None, handle()))
+    assert opened.submit(plan) == handle()
+    opened.collect(handle(), Wait(time.monotonic() + 30, lambda _: None), plan)
+
+
+def test_a_handle_in_the_servers_history_is_taken_up_without_a_second_prompt(
+    server: ComfyUI, backend: Open
+) -> None:
+    submit_and_wait(backend())
+    submit_and_wait(backend())
+    assert submitted(server) == [handle()]
+
+
+@pytest.mark.parametrize("more", [{"prompt": "a dog"}, {"seed": 8}])
+def test_a_handle_of_another_picture_in_the_servers_history_is_refused(
+    server: ComfyUI, backend: Open, more: dict[str, Any]
+) -> None:
+    submit_and_wait(backend())
+    with pytest.raises(IdTaken, match="has made another picture on the server"):
+        submit_and_wait(backend(), **more)
+    assert submitted(server) == [handle()]
+
+
+def test_a_handle_that_failed_is_taken_out_of_the_history_and_submitted_again(
+    server: ComfyUI, backend: Open
+) -> None:
+    server.error = "out of memory"
+    with pytest.raises(RenderFailed, match="out of memory"):
+        submit_and_wait(backend())
+    opened = backend()
+    plan = opened.plan(Ask(asked(), "a cat", None, handle()))
+    assert opened.find(plan, NOT_OWNED) is Sought.ABSENT
+    server.error = None
+    submit_and_wait(backend())
+    assert submitted(server) == [handle(), handle()]
+    assert asks(server, "POST /history") == 1
+    assert opened.find(plan, NOT_OWNED) == handle()
+
+
+@pytest.mark.parametrize("strange", ["", "x", "../history", handle().replace("-", "")])
+def test_a_handle_that_is_none_of_ours_is_not_looked_for(
+    server: ComfyUI, backend: Open, strange: str
+) -> None:
+    with pytest.raises(Refused, match="no prompt_id of ours"):
+        backend().collect(strange, Wait(time.monotonic() + 30, lambda _: None), None)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("outputs", [{}, {"9": {"images": []}}, {"9": {"text": ["done"]}}])
+def test_a_prompt_that_ends_without_an_image_of_ours_is_not_made_again(
+    server: ComfyUI, backend: Open, outputs: dict[str, Any]
+) -> None:
+    history = {handle(): {"status": {"status_str": "success"}, "outputs": outputs}}
+    server.fail("GET /history", Answer(200, json.dumps(history).encode(), "application/json"))
+    with pytest.raises(BadImage, match="without an image of ours") as caught:
+        backend().collect(handle(), Wait(time.monotonic() + 30, lambda _: None), None)
+    assert caught.value.retry == "never"
 
 
 @pytest.mark.parametrize(
