@@ -143,8 +143,8 @@ where jobs.status = 'cancelled';
 -- name: job_leave
 -- Whoever holds a job lets go of it, with an answer or without; said twice it is done once. Given
 -- back without an answer for the fifth time, it is given up as by job_rescue. Where what was sent may
--- still be on its way, the claim is not counted but one stays: so released_at is set, and nobody
--- takes "the provider does not list it" for proof too soon.
+-- still be on its way, claims are counted anew but one stays: so released_at is set, and nobody takes
+-- "the provider does not list it" for proof too soon.
 with said as (
   select %s::uuid as id, %s::bigint as fence, %s as status, %s::int as attempt,
     %s::boolean as answered, %s::boolean as under_way, %s::float8 as after_s,
@@ -157,8 +157,7 @@ with said as (
   update imagen.jobs set
     status = case when poisonous then 'failed' else said.status end,
     attempts = jobs.attempts + said.attempt,
-    claims = case when said.under_way then greatest(jobs.claims - 1, 1)
-      when said.answered then 0 else jobs.claims end,
+    claims = case when said.under_way then 1 when said.answered then 0 else jobs.claims end,
     run_after = case when said.after_s > 0 then now() + said.after_s * interval '1 s'
       else jobs.run_after end,
     lease = null,

@@ -181,11 +181,10 @@ class FakeQueue:
         under_way: bool = False,
     ) -> bool:
         self._called("retry")
-        claims = self.jobs[job_id].claims
         if job := self._leave(job_id, fence, "pending", after_s):
             job.error, job.error_detail = error, detail
             if under_way:
-                self._stay_under_way(job, claims)
+                self._stay_under_way(job)
         return self._is(job_id, fence, "pending")
 
     def put_back(
@@ -211,7 +210,7 @@ class FakeQueue:
             elif error:
                 job.error, job.error_detail = error, detail
             if under_way:
-                self._stay_under_way(job, claims)
+                self._stay_under_way(job)
         return self._is(job_id, fence, "pending", *([] if answered else ["failed"]))
 
     def rescue(self, grace_s: float = 0) -> list[str]:
@@ -234,8 +233,8 @@ class FakeQueue:
     def _release(self, job: FakeJob) -> None:
         job.released = None if job.intended is None else self._now()
 
-    def _stay_under_way(self, job: FakeJob, claims: int) -> None:
-        job.claims = max(claims - 1, 1)
+    def _stay_under_way(self, job: FakeJob) -> None:
+        job.claims = 1
         self._release(job)
 
     def name_lock(self, worker: str) -> bool:

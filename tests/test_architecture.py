@@ -159,7 +159,7 @@ ALLOWED: dict[str, set[str]] = {
     "sheet": {"errors", "record"},
     "contact": {"disk", "errors", "record", "files", "image", "ledger", "sheet"},
     "compare": {"errors", "record", "sheet"},
-    "comparison": {"attach", "errors", "ledger", "record", "request"},
+    "comparison": {"attach", "errors", "ledger", "lock_wait", "record", "request"},
     "chain": {"errors", "group_guard", "signals"},
     "reader": set(),
     "delivery": {"errors", "ledger", "reader"},

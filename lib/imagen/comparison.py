@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .attach import LOOK_S, NOTICE_S
-from .errors import Interrupted
+from .errors import InDoubt, Interrupted
 from .ledger import Comparison, Ledger
 from .ledger.journal import Asker
+from .lock_wait import LockWait
 from .record import Record
 from .request import Request
 
+_ASK_AGAIN_S = 5.0
 _CHOSEN = ("seed", "backend", "id")  # by --seeds, --backends and --id
 
 
@@ -40,18 +42,21 @@ def digest(request: Request, backends: Sequence[str], seeds: Sequence[int] | Non
 class Comparisons:
     """Begins comparisons, or goes on with those that earlier runs left unfinished."""
 
-    def __init__(self, ledger: Ledger, note: Callable[[str], None]) -> None:
-        """Take the ledger, and who is told what is taken up."""
+    def __init__(
+        self, ledger: Ledger, note: Callable[[str], None], wait_s: float | None = None
+    ) -> None:
+        """Take the ledger, who is told what is taken up, and how long another run is waited for."""
         self._ledger = ledger
         self._rows = ledger.comparisons
         self._note = note
+        self._wait_s = wait_s
 
     def claim(self, question: Question, new: bool, stack: ExitStack) -> tuple[Comparison, bool]:
         """Hold a comparison until the stack ends; gives it, and whether it was taken up."""
         seeds = question.seeds
         if question.id is not None:
             earlier = self._rows.with_id(question.id, question.asker.asked)
-            if earlier and (unfinished := self._lock(earlier, stack, wait=True)):
+            if earlier and (unfinished := self._lock(earlier, stack, self._wait_for(earlier))):
                 return unfinished, True
             seeds = earlier.seeds if earlier else seeds
         elif not new and (unfinished := self._take_up_unfinished(question.asker, stack)):
@@ -68,15 +73,20 @@ class Comparisons:
     def _take_up_unfinished(self, asker: Asker, stack: ExitStack) -> Comparison | None:
         """Claim what an earlier run left; as `EarlierRuns` does it for one render."""
         patience_s = NOTICE_S
+        waits: dict[str, LockWait] = {}
         while True:
             living = self._rows.unfinished(asker)
             for one in living:
-                if unfinished := self._lock(one, stack, wait=False):
+                if unfinished := self._lock(one, stack):
                     self._note(f"{one.id}: taken up where an earlier run left it (--new declines)")
                     return unfinished
             if not living:
                 return None
-            if all(one.abandoned_at is None for one in living):
+            if abandoned := next((one for one in living if one.abandoned_at is not None), None):
+                wait = waits.setdefault(abandoned.run, self._wait_for(abandoned))
+                if wait.is_over(self._wait_s):
+                    raise _still_running(wait)
+            else:
                 patience_s -= LOOK_S
                 if patience_s <= 0:
                     break
@@ -87,9 +97,17 @@ class Comparisons:
         )
         return None
 
-    def _lock(self, comparison: Comparison, stack: ExitStack, wait: bool) -> Comparison | None:
+    def _wait_for(self, comparison: Comparison) -> LockWait:
+        what = f"another run of the comparison {comparison.id}"
+        return LockWait(self._ledger, comparison.run, what, self._note)
+
+    def _lock(
+        self, comparison: Comparison, stack: ExitStack, wait: LockWait | None = None
+    ) -> Comparison | None:
         with ExitStack() as attempt:
-            if attempt.enter_context(self._ledger.lock(comparison.run, wait)):
+            if wait and not wait.hold(attempt, self._wait_s):
+                raise _still_running(wait)
+            if wait or attempt.enter_context(self._ledger.lock(comparison.run, wait=False)):
                 unfinished = self._rows.entry(comparison.run)
                 if unfinished and not unfinished.finished:
                     self._rows.take_up(comparison.run)
@@ -115,3 +133,9 @@ class Comparisons:
     def finish(self, run: str) -> None:
         """Journal that all members were written to the caller."""
         self._rows.finish(run)
+
+
+def _still_running(wait: LockWait) -> InDoubt:
+    hint = wait.hint if wait.is_stopped else "run the same command again later"
+    says = f"another run is making this comparison ({wait.holder}); nothing was sent"
+    return InDoubt(says, retry_after_s=_ASK_AGAIN_S, hint=hint)

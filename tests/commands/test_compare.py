@@ -551,6 +551,23 @@ def test_killed_after_some_creates_and_run_again_each_member_is_paid_once(
     assert both.paid("--resume", "--dry-run").out == b""
 
 
+def test_wait_bounds_the_wait_for_another_run_of_the_comparison(both, until):
+    server = both.paid.server
+    server.held = True
+    child = compare_with(both, "--id=c", "--seed=7")
+    until(lambda: server.asks("GET /v1/predictions/"), 60)
+    child.send_signal(signal.SIGSTOP)
+    asked = server.asks("POST")
+    ran = both("--id", "c", "--seed", 7, "--wait", 1, timeout=30)
+    assert (ran.status, ran.out, server.asks("POST")) == (75, b"", asked), ran.err
+    assert f"process {child.pid}, which is stopped" in ran.err
+    assert f"kill -CONT {child.pid}" in ran.err
+    child.send_signal(signal.SIGCONT)
+    server.held = False
+    assert both.paid.tool.ended(child).status == 0
+    assert server.creates == 2
+
+
 def test_a_member_in_doubt_is_told_again_and_nothing_is_paid_a_second_time(both):
     server = both.paid.server
     server.add({"prompt": "x"}, data_removed=True, input={})

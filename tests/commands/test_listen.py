@@ -396,7 +396,7 @@ def test_a_ledger_that_cannot_be_used_puts_the_job_back(queue, listen, until, tm
     assert (job["status"], job["attempts"], job["claims"]) == ended_without_an_answer
     assert job["error_detail"]["code"] == "ledger"
     assert "file is not a database" in job["error"]
-    assert worker.said.read_bytes().count(b"put back: the ledger") == 1
+    until(lambda: worker.said.read_bytes().count(b"put back: the ledger") == 1)
     worker.terminate()
     assert worker.wait(20) == 0
     ledger.unlink()

@@ -124,7 +124,7 @@ def _begin(common: Common, spec: ComparisonSpec, no_ledger: bool, stack: ExitSta
         folder = new_folder(spec.seeds[0]).absolute()
         entry = Comparison("", spec.request["id"], spec.seeds, str(folder))
     else:
-        comparisons = Comparisons(required(config.ledger_path()), common.report.note)
+        comparisons = Comparisons(required(config.ledger_path()), common.report.note, spec.wait_s)
         asker = Asker(spec.id is not None, spec.digest, caller.caller())
         question = Question(spec.id, asker, spec.seeds, new_folder)
         entry, is_taken_up = comparisons.claim(question, spec.new, stack)

@@ -284,7 +284,8 @@ class Journal:
         backend = intent.request["backend"]
         with self._db.transaction():
             self._db.write(
-                "delete from submits where render_id = ? and refused_at is not null",
+                "delete from submits"
+                " where render_id = ? and refused_at is not null and handle is null",
                 intent.render_id,
             )
             if intent.absent is not None:
