@@ -208,7 +208,7 @@ ALLOWED: dict[str, set[str]] = {
     "guard_program": set(),
     "process_tree": {"guard_program"},
     "pipeline": {"process_tree"},
-    "joblines": {"errors", "files", "record"},
+    "joblines": {"documents", "errors", "files", "record"},
     "slots": {
         *("clock", "joblines", "pipeline", "process_tree", "record"),
         "jobs",  # the type of what was claimed
