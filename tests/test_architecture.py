@@ -211,7 +211,7 @@ ALLOWED: dict[str, set[str]] = {
     "process_tree": {"guard_program"},
     "pipeline": {"process_tree"},
     "job_record": {"record"},
-    "joblines": {"errors", "files", "job_record", "record"},
+    "joblines": {"documents", "errors", "files", "job_record", "record"},
     "slots": {
         *("clock", "joblines", "pipeline", "process_tree", "record"),
         "jobs",  # the type of what was claimed

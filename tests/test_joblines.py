@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 
 from imagen import joblines
 from imagen.errors import Refused
-from imagen.joblines import Rules
+from imagen.joblines import Answers, Rules
 
 ID, OWNER = "5c1f0d2e-1111-4222-8333-0123456789ab", "00000000-0000-0000-0000-00000000000a"
 RULES = Rules(["mock", "gpu"], ["quality"], "mock")
@@ -26,6 +27,31 @@ def job(prompt="a cat", backend=None, owner=OWNER, **params):
 
 def asked(one):
     return joblines.request_of(one, RULES, NOW, 7)
+
+
+INDENTED = json.dumps({"id": "a", "cloud": {"path": "x"}, "list": [{}]}, indent=2).encode()
+
+
+@pytest.mark.parametrize(
+    ("output", "ids"),
+    [
+        (b'{"id":"a"}\n{"id":"b"}', ["a", "b"]),
+        (b'\xef\xbb\xbf{"id":"a"}', ["a"]),
+        (b'oops\n5\n[12:00] begins\n{"id":"a"}', ["a"]),
+        (b'{"id":"a","x":NaN}', ["a"]),
+        (b'{"id":"a","id":"b"}', ["b"]),
+        (INDENTED, ["a"]),
+        (INDENTED + b"\n" + INDENTED.replace(b'"a"', b'"b"'), ["a", "b"]),
+        (b'{\n"id": "a",\n"x": NaN\n}', ["a"]),
+        (b'{\n"id": "a",\n{"id":"b"}', ["b"]),
+        (b'[\n{"id":"a"},\n{"id":"b"}\n]', ["a", "b"]),
+        (b'{"id": broken\n{"id":"b"}\n{"id":"c"}', ["b", "c"]),
+    ],
+)
+def test_an_answer_is_read_however_a_filter_writes_it(output, ids):
+    answers = Answers()
+    records = [record for line in output.split(b"\n") for record in answers.read(line)]
+    assert [record["id"] for record in records] == ids
 
 
 def test_a_job_becomes_a_line_of_the_rows_own_columns():

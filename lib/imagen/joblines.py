@@ -6,13 +6,15 @@ Ids, owners and callers come from the row's own columns and from the worker alon
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from . import files, job_record, record
+from .documents import Documents
 from .errors import Refused, suggest
 from .record import Record
 
@@ -32,6 +34,38 @@ _UNTIL_THEN = (
 )  # with `after`, time alone settles these
 _BACKOFF_S, _LONGEST_S = 5.0, 600.0
 _MOST_TEXT = 500  # characters of an error in the row
+
+
+class Answers:
+    """Reads the records that one pipeline writes: one a line, or indented, as a filter may do."""
+
+    def __init__(self) -> None:
+        """Begin with a pipeline."""
+        self._documents = Documents()
+        self._is_inside = False
+
+    def read(self, line: bytes) -> Iterator[Record]:
+        """Yield the records that end with this line; what is no JSON object is none."""
+        line = record.without_mark(line)
+        whole = _object(line)
+        if whole is not None and (line.startswith(b"{") or not self._is_inside):
+            self._documents, self._is_inside = Documents(), False  # what is open never ends
+            yield whole
+            return
+        self._is_inside = self._is_inside or line.lstrip().startswith((b"{", b"["))
+        if self._is_inside:
+            for document in self._documents.feed(0, line + b"\n"):
+                if (made := _object(document.raw)) is not None:
+                    yield made
+
+
+def _object(text: bytes) -> Record | None:
+    """Read a JSON object, whatever numbers it has; None when it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 class Rules(NamedTuple):

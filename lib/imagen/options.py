@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from .errors import REFUSED, BadLine, UsageFault, suggest, worse
+from .errors import REFUSED, BadLine, UsageFault, as_unicode, suggest, worse
 
 if TYPE_CHECKING:
     from .config import Config
     from .option_effects import OptionEffects
-    from .pipe import Pipe
+    from .pipe import Pipe, Report
     from .record import Record
     from .request import Told
 
@@ -130,6 +130,36 @@ def tell_unused(pipe: Pipe, effects: OptionEffects) -> int:
     if effects.are_refused:
         pipe.status = worse(pipe.status, REFUSED)
     return pipe.status
+
+
+_TEXT_FILES = (".json", ".jsonl", ".ndjson", ".txt")
+
+
+def check_prompts(tool: str, prompts: Collection[str]) -> None:
+    """Raise UsageFault when a prompt is the name of a file that holds requests or prompts."""
+    import os
+    import shlex
+
+    for prompt in prompts:
+        if prompt.lower().endswith(_TEXT_FILES) and os.path.isfile(prompt):  # noqa: PTH113 - Path raises for a long prompt
+            shown = as_unicode(prompt)
+            named = shlex.quote(prompt) if shown == prompt else f"$'{shown}'"
+            hint = f"{tool} < {named}"
+            if tool == "imagen-compare":
+                hint = "it takes one prompt, and no lines; imagen-render reads lines"
+            raise UsageFault(f"{shown} is a file, not a prompt", hint=hint)
+
+
+def tell_unused_by_resume(report: Report, options: Mapping[str, Any]) -> None:
+    """Name the options of requests that stand beside --resume: what is open was asked before."""
+    makes_requests = [one for one in _parameters() if one.name not in _NOT_OF_REQUESTS]
+    for parameter in makes_requests:
+        if options.get(parameter.name or "") not in (None, False, ()):
+            says = "--resume finishes what was begun, as it was begun"
+            report.note(f"{parameter.opts[0]} has no effect beside --resume (hint: {says})")
+
+
+_NOT_OF_REQUESTS = ("no_ledger", "out_dir", "output", "timeout", "wait", "dry_run")
 
 
 def check_resume(options: Mapping[str, Any], prompts: Collection[str]) -> None:

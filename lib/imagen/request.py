@@ -73,9 +73,9 @@ class Request(dict[str, Any]):
         if self.is_of(known, resolved):
             return
         exact, seed = resolved.get("seed"), self.get("seed")
-        if record.is_rounded(seed, exact):
-            if Request({**self, "seed": exact}, self.drawn).is_of(known, resolved):
-                raise rounded(seed, exact)
+        request = Request({**self, "seed": exact}, self.drawn)
+        if record.is_rounded(seed, exact) and request.is_of(known, resolved):
+            raise rounded(seed, exact)
         raise IdTaken(f"the id {self['id']} belongs to another request")
 
 

@@ -5,12 +5,11 @@ Times are CLOCK_BOOTTIME, which goes on while a machine sleeps.
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from subprocess import SubprocessError
 
 from . import joblines, record
@@ -42,6 +41,7 @@ class Slot:
     """
 
     pipeline: Pipeline | None = None
+    answers: joblines.Answers = field(default_factory=joblines.Answers)
     job: Claimed | None = None
     request: Record | None = None
     intended_at: float = 0.0
@@ -147,6 +147,7 @@ class Pipelines:
         if slot.pipeline is None and now >= slot.restart:
             try:
                 slot.pipeline, slot.told = Pipeline(self._command), None
+                slot.answers = joblines.Answers()
             except (OSError, SubprocessError) as fault:
                 self._tell(f"a pipeline cannot be started: {fault}")
                 slot.crashes += 1
@@ -178,7 +179,8 @@ class Pipelines:
             return
         pipeline.flush()
         for line in pipeline.lines():
-            self._answered(slot, line)
+            for made in slot.answers.read(line):
+                self._answered(slot, made)
         if not pipeline.is_alive() and slot.sent:
             self._lease.enforce()  # its guard was first, while this process stood still
         if slot.killed:
@@ -241,8 +243,7 @@ class Pipelines:
         for slot in slots:
             self._clear(slot)
 
-    def _answered(self, slot: Slot, line: bytes) -> None:
-        made = _parsed(line)
+    def _answered(self, slot: Slot, made: Record) -> None:
         if slot.job is None or slot.verdict or made.get("id") != slot.job.id:
             return
         attempts, under_way = slot.job.attempts, slot.released_at is not None
@@ -296,12 +297,3 @@ class Pipelines:
         error = {"code": "job_timeout", "message": f"not done in {limit:g} s", "retry": "safe"}
         made = {"error": {"tool": "imagen-listen", "billed": "unknown", **error}}
         return joblines.verdict(made, job.attempts, job.max_attempts)
-
-
-def _parsed(line: bytes) -> Record:
-    """Read an answer; what is none has no id of a job."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -134,6 +134,23 @@ def test_a_queue_that_lacks_a_migration_ends_the_worker_at_once_and_is_told(queu
     assert "imagen-migrate" in says
 
 
+def test_an_answer_that_a_filter_has_indented_closes_its_job(queue, listen, needs):
+    needs("jq", "jq")
+    names = [queue.add(f"cat {n}") for n in range(2)]
+    worker = listen("--drain", pipeline="imagen-render | jq --unbuffered .")
+    assert worker.wait(60) == 0
+    assert {queue.status(name) for name in names} == {"done"}
+
+
+def test_a_worker_says_that_the_mock_makes_the_jobs_that_name_no_backend(listen):
+    worker = listen("--drain", IMAGEN_BACKEND="")
+    assert worker.wait(60) == 0
+    assert "jobs without a backend: no default_backend is configured" in worker.said.read_text()
+    worker = listen("--drain", "-q", IMAGEN_BACKEND="")
+    assert worker.wait(60) == 0
+    assert "no default_backend" not in worker.said.read_text()
+
+
 def test_what_was_queued_before_is_done_and_drain_ends_when_nothing_is_due(queue, listen):
     names = [queue.add(f"cat {n}") for n in range(5)]
     assert listen("--drain").wait(30) == 0

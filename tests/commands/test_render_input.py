@@ -100,6 +100,63 @@ def test_a_file_of_prompts_is_not_taken_for_a_prompt(tool, out_dir, name):
     assert not out_dir.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "hint"),
+    [
+        ("generate", [], "imagen-generate < a.jsonl"),
+        ("enqueue", [], "imagen-enqueue < a.jsonl"),
+        ("compare", ["--backends=mock"], "it takes one prompt, and no lines"),
+    ],
+)
+def test_the_hint_for_a_file_of_prompts_names_the_program_that_was_typed(
+    tool, out_dir, name, args, hint
+):
+    (tool.folder / "a.jsonl").write_text('{"prompt": "a cat"}')
+    ran = tool(name, "a.jsonl", *args)
+    assert (ran.status, ran.out) == (2, b"")
+    assert ran.err.startswith(f"imagen-{name}: a.jsonl is a file, not a prompt (hint: {hint}")
+    assert not out_dir.exists()
+
+
+@pytest.mark.parametrize("name", ["render", "generate"])
+def test_request_options_beside_resume_are_named_once_each(tool, name):
+    tool("render", "a", *SMALL, "--id=k", '--option=faults=["slow"]', "--wait=0")
+    ran = tool(name, "--resume", "--seed=7", "--set=steps=3", "--set=cfg=2", "--timeout=60")
+    assert (ran.status, ran.record["id"]) == (0, "k")
+    lines = [line for line in ran.err.splitlines() if "has no effect beside --resume" in line]
+    assert [line.split()[1] for line in lines] == ["--seed", "--set"]
+    assert tool("render", "--resume", "--seed=7", "-q").err == ""
+
+
+# -- the mock, when nothing is configured ----------------------------------------------------------
+
+NOTHING = {"IMAGEN_BACKEND": None}
+MOCK = "no default_backend is configured, so the mock draws: test images, no real pictures"
+
+
+@pytest.mark.parametrize("name", ["render", "generate"])
+def test_the_mock_is_named_once_when_it_is_used_only_because_nothing_is_configured(tool, name):
+    ran = tool(name, "a cat", "a dog", *SMALL, env=NOTHING)
+    assert (ran.status, len(ran.records)) == (0, 2)
+    assert ran.err.splitlines()[0].startswith(f"imagen-render: {MOCK} (hint: docs/backends.md")
+    assert ran.err.count(MOCK) == 1
+    assert tool(name, "a cat", *SMALL, "-q", env=NOTHING).err == ""
+
+
+def test_the_mock_is_not_named_when_somebody_asked_for_it(tool, configure):
+    made = tool("render", "a", *SMALL, "--backend=mock", env=NOTHING)
+    assert MOCK not in made.err
+    assert MOCK not in tool("render", "a", *SMALL, "--set=backend=mock", env=NOTHING).err
+    for again in ([], ["--again"]):
+        assert MOCK not in tool("render", *again, stdin=made.out, env=NOTHING).err
+    assert MOCK not in tool("render", "a", "--dry-run", env=NOTHING).err
+    assert MOCK not in tool("render", "a", *SMALL, env={"IMAGEN_BACKEND": "mock"}).err
+    configure("output: {preview: 'off'}")
+    assert MOCK in tool("render", "a", *SMALL).err
+    configure("default_backend: mock")
+    assert MOCK not in tool("render", "a", *SMALL).err
+
+
 def test_a_name_of_no_file_is_a_prompt(tool):
     assert tool("render", *SMALL, "prompts.jsonl").record["prompt"] == "prompts.jsonl"
 

@@ -71,6 +71,7 @@ def main(context: click.Context, /, common: Common, prompt: str, **said: Any) ->
 
     if prompt == "-" or not is_unicode(prompt):
         raise UsageFault("the prompt is not UTF-8, or -, which compare does not read")
+    options.check_prompts("imagen-compare", [prompt])
     values = config.load(common.config_file)
     chosen = compare.words(said["backends"], "--backends")
     for name in chosen:

@@ -66,6 +66,7 @@ def main(
     from ..option_effects import OptionEffects
 
     if prompts:
+        options.check_prompts("imagen-enqueue", prompts)
         hint = """echo '{"prompt": "a cat"}' | imagen-enqueue"""
         raise UsageFault("requests are lines of stdin", hint=hint)
     values = config.load(common.config_file)

@@ -40,6 +40,7 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     values = config.load(common.config_file)
     options.told(said, values)
     options.check_resume(said, prompts)
+    options.check_prompts("imagen-generate", prompts)
     reads_stdin = not said["resume"] and (not prompts or prompts == ("-",))
     if reads_stdin and not pipe.stdin_waits():
         raise UsageFault("no prompt", hint="imagen-generate 'a cat in a fishbowl'")

@@ -60,6 +60,7 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
     teller = Teller(common, _collect_hint(told, resume, said["no_ledger"]))
     common.pipe.hint = teller.hint
     if source is None:
+        options.tell_unused_by_resume(common.report, said)
         return _resumed(common, renderer, ledger, teller, dry_run)
 
     def step(line: Record) -> Iterable[Record] | None:
@@ -218,7 +219,7 @@ def _source(prompts: tuple[str, ...], lines: bool, output: str | None) -> Iterat
     if prompts and prompts != ("-",):
         if "-" in prompts or lines:
             raise UsageFault("prompts come from the command line or from stdin, not from both")
-        _check_prompts(prompts)
+        options.check_prompts("imagen-render", prompts)
         if len(prompts) > 1 and output:
             raise UsageFault(f"--output takes one image, here are {len(prompts)} prompts")
         return (pipe.line_of(f"prompt {n}", text) for n, text in enumerate(prompts, 1))
@@ -229,19 +230,6 @@ def _source(prompts: tuple[str, ...], lines: bool, output: str | None) -> Iterat
     if lines:
         return pipe.read_prompts(sys.stdin.buffer)
     return pipe.read(sys.stdin.buffer, "--lines takes plain text, one prompt a line")
-
-
-_TEXT_FILES = (".json", ".jsonl", ".ndjson", ".txt")
-
-
-def _check_prompts(prompts: tuple[str, ...]) -> None:
-    """Raise UsageFault when a prompt is the name of a file that holds requests or prompts."""
-    import os
-
-    for prompt in prompts:
-        if prompt.lower().endswith(_TEXT_FILES) and os.path.isfile(prompt):  # noqa: PTH113 - Path raises for a long prompt
-            hint = f"imagen-render < {shlex.quote(prompt)}"
-            raise UsageFault(f"{prompt} is a file, not a prompt", hint=hint)
 
 
 def _requests(
