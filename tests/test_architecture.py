@@ -196,6 +196,7 @@ ALLOWED: dict[str, set[str]] = {
     "storage": {"errors", "http", "supabase"},
     "upload": {"errors", "files", "record", "storage", "supabase"},  # files: the rules of names
     "repair": {"errors", "files", "record", "upload"},
+    "signing": {"errors", "record", "upload"},
     "jobs": {"http", "db", "retry", "errors", "record"},
     "queued": {"errors", "record", "request"},
     "follow": {"db", "errors", "jobs", "retry"},

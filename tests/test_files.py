@@ -573,6 +573,38 @@ def test_a_free_name_takes_few_looks_however_many_are_taken(folder, monkeypatch,
     assert looks < 300
 
 
+def test_a_render_that_is_resumed_reads_each_of_many_equal_names_once_and_reserves_none(
+    folder, monkeypatch
+):
+    for number in range(1, 501):
+        name = files._numbered("cat-1", number)
+        (folder / f"{name}.png").write_bytes(b"data")
+        record = {**record_for(b"data", f"other {number}"), "file": f"{folder}/{name}.png"}
+        (folder / f"{name}.json").write_text(json.dumps(record))
+    reads, published = [], []
+    read, publish = disk.read_regular, files.publish
+    monkeypatch.setattr(
+        disk, "read_regular", lambda path, **more: reads.append(path) or read(path, **more)
+    )
+    monkeypatch.setattr(
+        files,
+        "publish",
+        lambda path, *data, **more: published.append(path) or publish(path, *data, **more),
+    )
+
+    def resumed(image: str) -> files.Place:
+        owner = files.Owner(image, image, again=True)
+        return files.reserve(folder, "cat-1", owner, Locks(*living))
+
+    living = [f"image {number}" for number in range(5)]
+    mine = [resumed(image) for image in living]
+    assert [place.stem for place in mine] == [f"cat-1-{number}" for number in range(501, 506)]
+    assert len(reads) <= 510
+    assert len(published) <= 20
+    theirs = resumed("other 400")
+    assert (theirs.stem, theirs.replace) == ("cat-1-400", True)
+
+
 def test_folders_of_one_name_are_numbered_on(folder):
     made = [files.new_folder(folder, "2026-01-02", "cat").name for _ in range(20)]
     assert made == ["cat", *(f"cat-{number}" for number in range(2, 21))]

@@ -17,6 +17,7 @@ from imagen.errors import ConfigFault, Rejected, ServerFault, Throttled, Unreach
 from imagen.supabase import Project, Tables, Unauthorized
 from servers import postgres
 from servers.gateway import JSON, Answer, Front
+from servers.postgrest import token
 
 MOST = 2**64 - 1
 VARIABLE = "SUPABASE_SERVICE_ROLE_KEY"
@@ -409,6 +410,36 @@ def test_a_publishable_key_is_refused_by_name_and_never_shown():
         Project("http://127.0.0.1:1", "sb_publishable_abcdefgh", VARIABLE)
     assert "sb_secret_" in caught.value.hint and f"${VARIABLE}" in caught.value.as_line()
     assert "abcdefgh" not in caught.value.as_line()
+
+
+@pytest.mark.parametrize("claims", [{"role": "anon"}, {"iss": "supabase", "role": "anon", "x": 1}])
+def test_the_legacy_anon_key_is_refused_by_name_and_never_shown(claims):
+    key = token("secret", **claims)
+    with pytest.raises(ConfigFault, match="legacy anon key") as caught:
+        Project("http://127.0.0.1:1", key, VARIABLE)
+    assert "service_role" in caught.value.hint and f"${VARIABLE}" in caught.value.as_line()
+    assert not any(part in caught.value.as_line() for part in key.split("."))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(
+            "a.b",
+            "a.!!.c",
+            "a.b.c",
+            "..",
+            "a..c",
+            "a.bnVsbA.c",
+            "a.W10.c",
+            "a.IjEi.c",
+            "a.\u00fc.c",
+        ),
+        *(token("s", role="service_role"), token("s", role=["anon"]), token("s"), token("s", a=1)),
+    ],
+)
+def test_a_key_of_any_other_shape_is_sent(key):
+    assert Project("http://127.0.0.1:1", key, VARIABLE)
 
 
 # -- servers that do not keep to what was asked ----------------------------------------------------

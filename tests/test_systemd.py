@@ -252,3 +252,22 @@ def test_a_value_in_the_form_of_the_example_is_text_for_a_shell_too(odd, tmp_pat
     shell = 'set -a; . "$0"; set +a; printf %s "$IMAGEN_DATABASE_URL"'
     ran = subprocess.run(["sh", "-c", shell, path], capture_output=True, text=True, check=True)
     assert ran.stdout == odd
+
+
+GENERATOR = Path("/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator")
+
+
+@pytest.mark.parametrize("odd", ["a&b", "a#b", "a b", 'a"b', "a;b", "a\\b", "a`b"])
+def test_a_value_in_the_form_of_the_example_is_text_for_systemd(odd, tmp_path, needs):
+    """Its reader of environment.d is the one of EnvironmentFile=, which also leaves a $ alone."""
+    needs("systemd-analyze", "systemd")
+    if not GENERATOR.exists():
+        pytest.skip(f"no {GENERATOR} here")
+    folder = tmp_path / "config" / "environment.d"
+    folder.mkdir()
+    (folder / "imagen.conf").write_text(f"IMAGEN_DATABASE_URL='{odd}'\n")
+    environment = {"XDG_CONFIG_HOME": str(folder.parent), "HOME": str(tmp_path)}
+    ran = subprocess.run([GENERATOR], capture_output=True, text=True, env=environment, check=True)
+    shell = f'{ran.stdout}\nprintf %s "$IMAGEN_DATABASE_URL"'  # it quotes as a shell reads
+    value = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert value == odd

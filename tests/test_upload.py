@@ -529,10 +529,9 @@ def test_a_bucket_that_is_not_there_is_named_and_the_migration_too(cloud, target
     assert "imagen-migrate" in caught.value.hint
 
 
-@pytest.mark.parametrize("who", ["anon", "expired", "nonsense", "user"])
+@pytest.mark.parametrize("who", ["expired", "nonsense", "user"])
 def test_only_the_service_key_gets_anything_in(who, cloud, tmp_path):
     key = {
-        "anon": cloud.anon_key,
         "expired": cloud.rest.key(lasts_s=-60),
         "nonsense": "nonsense-nonsense",
         "user": cloud.user_key(OWNER),

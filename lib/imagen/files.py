@@ -16,6 +16,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -121,8 +122,10 @@ def reserve(
     names = _names(stem, lambda name: _is_in_use(folder, name), every=owner.again)
     for name in (name for name in names if name not in held):
         reservation = folder / f".{name}.reserved"
-        if not owner.again and _taken(folder, name) and not os.path.lexists(reservation):
-            continue
+        if not os.path.lexists(reservation):
+            in_use = _is_anothers if owner.again else _is_taken
+            if in_use(folder, name, owner.image):
+                continue
         claim = _claimed(reservation, owner.render_id, take_over)
         if claim is not None:
             ends = _taken(folder, name)
@@ -310,6 +313,26 @@ def _numbers_from_free(stem: str, in_use: Callable[[str], bool]) -> Iterator[int
 
 def _numbered(stem: str, number: int) -> str:
     return stem if number == 1 else f"{stem}-{number}"
+
+
+def _is_taken(folder: Path, name: str, _image: str) -> bool:
+    return bool(_taken(folder, name))
+
+
+def _is_anothers(folder: Path, name: str, image: str) -> bool:
+    """Whether the sidecar of a name is another image's. Of many equal names each is read once."""
+    sidecar = f"{folder}/{name}.json"
+    try:
+        about = os.lstat(sidecar)
+    except OSError:
+        return False
+    return _render_id_in(sidecar, about.st_ino, about.st_mtime_ns, about.st_size) != image
+
+
+@lru_cache(maxsize=2**14)
+def _render_id_in(sidecar: str, *_version: int) -> str:
+    """Return the render_id that a sidecar names, for as long as the file is the same."""
+    return str(_sidecar_in(Path(sidecar)).get("render_id"))
 
 
 def _is_in_use(folder: Path, name: str) -> bool:

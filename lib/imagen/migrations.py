@@ -29,6 +29,10 @@ _COLUMN = re.compile(
     r"^  (?!unique\b|check\b|primary\b)(\w+) ([a-z]+(?: precision)?)\b", re.MULTILINE
 )
 
+_ADDED = re.compile(
+    r"^alter table ([\w.]+) add column if not exists (\w+) ([a-z]+(?: precision)?)\b", re.MULTILINE
+)
+
 
 class MigrationFault(ConfigFault):
     """What was applied is not what the file says now"""
@@ -152,13 +156,24 @@ def columns_of(sql: str) -> dict[str, dict[str, str]]:
     return {table: dict(_COLUMN.findall(body)) for table, body in _TABLE.findall(sql)}
 
 
+def added_columns(sql: str) -> dict[str, dict[str, str]]:
+    """Return the columns that a migration adds to tables where they lack them, by type."""
+    added: dict[str, dict[str, str]] = {}
+    for table, name, kind in _ADDED.findall(sql):
+        added.setdefault(table, {})[name] = kind
+    return added
+
+
 def _check_columns(step: Transaction, one: Migration) -> None:
     """Refused where a table was there before with other columns: it would fail later, or lose."""
-    for table, columns in columns_of(one.sql).items():
+    added = added_columns(one.sql)
+    for table, columns in [*columns_of(one.sql).items(), *added.items()]:
         there = {name: (kind, sames) for name, kind, sames in _columns_there(step, table, columns)}
         if not there:
             continue
-        lacks = [name for name in columns if name not in there]
+        lacks = (
+            [] if columns is added.get(table) else [name for name in columns if name not in there]
+        )
         other = [
             f"{name} ({there[name][0]})" for name in columns if name in there and not there[name][1]
         ]

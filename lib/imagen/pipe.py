@@ -186,7 +186,7 @@ def line_of(where: str, prompt: str) -> Line:
 
 def line_of_file(name: str, record: Record) -> Line:
     """Return the line of a file that an argument names; a bad one when no record can hold it."""
-    if records.is_unicode(str(record["file"])):
+    if records.is_unicode(str(record.get("file", ""))):
         return Line(name, record=record)
     return Line(as_unicode(name), fault=BadLine(NO_UTF_8))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
@@ -74,9 +75,9 @@ class Project:
             )
         if not key:
             raise ConfigFault("no key for Supabase", hint=f"set ${key_name}, or ${key_name}_FILE")
-        if key.startswith("sb_publishable_"):
+        if public := _public_key(key):
             raise ConfigFault(
-                f"${key_name} holds a publishable key (sb_publishable_…), which may write nothing",
+                f"${key_name} holds {public}, which may write nothing",
                 hint="it must hold a secret key (sb_secret_…) or the legacy service_role key",
             )
         self.key_name = key_name
@@ -211,6 +212,23 @@ class Tables:
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
             raise self._project.stranger()
         return found
+
+
+def _public_key(key: str) -> str | None:
+    """Return what a key is called if it is one for browsers; None if it may be a secret one."""
+    if key.startswith("sb_publishable_"):
+        return "a publishable key (sb_publishable_…)"
+    return "the legacy anon key" if _role_of(key) == "anon" else None
+
+
+def _role_of(key: str) -> Any:
+    """Return the role that a key names if it is a JWT; None if it is none."""
+    payload = key.split(".")[1:2]
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(f"{payload[0]}===")) if payload else None
+    except (ValueError, RecursionError):
+        return None
+    return claims.get("role") if isinstance(claims, dict) else None
 
 
 def send_usage(tables: Tables, rows: Sequence[Row]) -> list[Row]:

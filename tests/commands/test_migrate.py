@@ -347,6 +347,21 @@ def test_a_column_of_another_type_is_named(bare_database, migrate):
     assert "another type of id (bigint)" in ran.err
 
 
+@pytest.mark.parametrize(("column", "file"), [("released_at", "008"), ("record", "009")])
+def test_an_added_column_that_was_there_with_another_type_is_refused(
+    column, file, bare_database, migrate
+):
+    assert migrate(bare_database).status == 0
+    with bare_database.cursor() as cursor:
+        cursor.execute(f"alter table imagen.jobs drop column {column} cascade")
+        cursor.execute(f"alter table imagen.jobs add column {column} text")
+        cursor.execute("delete from imagen.migrations where name like %s", [f"{file}%"])
+    ran = migrate(bare_database)
+    assert ran.status == 2
+    assert f"another type of {column} (text)" in ran.err
+    assert f"{file}_imagen_jobs" in ran.err
+
+
 def test_every_table_of_the_migrations_is_compared():
     tables = {name for one in migrations.read() for name in migrations.columns_of(one.sql)}
     assert tables == {"imagen.images", "mai.imagen_usage", "imagen.jobs"}
@@ -361,7 +376,12 @@ def test_the_columns_of_the_migrations_are_those_of_the_database(database):
                     " and attnum > 0 and not attisdropped",
                     [table],
                 )
-                later = {"released_at", "record"}
+                later = {
+                    name
+                    for later in migrations.read()
+                    for name in migrations.added_columns(later.sql).get(table, {})
+                }
+                assert later == ({"released_at", "record"} if table == "imagen.jobs" else set())
                 assert {*columns} == {name for (name,) in cursor.fetchall()} - later
 
 

@@ -141,6 +141,8 @@ def test_no_records_on_a_terminal_is_a_usage_fault(tool):
         ["--apply"],
         ["--repair", "--dry-run"],
         ["--signed-url", "0"],
+        [OWNER],
+        [OWNER, "--signed-url", "9", "--dry-run"],
     ],
 )
 def test_what_does_not_go_together_is_a_usage_fault(tool, cloud, args):
@@ -295,11 +297,11 @@ def test_what_a_project_answers_that_is_not_set_up_is_a_fault_of_the_setup(
     assert "cloud" in again.record, again.err
 
 
-@pytest.mark.parametrize("who", ["expired", "anon", "service"])
+@pytest.mark.parametrize("who", ["expired", "user", "service"])
 def test_a_key_is_never_shown(who, tool, cloud, image, until):
     key = {
         "expired": cloud.rest.key(lasts_s=-60),
-        "anon": cloud.anon_key,
+        "user": cloud.user_key(OWNER),
         "service": cloud.service_key,
     }[who]
     cloud.gateway.fail(ROW, Answer(403, JSON, json.dumps({"message": f"no {key}"}).encode()))
@@ -317,6 +319,15 @@ def test_a_key_is_never_shown(who, tool, cloud, image, until):
     ledger = b"".join(one.read_bytes() for one in (tool.folder / "state/imagen").glob("ledger*"))
     for shown in (argv, ran.out, ran.err.encode(), ledger):
         assert key.encode() not in shown
+
+
+def test_the_legacy_anon_key_is_refused_before_anything_is_sent(tool, cloud, image):
+    env = {"SUPABASE_SERVICE_ROLE_KEY": cloud.anon_key}
+    ran = tool("upload", stdin=[image()], env=env)
+    assert (ran.status, ran.record["error"]["code"]) == (2, "config")
+    assert "holds the legacy anon key, which may write nothing" in ran.err
+    assert cloud.anon_key not in ran.err + ran.out.decode()
+    assert cloud.gateway.asks() == 0
 
 
 # -- best effort -----------------------------------------------------------------------------------
@@ -354,6 +365,67 @@ def test_a_signed_url_gives_the_same_bytes_until_it_expires(tool, cloud, image):
     assert requests.get(url, timeout=5).content == Path(one["file"]).read_bytes()
     cloud.storage.skew_s = 61
     assert requests.get(url, timeout=5).status_code == 400
+
+
+def test_the_id_of_an_image_is_enough_for_an_address(tool, cloud, image, kept):
+    """A web page knows the id; the image is on another machine, or nowhere any more."""
+    one = tool("upload", stdin=[image()]).record
+    data = Path(one["file"]).read_bytes()
+    Path(one["file"]).unlink()
+    name = one["cloud"]["image_id"]
+    job = {"id": "a job", "status": "done", "prompt": "a cat", "image_id": name}
+    by_id = tool("upload", "--signed-url", 60, name.upper(), check_records=False)
+    by_line = tool("upload", "--signed-url", 60, stdin=[one, job], check_records=False)
+    assert (by_id.status, by_line.status, by_id.err, by_line.err) == (0, 0, "", "")
+    for line in (by_id.record, *by_line.records):
+        assert {name: line["cloud"][name] for name in one["cloud"]} == one["cloud"]
+        assert requests.get(line["cloud"]["signed_url"], timeout=5).content == data
+    assert by_id.record["id"] == name.upper()
+    assert [line["id"] for line in by_line.records] == [one["id"], "a job"]
+    assert cloud.gateway.asks("PUT") == 1
+    assert kept() == []
+
+
+def test_ids_and_files_are_arguments_alike(tool, cloud, image):
+    first = tool("upload", stdin=[image(1)]).record["cloud"]["image_id"]
+    ran = tool("upload", "--signed-url", 60, first, image(2)["file"], check_records=False)
+    assert ran.status == 0
+    assert all(line["cloud"]["signed_url"] for line in ran.records)
+    assert len(rows(cloud)) == 2
+
+
+def test_an_address_of_what_is_not_there_is_refused_and_stops_no_other(tool, cloud, image):
+    here = tool("upload", stdin=[image()]).record["cloud"]["image_id"]
+    ran = tool("upload", "--signed-url", 60, OWNER, here, check_records=False)
+    assert ran.status == 2
+    assert [line.get("error", {}).get("code") for line in ran.records] == ["no_such_image", None]
+    assert f"there is no image {OWNER} in the cloud" in ran.err
+
+
+def test_an_image_whose_object_is_gone_has_no_address(tool, cloud, image):
+    one = tool("upload", stdin=[image()]).record
+    with cloud.database.cursor() as cursor:
+        cursor.execute("set session_replication_role = replica")
+        cursor.execute("delete from storage.objects")
+        cursor.execute("set session_replication_role = origin")
+    ran = tool("upload", "--signed-url", 60, one["cloud"]["image_id"], check_records=False)
+    assert (ran.status, ran.record["error"]["code"]) == (2, "no_such_image")
+    assert "--repair" in ran.err
+
+
+def test_an_address_is_not_of_another_image_than_the_record_is(tool, cloud, image):
+    one = tool("upload", stdin=[image()]).record
+    Path(one["file"]).unlink()
+    ran = tool("upload", "--signed-url", 60, stdin=[{**one, "sha256": "0" * 64}])
+    assert (ran.status, ran.record["error"]["code"]) == (1, "image_differs")
+
+
+def test_a_record_whose_file_is_here_is_uploaded_and_signed_as_ever(tool, cloud, image):
+    one = tool("upload", stdin=[image()]).record
+    emptied(cloud)
+    again = tool("upload", "--signed-url", 60, stdin=[one]).record
+    assert again["cloud"]["signed_url"]
+    assert belongs(cloud) and len(rows(cloud)) == 1
 
 
 @pytest.mark.parametrize(("args", "status"), [([], 75), (["--best-effort"], 0)])

@@ -22,12 +22,13 @@ EXAMPLES = """
 Examples:
   imagen-render 'a cat in a fishbowl' | imagen-upload | jq .cloud
   imagen-upload --signed-url 3600 ~/Pictures/imagen/2026-11-23/*.png
+  imagen-upload --signed-url 3600 0b7e4c1a-6d1f-5f0e-9a51-2f4f6f0c8b11
   imagen-upload --retry-pending
 """
 
 
 @tool("upload", epilog=EXAMPLES, any_bytes=("files",))
-@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.argument("files", nargs=-1, metavar="[FILE|ID]...")
 @click.option(
     "--signed-url",
     type=click.IntRange(1, 31_536_000),
@@ -41,7 +42,8 @@ Examples:
 @click.option("--apply", is_flag=True, help="With --repair: mend it from the files here.")
 def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
     """Records (or image FILEs, whose sidecars are read) in; the same records with `cloud` out. What
-    fails for now is kept in the ledger, and --retry-pending tries it again.
+    fails for now is kept in the ledger, and --retry-pending tries it again. With --signed-url, the
+    ID of an image that is in the cloud is enough.
     """
     from .. import config
 
@@ -109,15 +111,14 @@ class Upload:
         return checked
 
     def _uploaded(self, record: Record) -> Iterator[Record]:
-        from .. import pipe
+        from .. import pipe, signing
         from ..errors import from_os
 
         made = record
         try:
-            image = self._judged(record)
-            made = {**record, "cloud": self._brought(image)}
+            made = {**record, "cloud": self._in_cloud(record)}
             if self._seconds:
-                url = self._target().bucket.signed_url(made["cloud"]["path"], self._seconds)
+                url = signing.signed(made["cloud"]["path"], self._seconds, self._target())
                 made["cloud"]["signed_url"] = url
         except (ImagenError, OSError) as fault:
             said = from_os(fault, "a file failed") if isinstance(fault, OSError) else fault
@@ -126,6 +127,15 @@ class Upload:
                 raise said from None
             self._warns.fault(pipe.name_of(record, ""), said)
         yield made
+
+    def _in_cloud(self, record: Record) -> Record:
+        """Give where an image is in the cloud; it is brought there unless an address is enough."""
+        from .. import signing
+
+        image_id = signing.image_id_of(record) if self._seconds and not self._again else None
+        if image_id is None:
+            return self._brought(self._judged(record))
+        return signing.place_of(image_id, record.get("sha256"), self._target())
 
     def _judged(self, record: Record) -> Image:
         from pathlib import Path
@@ -243,6 +253,11 @@ class Upload:
 
 
 def _check(said: dict[str, Any], files: tuple[str, ...]) -> None:
+    if ids := [name for name in files if _is_id(name)]:
+        if not said["signed_url"]:
+            raise UsageFault(f"{ids[0]} is an image's id: --signed-url gives its address")
+        if said["dry_run"]:
+            raise UsageFault("an image's id has no --dry-run: there is nothing to upload")
     if said["repair"] and said["retry_pending"]:
         raise UsageFault("--repair and --retry-pending are two things")
     alone = [name for name in ("repair", "retry_pending") if said[name]]
@@ -260,14 +275,32 @@ def _check(said: dict[str, Any], files: tuple[str, ...]) -> None:
         raise UsageFault("--apply belongs to --repair")
 
 
-def _source(files: tuple[str, ...]) -> Iterable[Line]:
+def _is_id(name: str) -> bool:
+    """Whether an argument is the id of an image in the cloud, not a file."""
     from pathlib import Path
 
-    from .. import files as on_disk
+    from ..record import canonical_uuid
+
+    return canonical_uuid(name) is not None and not Path(name).exists()
+
+
+def _record_of(name: str) -> Record:
+    """Give the record of an image's FILE, or of an ID all that it says."""
+    from pathlib import Path
+
+    from .. import files
+    from ..record import canonical_uuid
+
+    if _is_id(name):
+        return {"id": name, "cloud": {"image_id": canonical_uuid(name)}}
+    return files.record_of(Path(name))
+
+
+def _source(files: tuple[str, ...]) -> Iterable[Line]:
     from .. import pipe
 
     if files:
-        return map(pipe.line_of_file, files, map(on_disk.record_of, map(Path, files)))
+        return (pipe.line_of_file(name, _record_of(name)) for name in files)
     if not pipe.stdin_waits():
         raise UsageFault("no records", hint="imagen-render 'a cat' | imagen-upload")
     return pipe.read(sys.stdin.buffer)
