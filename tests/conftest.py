@@ -376,7 +376,7 @@ def tool(tmp_path: Path, python: Preloaded | None) -> Iterator[Tools]:
 def until() -> Callable[[Callable[[], Any]], Any]:
     """Wait until something is true, looking often; fail when it takes too long."""
 
-    def wait(what: Callable[[], Any], seconds: float = 30) -> Any:
+    def wait(what: Callable[[], Any], seconds: float = 60) -> Any:
         end = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < end, "it never came"

@@ -360,7 +360,7 @@ def test_what_lives_on_is_not_called_ended(work, until, tmp_path):
     leaves = (
         f"[ -e {pid} ] || (env -i setsid sh -c 'echo $$ > {pid}; exec sleep 100' > /dev/null &)"
     )
-    one = work(f"{leaves}; cat > /dev/null", job_timeout_s=0.5)
+    one = work(f"{leaves}; cat > /dev/null", job_timeout_s=60)
     name = one.queue.add()
     one.notice()
     until(lambda: one.worker._slots[0].sent and pid.exists() and pid.read_text())
@@ -388,14 +388,13 @@ def test_a_job_that_was_taken_over_is_killed_and_not_answered_for(work, until):
 
 
 def test_cancelling_a_running_job_interrupts_its_pipeline(work, until, tmp_path):
-    said = tmp_path / "said"
+    said, ready = tmp_path / "said", tmp_path / "ready"
     ends = f"[ -e {said} ] && exec cat > /dev/null"  # the next one ends with its input
-    loops = f"trap 'echo INT >> {said}; exit' INT; while :; do sleep 0.05; done"
+    loops = f"trap 'echo INT >> {said}; exit' INT; : > {ready}; while :; do sleep 0.05; done"
     one = work(f"{ends}; {loops}", poll_s=60)
     name = one.queue.add()
     one.notice()
-    until(lambda: one.worker._slots[0].sent)
-    time.sleep(0.2)
+    until(lambda: one.worker._slots[0].sent and ready.exists())
     one.queue.cancel(name)
     one.notice()
     until(said.exists)
