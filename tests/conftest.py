@@ -328,7 +328,7 @@ class Tools:
             while part := os.read(terminal, 4096):
                 shown += part
         os.close(terminal)
-        child.wait(10)
+        child.wait(60)
         return shown.decode().replace("\r\n", "\n")
 
     def ended(self, child: subprocess.Popen[bytes], timeout: float = 60) -> Ran:

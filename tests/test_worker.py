@@ -272,7 +272,7 @@ def test_rights_that_are_missing_at_the_start_are_waited_for(work, until):
     one = work(begin=False, poll_s=60)
     one.refuse = [Refused("permission denied for table jobs", code="not_permitted")] * 2
     one.thread.start()
-    until(lambda: one.heard("waiting for jobs"), 15)
+    until(lambda: one.heard("waiting for jobs"))
     assert len(one.heard("not there yet: permission denied for table jobs")) == 1
 
 
@@ -366,7 +366,7 @@ def test_what_lives_on_is_not_called_ended(work, until, tmp_path):
     until(lambda: one.worker._slots[0].sent and pid.exists() and pid.read_text())
     survivor = int(pid.read_text())
     os.kill(one.worker._slots[0].pipeline.tree.group, signal.SIGKILL)
-    until(lambda: one.heard("has left a process behind that cannot be found"), 20)
+    until(lambda: one.heard("has left a process behind that cannot be found"))
     os.kill(survivor, signal.SIGKILL)
     assert not one.heard("killed")
     assert one.queue.jobs[name].attempts == 0
@@ -412,7 +412,7 @@ def test_after_a_job_that_failed_at_once_the_next_is_claimed_at_once(work, until
     bad = [one.queue.add(params={"output": "/etc/passwd"}) for _ in range(3)]
     good = one.queue.add()
     one.notice()
-    until(lambda: status(one, good) == "done", 20)
+    until(lambda: status(one, good) == "done")
     assert {status(one, name) for name in bad} == {"failed"}
 
 
@@ -534,7 +534,7 @@ def test_behind_a_pooler_it_says_so_once_and_looks_every_second(work, until):
     one.thread.start()
     until(lambda: one.heard("5432"))
     name = one.queue.add()
-    until(lambda: status(one, name) == "done", 20)
+    until(lambda: status(one, name) == "done")
     assert len(one.heard("5432")) == 1
 
 
@@ -552,7 +552,7 @@ def test_what_an_earlier_worker_of_the_name_left_is_taken_back_once(work, until)
     name = one.queue.add()
     one.queue.claim("w", None, "mock")
     one.thread.start()
-    until(lambda: status(one, name) == "done", 20)
+    until(lambda: status(one, name) == "done")
     one.queue.faults = [AnswerLost("cut")]
     one.notice()
     until(lambda: len(one.connects) == 2)
