@@ -674,7 +674,7 @@ def test_a_worker_that_is_killed_takes_what_left_its_group_with_it(
     family = descendants(worker.pid)
     worker.kill()
     worker.wait()
-    until(lambda: not any(is_alive(pid) for pid in family), 3)
+    until(lambda: not any(is_alive(pid) for pid in family), 10)
 
 
 def test_a_pipeline_that_heeds_no_signal_and_left_its_group_holds_nobody_up(queue, listen, until):
