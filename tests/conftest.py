@@ -331,7 +331,7 @@ class Tools:
             while part := os.read(terminal, 4096):
                 shown += part
         os.close(terminal)
-        child.wait(10)
+        child.wait(60)
         return shown.decode().replace("\r\n", "\n")
 
     def ended(self, child: subprocess.Popen[bytes], timeout: float = 60) -> Ran:
@@ -379,7 +379,7 @@ def tool(tmp_path: Path, python: Preloaded | None) -> Iterator[Tools]:
 def until() -> Callable[[Callable[[], Any]], Any]:
     """Wait until something is true, looking often; fail when it takes too long."""
 
-    def wait(what: Callable[[], Any], seconds: float = 30) -> Any:
+    def wait(what: Callable[[], Any], seconds: float = 60) -> Any:
         end = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < end, "it never came"

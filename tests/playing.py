@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from conftest import Tools
     from servers.postgres import Place as DatabasePlace
 
-LIMIT_S = 15.0  # of one run
+LIMIT_S = 30.0  # of one run
 MOST_RUNS = 6
 LAG_S = 0.5
 PROMPT = "a lighthouse at dusk"

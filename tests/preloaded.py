@@ -81,8 +81,10 @@ class Preloaded:
         """Fork a process with these standard streams; return its id."""
         with self._lock:
             socket.send_fds(self._socket, [_framed(process)], streams)
-            (reply,) = array.array("i", self._receive(4))
-        return reply
+            (pid,) = array.array("i", self._receive(4))
+        if pid <= 0:
+            raise RuntimeError("this system does not fork so (IMAGEN_COLD=1 does without)")
+        return int(pid)
 
     def _receive(self, size: int) -> bytes:
         received = b""

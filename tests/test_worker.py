@@ -310,7 +310,7 @@ def test_rights_that_are_missing_at_the_start_are_waited_for(work, until):
     one = work(begin=False, poll_s=60)
     one.refuse = [Refused("permission denied for table jobs", code="not_permitted")] * 2
     one.thread.start()
-    until(lambda: one.heard("waiting for jobs"), 15)
+    until(lambda: one.heard("waiting for jobs"))
     assert len(one.heard("not there yet: permission denied for table jobs")) == 1
 
 
@@ -417,13 +417,13 @@ def test_what_lives_on_is_not_called_ended(work, until, tmp_path):
     leaves = (
         f"[ -e {pid} ] || (env -i setsid sh -c 'echo $$ > {pid}; exec sleep 100' > /dev/null &)"
     )
-    one = work(f"{leaves}; cat > /dev/null", job_timeout_s=0.5)
+    one = work(f"{leaves}; cat > /dev/null", job_timeout_s=60)
     name = one.queue.add()
     one.notice()
     until(lambda: one.worker._slots[0].sent and pid.exists() and pid.read_text())
     survivor = int(pid.read_text())
     os.kill(one.worker._slots[0].pipeline.tree.group, signal.SIGKILL)
-    until(lambda: one.heard("has left a process behind that cannot be found"), 20)
+    until(lambda: one.heard("has left a process behind that cannot be found"))
     os.kill(survivor, signal.SIGKILL)
     assert not one.heard("killed")
     assert one.queue.jobs[name].attempts == 0
@@ -445,14 +445,13 @@ def test_a_job_that_was_taken_over_is_killed_and_not_answered_for(work, until):
 
 
 def test_cancelling_a_running_job_interrupts_its_pipeline(work, until, tmp_path):
-    said = tmp_path / "said"
+    said, ready = tmp_path / "said", tmp_path / "ready"
     ends = f"[ -e {said} ] && exec cat > /dev/null"  # the next one ends with its input
-    loops = f"trap 'echo INT >> {said}; exit' INT; while :; do sleep 0.05; done"
+    loops = f"trap 'echo INT >> {said}; exit' INT; : > {ready}; while :; do sleep 0.05; done"
     one = work(f"{ends}; {loops}", poll_s=60)
     name = one.queue.add()
     one.notice()
-    until(lambda: one.worker._slots[0].sent)
-    time.sleep(0.2)
+    until(lambda: one.worker._slots[0].sent and ready.exists())
     one.queue.cancel(name)
     one.notice()
     until(said.exists)
@@ -470,7 +469,7 @@ def test_after_a_job_that_failed_at_once_the_next_is_claimed_at_once(work, until
     bad = [one.queue.add(params={"output": "/etc/passwd"}) for _ in range(3)]
     good = one.queue.add()
     one.notice()
-    until(lambda: status(one, good) == "done", 20)
+    until(lambda: status(one, good) == "done")
     assert {status(one, name) for name in bad} == {"failed"}
 
 
@@ -592,7 +591,7 @@ def test_behind_a_pooler_it_says_so_once_and_looks_every_second(work, until):
     one.thread.start()
     until(lambda: one.heard("5432"))
     name = one.queue.add()
-    until(lambda: status(one, name) == "done", 20)
+    until(lambda: status(one, name) == "done")
     assert len(one.heard("5432")) == 1
 
 
@@ -610,7 +609,7 @@ def test_what_an_earlier_worker_of_the_name_left_is_taken_back_once(work, until)
     name = one.queue.add()
     one.queue.claim("w", None, "mock")
     one.thread.start()
-    until(lambda: status(one, name) == "done", 20)
+    until(lambda: status(one, name) == "done")
     one.queue.faults = [AnswerLost("cut")]
     one.notice()
     until(lambda: len(one.connects) == 2)

@@ -78,7 +78,7 @@ def test_no_prompt_on_a_terminal_is_a_usage_fault(tool):
     terminal, side = pty.openpty()
     child = tool.start("generate", stdin=side)
     os.close(side)
-    assert child.wait(10) == 2
+    assert child.wait(60) == 2
     assert child.stderr.read().startswith(b"imagen-generate: no prompt (hint: ")
     os.close(terminal)
 
@@ -175,7 +175,7 @@ def test_a_signal_reaches_render_and_its_last_record_comes_out(tool, until, numb
     until(lambda: [*tool.folder.glob("state/imagen/mock/*.json")])
     child.send_signal(number)
     record = json.loads(child.stdout.read())
-    assert (child.wait(10), field in record) == (status, True)
+    assert (child.wait(60), field in record) == (status, True)
     assert b"Traceback" not in child.stderr.read()
 
 

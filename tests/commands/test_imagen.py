@@ -55,7 +55,7 @@ def test_a_reader_that_is_gone_is_no_fault(tool):
     child = tool.start("")
     child.stdout.close()
     child.stdin.close()
-    assert child.wait(10) == 0
+    assert child.wait(60) == 0
     assert child.stderr.read() == b""
 
 

@@ -102,14 +102,14 @@ BIN = Path(sys.executable).parent
 def test_a_job_becomes_an_image(queue, listen, until):
     worker = listen()
     name = queue.add("a lighthouse")
-    until(lambda: queue.status(name) == "done", 20)
+    until(lambda: queue.status(name) == "done")
     job = queue.job(name)
     assert (job["attempts"], job["error"]) == (1, None)
     assert job["request"]["id"] == name
     assert job["request"]["caller"] == f"job:{OWNER}"
     assert job["request"]["slug"] == f"a-lighthouse-{name[:8]}"
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(60) == 0
 
 
 def test_a_page_that_knows_the_id_of_a_job_has_its_record_when_it_is_done(queue, listen, tool):
@@ -209,12 +209,12 @@ def test_a_worker_for_named_backends_leaves_all_other_jobs_to_others(queue, list
 
 def test_a_job_whose_pipeline_is_killed_is_done_all_the_same(queue, listen, until, tool):
     worker = listen()
-    until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 10)
+    until(lambda: b"waiting for jobs" in worker.said.read_bytes())
     name = queue.add("slow", options=None)
-    until(lambda: queue.status(name) in ("running", "done"), 10)
+    until(lambda: queue.status(name) in ("running", "done"))
     for child in children_of(worker.pid):
         os.kill(child, signal.SIGKILL)
-    until(lambda: queue.status(name) == "done", 20)
+    until(lambda: queue.status(name) == "done")
     assert queue.job(name)["attempts"] == 1, "a killed pipeline costs no attempt"
 
 
@@ -223,15 +223,15 @@ def test_a_tool_that_dies_with_the_record_in_its_hands_is_noticed(queue, listen,
     once = "[ -e died ] && exec cat; read -r line; touch died; kill -KILL $$"
     listen(pipeline=f"imagen-render | sh -c '{once}' | imagen-log-usage")
     name = queue.add()
-    until(lambda: queue.status(name) == "done", 20)
+    until(lambda: queue.status(name) == "done")
     assert queue.job(name)["attempts"] == 1
 
 
 def test_all_of_the_pipeline_dies_within_a_second_of_its_worker(queue, listen, until):
     worker = listen(pipeline="sleep 1000 | cat")
-    until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 10)
+    until(lambda: b"waiting for jobs" in worker.said.read_bytes())
     queue.add()
-    until(lambda: queue.sql("select 1 from imagen.jobs where status = 'running'"), 10)
+    until(lambda: queue.sql("select 1 from imagen.jobs where status = 'running'"))
     group = until(lambda: descendants(worker.pid))
     worker.kill()
     worker.wait()
@@ -241,11 +241,11 @@ def test_all_of_the_pipeline_dies_within_a_second_of_its_worker(queue, listen, u
 def test_a_killed_workers_job_runs_again_within_15_seconds(queue, listen, until):
     first = listen(pipeline="sleep 1000 | cat")
     name = queue.add()
-    until(lambda: queue.status(name) == "running", 10)
+    until(lambda: queue.status(name) == "running")
     first.kill()
     began = time.monotonic()
     listen()
-    until(lambda: queue.status(name) == "done", 20)
+    until(lambda: queue.status(name) == "done")
     assert time.monotonic() - began < 15
     assert queue.job(name)["attempts"] == 1
 
@@ -254,7 +254,7 @@ def test_term_lets_the_running_image_finish(queue, listen, until):
     pipeline = "while read -r line; do sleep 1; printf '%s\\n' \"$line\" | imagen-render; done"
     worker = listen(pipeline=pipeline)
     name, other = queue.add(), None
-    until(lambda: queue.status(name) == "running", 10)
+    until(lambda: queue.status(name) == "running")
     worker.send_signal(signal.SIGTERM)
     other = queue.add("too late")
     assert worker.wait(20) == 0
@@ -264,7 +264,7 @@ def test_term_lets_the_running_image_finish(queue, listen, until):
 def test_a_second_signal_puts_the_job_back_at_no_cost(queue, listen, until):
     worker = listen(pipeline="sleep 1000")
     name = queue.add()
-    until(lambda: queue.status(name) == "running", 10)
+    until(lambda: queue.status(name) == "running")
     worker.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     worker.send_signal(signal.SIGTERM)
@@ -284,13 +284,13 @@ def test_five_claims_without_an_answer_fail_a_job_as_poisonous(queue, listen, un
 
 def test_the_database_may_end_all_our_connections(queue, listen, until):
     worker = listen()
-    until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 10)
+    until(lambda: b"waiting for jobs" in worker.said.read_bytes())
     queue.sql(
         "select pg_terminate_backend(pid) from pg_stat_activity"
         " where application_name like 'imagen-listen%' and datname = current_database()"
     )
     name = queue.add("after that")
-    until(lambda: queue.status(name) == "done", 20)
+    until(lambda: queue.status(name) == "done")
     assert worker.poll() is None
 
 
@@ -298,23 +298,23 @@ def test_behind_a_transaction_pooler_it_says_so_and_works_all_the_same(
     queue, listen, until, pooled
 ):
     worker = listen(**{db.VARIABLE: pooled})
-    until(lambda: b"waiting for jobs" in worker.said.read_bytes(), 20)
+    until(lambda: b"waiting for jobs" in worker.said.read_bytes())
     assert b"port 5432, not 6543" in worker.said.read_bytes()
     name = queue.add()
-    until(lambda: queue.status(name) == "done", 10)
+    until(lambda: queue.status(name) == "done")
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(60) == 0
 
 
 def test_two_of_one_name_leave_each_others_jobs_alone(queue, listen, until):
     first = listen("--name", "mriver", pipeline="sleep 1000 | cat")
     name = queue.add()
-    until(lambda: queue.status(name) == "running", 10)
+    until(lambda: queue.status(name) == "running")
     fence = queue.job(name)["fence"]
     second = listen("--name", "mriver")
-    until(lambda: b"another worker is called mriver" in second.said.read_bytes(), 10)
+    until(lambda: b"another worker is called mriver" in second.said.read_bytes())
     other = queue.add("for whoever is free")
-    until(lambda: queue.status(other) == "done", 10)
+    until(lambda: queue.status(other) == "done")
     assert (queue.status(name), queue.job(name)["fence"]) == ("running", fence)
     assert first.poll() is None
 
@@ -322,13 +322,12 @@ def test_two_of_one_name_leave_each_others_jobs_alone(queue, listen, until):
 def test_a_worker_that_is_started_again_by_its_name_goes_on_at_once(queue, listen, until):
     first = listen("--name", "mriver", pipeline="sleep 1000 | cat")
     name = queue.add()
-    until(lambda: queue.status(name) == "running", 10)
+    until(lambda: queue.status(name) == "running")
     first.kill()
     first.wait()
-    began = time.monotonic()
+    queue.sql("update imagen.jobs set lease = now() + interval '1 hour'")  # it is not waited for
     second = listen("--name", "mriver")
-    until(lambda: queue.status(name) == "done", 10)
-    assert time.monotonic() - began < 8, "its lease would have lasted 10 s"
+    until(lambda: queue.status(name) == "done")
     assert b"taken back" in second.said.read_bytes()
 
 
@@ -373,14 +372,14 @@ def test_a_job_that_is_cancelled_while_it_runs_is_interrupted_at_its_server(
 ):
     worker = listen()
     name, other = queue.add(), None
-    prompt_id = until(lambda: comfy.queue()[0], 20)
+    prompt_id = until(lambda: comfy.queue()[0])
     queue.sql(
         "update imagen.jobs set status = 'cancelled', finished_at = now() where id = %s", name
     )
-    until(lambda: comfy.ending(prompt_id) == "execution_interrupted", 10)
+    until(lambda: comfy.ending(prompt_id) == "execution_interrupted")
     other = queue.add("the next one")
     comfy.release()
-    until(lambda: queue.status(other) == "done", 20)
+    until(lambda: queue.status(other) == "done")
     assert queue.status(name) == "cancelled"
     assert worker.poll() is None
 
@@ -390,7 +389,7 @@ def test_a_job_that_goes_back_at_the_end_of_the_grace_leaves_its_server_free(
 ):
     worker = listen("--grace", "0.2")
     name = queue.add()
-    prompt_id = until(lambda: comfy.queue()[0], 20)
+    prompt_id = until(lambda: comfy.queue()[0])
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(20) == 0
     assert comfy.ending(prompt_id) == "execution_interrupted"
@@ -398,7 +397,7 @@ def test_a_job_that_goes_back_at_the_end_of_the_grace_leaves_its_server_free(
     assert (job["status"], job["attempts"]) == ("pending", 0)
     comfy.release()
     listen()
-    until(lambda: queue.status(name) == "done", 20)
+    until(lambda: queue.status(name) == "done")
     assert len(comfy.submits) == 2
 
 
@@ -407,7 +406,7 @@ def test_a_ledger_that_cannot_be_used_puts_the_job_back(queue, listen, until, tm
     ledger.write_text("no database")
     worker = listen(IMAGEN_LEDGER=str(ledger))
     name = queue.add()
-    until(lambda: queue.job(name)["error"], 20)
+    until(lambda: queue.job(name)["error"])
     job = queue.job(name)
     ended_without_an_answer = ("pending", 0, 1)  # whatever it sent may be on its way
     assert (job["status"], job["attempts"], job["claims"]) == ended_without_an_answer
@@ -440,7 +439,7 @@ def test_a_render_whose_job_was_not_closed_is_not_delivered(queue, listen, until
     keeps = f"sh -c 'read -r line; touch {tmp_path}/made; while :; do sleep 0.05; done'"
     worker = listen(pipeline=f"imagen-render | {keeps}", IMAGEN_LEDGER=str(ledger))
     name = queue.add()
-    until((tmp_path / "made").exists, 20)
+    until((tmp_path / "made").exists)
     time.sleep(0.5)
     worker.kill()
     worker.wait()
@@ -455,15 +454,15 @@ def test_a_ledger_that_is_held_delays_neither_jobs_nor_leases(queue, listen, unt
     assert listen("--drain", IMAGEN_LEDGER=str(ledger)).wait(30) == 0
     worker = listen(pipeline=MAKES_NOTHING, IMAGEN_LEDGER=str(ledger))
     first = queue.add()
-    until(lambda: queue.status(first) == "done", 20)
+    until(lambda: queue.status(first) == "done")
     with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
         connection.execute("begin immediate")
         names = [queue.add() for _ in range(3)]
         began = time.monotonic()
-        until(lambda: {queue.status(one) for one in names} == {"done"}, 20)
+        until(lambda: {queue.status(one) for one in names} == {"done"})
         assert time.monotonic() - began < 5
         worker.terminate()
-        assert worker.wait(10) == 0
+        assert worker.wait(60) == 0
 
 
 # -- a database that is gone -----------------------------------------------------------------------
@@ -535,7 +534,7 @@ def test_one_term_ends_a_worker_whose_database_is_gone(
     deaf = f"trap '' TERM; read -r line; touch {tmp_path}/sent; sleep 1000 | cat"
     worker = listen(*options, pipeline=deaf, **env)
     name = queue.add()
-    until((tmp_path / "sent").exists, 20)
+    until((tmp_path / "sent").exists)
     GONE[how](relay)
     time.sleep(after_s)
     worker.terminate()
@@ -619,7 +618,7 @@ def test_a_worker_that_is_stopped_pays_for_nothing_that_another_took_over(
     replicate.fail("POST /v1/models", throttled(20))
     first = listen(pipeline=RENDER_ONLY, **machine(tmp_path / "first"))
     name = queue.add(width=512, height=512)
-    until(lambda: replicate.asks("POST /v1/models"), 20)
+    until(lambda: replicate.asks("POST /v1/models"))
     throttled_at = time.monotonic()
     first.send_signal(signal.SIGSTOP)
     second = listen(pipeline=RENDER_ONLY, **machine(tmp_path / "second"))
@@ -739,14 +738,14 @@ def test_an_answer_of_a_worker_that_never_looked_leaves_a_create_in_doubt(
 def test_a_worker_that_is_stopped_while_it_waits_for_jobs_keeps_its_pipeline(queue, listen, until):
     worker = listen()
     name = queue.add()
-    until(lambda: queue.status(name) == "done", 20)
+    until(lambda: queue.status(name) == "done")
     family = descendants(worker.pid)
     worker.send_signal(signal.SIGSTOP)
     time.sleep(LOST_S + 2)
     assert all(is_alive(pid) for pid in family)
     worker.send_signal(signal.SIGCONT)
     other = queue.add("the next one")
-    until(lambda: queue.status(other) == "done", 20)
+    until(lambda: queue.status(other) == "done")
     assert {*family} <= {*descendants(worker.pid)}
 
 
@@ -765,7 +764,7 @@ def leaving(request) -> str:
 def test_a_pipeline_that_leaves_its_group_makes_its_image(queue, listen, until, leaving):
     worker = listen(pipeline=leaving)
     name = queue.add()
-    until(lambda: queue.status(name) == "done", 20)
+    until(lambda: queue.status(name) == "done")
     family = descendants(worker.pid)
     worker.terminate()
     assert worker.wait(20) == 0
@@ -777,16 +776,16 @@ def test_a_cancelled_job_whose_pipeline_left_its_group_is_interrupted(
 ):
     worker = listen(pipeline=leaving)
     name = queue.add()
-    prompt_id = until(lambda: comfy.queue()[0], 20)
+    prompt_id = until(lambda: comfy.queue()[0])
     family = descendants(worker.pid)
     queue.sql(
         "update imagen.jobs set status = 'cancelled', finished_at = now() where id = %s", name
     )
-    until(lambda: comfy.ending(prompt_id) == "execution_interrupted", 10)
-    until(lambda: not any(is_alive(pid) for pid in family), 20)
+    until(lambda: comfy.ending(prompt_id) == "execution_interrupted")
+    until(lambda: not any(is_alive(pid) for pid in family))
     comfy.release()
     other = queue.add("the next one")
-    until(lambda: queue.status(other) == "done", 20)
+    until(lambda: queue.status(other) == "done")
     assert worker.poll() is None
 
 
@@ -795,7 +794,7 @@ def test_a_worker_that_is_told_to_end_ends_what_left_its_group(
 ):
     worker = listen("--grace", "0.2", pipeline=leaving)
     name = queue.add()
-    prompt_id = until(lambda: comfy.queue()[0], 20)
+    prompt_id = until(lambda: comfy.queue()[0])
     family = descendants(worker.pid)
     worker.terminate()
     assert worker.wait(20) == 0
@@ -810,11 +809,11 @@ def test_a_worker_that_is_killed_takes_what_left_its_group_with_it(
 ):
     worker = listen(pipeline=leaving)
     queue.add()
-    until(lambda: comfy.queue()[0], 20)
+    until(lambda: comfy.queue()[0])
     family = descendants(worker.pid)
     worker.kill()
     worker.wait()
-    until(lambda: not any(is_alive(pid) for pid in family), 3)
+    until(lambda: not any(is_alive(pid) for pid in family), 10)
 
 
 def test_a_pipeline_that_heeds_no_signal_and_left_its_group_holds_nobody_up(queue, listen, until):

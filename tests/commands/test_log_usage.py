@@ -171,14 +171,14 @@ def test_each_record_goes_out_as_soon_as_it_is_logged(tool):
         child.stdin.flush()
         assert json.loads(child.stdout.readline())["id"] == f"cat-{number}"
     child.stdin.close()
-    assert child.wait(10) == 0
+    assert child.wait(60) == 0
 
 
 def test_no_records_on_a_terminal_is_a_usage_fault(tool):
     terminal, side = pty.openpty()
     child = tool.start("log-usage", stdin=side)
     os.close(side)
-    assert child.wait(10) == 2
+    assert child.wait(60) == 2
     assert child.stderr.read().startswith(b"imagen-log-usage: no records (hint: ")
     os.close(terminal)
 
@@ -224,7 +224,7 @@ def test_a_row_is_sent_while_the_next_record_is_waited_for(tool, cloud, database
     child.stdin.flush()
     until(lambda: sent(database) == ["h1"])
     child.stdin.close()
-    assert child.wait(10) == 0
+    assert child.wait(60) == 0
 
 
 def test_what_could_not_be_sent_is_sent_after_the_rest_though_no_record_comes(
@@ -240,7 +240,7 @@ def test_what_could_not_be_sent_is_sent_after_the_rest_though_no_record_comes(
     until(lambda: sent(database) == ["h1"])
     assert rest.gateway.asks() == 3
     child.stdin.close()
-    assert child.wait(10) == 75
+    assert child.wait(60) == 75
 
 
 def test_a_server_that_is_gone_loses_nothing_and_the_next_run_sends_it(
@@ -376,4 +376,4 @@ def test_a_reader_that_leaves_ends_it_quietly(tool):
     with suppress(BrokenPipeError):
         child.stdin.write(json.dumps(MADE).encode() + b"\n")
         child.stdin.close()
-    assert (child.wait(10), child.stderr.read()) == (0, b"")
+    assert (child.wait(60), child.stderr.read()) == (0, b"")

@@ -166,7 +166,7 @@ def shown_on_a_terminal(tool, *args: object, env: dict[str, str], line: dict[str
     os.close(side)
     child.stdin.write(json.dumps(line).encode() + b"\n")
     child.stdin.close()
-    status = child.wait(10)
+    status = child.wait(60)
     os.close(terminal)
     return status
 
@@ -278,6 +278,6 @@ def test_no_records_on_a_terminal_is_a_usage_fault(tool):
     terminal, side = pty.openpty()
     child = tool.start("preview", stdin=side)
     os.close(side)
-    assert child.wait(10) == 2
+    assert child.wait(60) == 2
     assert child.stderr.read().startswith(b"imagen-preview: no records (hint: ")
     os.close(terminal)

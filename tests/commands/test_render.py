@@ -133,14 +133,14 @@ def test_a_record_is_out_before_the_next_line_is_in(tool):
         child.stdin.flush()
         assert json.loads(child.stdout.readline())["prompt"] == prompt
     child.stdin.close()
-    assert child.wait(10) == 0
+    assert child.wait(60) == 0
 
 
 def test_no_prompt_on_a_terminal_is_a_usage_fault(tool):
     terminal, side = pty.openpty()
     child = tool.start("render", stdin=side)
     os.close(side)
-    assert child.wait(10) == 2
+    assert child.wait(60) == 2
     assert child.stderr.read().startswith(b"imagen-render: no prompt (hint: ")
     os.close(terminal)
 
@@ -595,7 +595,7 @@ def test_two_renders_of_one_id_wait_for_each_other(tool, until):
     began = time.monotonic()
     second = tool("render", stdin=[slow])
     assert time.monotonic() - began > 0.3
-    assert first.wait(10) == second.status == 0
+    assert first.wait(60) == second.status == 0
 
 
 def test_one_submit_of_many_images_gives_as_many_records(tool):
@@ -773,7 +773,7 @@ def test_the_records_before_a_bad_line_are_already_out(tool):
     child.stdin.write(b"oops\n")
     child.stdin.close()
     assert child.stderr.readline().startswith(b"imagen-render: line 2: not JSON: ")
-    assert child.wait(10) == 2
+    assert child.wait(60) == 2
 
 
 def test_a_failed_record_is_one_line_on_stderr_and_travels_on_with_its_error(tool):
@@ -866,7 +866,7 @@ def on_a_terminal(tool, *args: object, columns: int = 80, **env: str) -> tuple[i
             break
         shown += part
     os.close(terminal)
-    return child.wait(10), shown.decode()
+    return child.wait(60), shown.decode()
 
 
 SLOW = ("a", *SMALL, "--option", 'faults=[{"fault":"slow","wait_s":1.3}]')

@@ -360,7 +360,7 @@ def memories(tool) -> list[str]:
 
 def ended(child) -> tuple[int, list[dict[str, Any]], str]:
     out, err = child.stdout.read(), child.stderr.read().decode()
-    return child.wait(10), [json.loads(line) for line in out.splitlines()], err
+    return child.wait(60), [json.loads(line) for line in out.splitlines()], err
 
 
 def test_an_interrupt_cancels_our_own_render_and_ends_with_130(tool, waiting, out_dir):

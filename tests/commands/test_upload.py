@@ -120,14 +120,14 @@ def test_each_record_goes_out_as_soon_as_it_is_up(tool, cloud, image):
         assert json.loads(child.stdout.readline())["seed"] == seed
         assert len(rows(cloud)) == seed + 1
     child.stdin.close()
-    assert child.wait(10) == 0
+    assert child.wait(60) == 0
 
 
 def test_no_records_on_a_terminal_is_a_usage_fault(tool):
     terminal, side = pty.openpty()
     child = tool.start("upload", stdin=side)
     os.close(side)
-    assert child.wait(10) == 2
+    assert child.wait(60) == 2
     assert child.stderr.read().startswith(b"imagen-upload: no records (hint: ")
     os.close(terminal)
 

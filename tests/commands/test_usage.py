@@ -54,7 +54,7 @@ def on_a_terminal(tool, *args, env=None):
         except OSError:
             break
     os.close(terminal)
-    return child.wait(10), said.decode().replace("\r\n", "\n")
+    return child.wait(60), said.decode().replace("\r\n", "\n")
 
 
 # -- sums ------------------------------------------------------------------------------------------
