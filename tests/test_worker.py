@@ -811,7 +811,7 @@ def test_a_pipeline_that_does_not_end_when_told_to_is_killed_and_started_again(
 ):
     monkeypatch.setattr(slots, "BROKEN_S", 0.5)
     broken = tmp_path / "broken"
-    deaf = "(trap '' TERM INT; while :; do sleep 0.05; done)"
+    deaf = "trap '' TERM INT; (while :; do sleep 0.05; done)"
     breaks = f"touch {broken}; read -r line; {deaf} & kill -KILL $$"
     one = work(f"[ -e {broken} ] || {{ {breaks}; }}; {DONE}")
     name = one.queue.add()
