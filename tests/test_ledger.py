@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import json
 import os
 import sqlite3
 import stat
@@ -303,9 +304,17 @@ def test_a_ledger_without_the_additions_gets_them_and_keeps_its_rows(path, monke
 
     with monkeypatch.context() as old:
         old.setattr(database, "_ADDITIONS", [])
-        before = Ledger(path)
-        before.journal.intend(intent(), UNNAMED)
-        before.close()
+        Ledger(path).close()
+    with closing(sqlite3.connect(path)) as db, db:  # as an older release does
+        db.execute(
+            "insert into renders (render_id, id, given, asked, caller, backend, state, request,"
+            " place, created_at) values ('r', 'k', 0, 'asked', 'ann', 'rep', 'open', ?, '{}', 1)",
+            [json.dumps(RECORD)],
+        )
+        db.execute(
+            "insert into submits (render_id, number, backend, plan, caller, intended_at)"
+            " values ('r', 1, 'rep', '{}', 'ann', 1)"
+        )
     after = Ledger(path)
     entry = after.journal.entry("r")
     assert entry and entry.request == RECORD
