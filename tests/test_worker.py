@@ -781,6 +781,28 @@ def test_a_late_job_is_judged_by_the_answer_that_it_gives_when_told_to_end(
     assert job.run_after - job.created >= wait_s
 
 
+def test_an_answer_that_came_just_before_a_pipeline_ended_is_read(
+    work, until, tmp_path, monkeypatch
+):
+    """Written after our last look, and before we saw that the pipeline is gone."""
+    one = work(answers_when_told_to_end(ENDINGS["an image"], tmp_path / "started"), job_timeout_s=1)
+    real, unread = slots.Pipeline.lines, []
+
+    def lines(pipeline):
+        if not one.worker._slots[0].told or unread:
+            return real(pipeline)
+        until(pipeline.is_gone)
+        unread.append(pipeline)
+        return []
+
+    monkeypatch.setattr(slots.Pipeline, "lines", lines)
+    name = one.queue.add()
+    one.notice()
+    until(lambda: unread)
+    until(lambda: status(one, name) == "done")
+    assert "retry" not in one.queue.calls
+
+
 @pytest.mark.parametrize(
     ("ending", "status_then", "attempts"),
     [

@@ -178,9 +178,7 @@ class Pipelines:
         if pipeline is None:
             return
         pipeline.flush()
-        for line in pipeline.lines():
-            for made in slot.answers.read(line):
-                self._answered(slot, made)
+        self._read(slot)
         if not pipeline.is_alive() and slot.sent:
             self._lease.enforce()  # its guard was first, while this process stood still
         if slot.killed:
@@ -195,8 +193,16 @@ class Pipelines:
             slot.late = True
             self.end(slot, signal.SIGTERM)
 
+    def _read(self, slot: Slot) -> None:
+        """Read what a pipeline has answered so far."""
+        if slot.pipeline:
+            for line in slot.pipeline.lines():
+                for answer in slot.answers.read(line):
+                    self._answered(slot, answer)
+
     def _killed(self, slot: Slot, now: float) -> None:
         """Clear away a pipeline that ended with the lease; a job that stays ours is sent again."""
+        self._read(slot)  # what it said between our last look and its end
         slot.killed = False
         if slot.told:
             self._ended(slot, now)
@@ -262,6 +268,7 @@ class Pipelines:
 
     def _ended(self, slot: Slot, now: float) -> None:
         """Clear away a pipeline that was told to end; its job, when unanswered, goes back."""
+        self._read(slot)  # what it said between our last look and its end
         self._clear(slot)
         slot.told = None
         if slot.crashes and not self.ending:
