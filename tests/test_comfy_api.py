@@ -192,6 +192,10 @@ def rejected(body: Any, status: int = 400) -> Rejected:
     return Rejected("the ComfyUI answered", status=status, body=raw)
 
 
+def no_choices(_kind: str, _name: str) -> list[Any]:
+    return []
+
+
 def node_errors(received: str = "", **more: Any) -> dict[str, Any]:
     """Return the node_errors of one node with one error, in the server's shape."""
     extra = {"input_name": "unet_name", "received_value": received, **more.pop("extra", {})}
@@ -209,7 +213,7 @@ def node_errors(received: str = "", **more: Any) -> dict[str, Any]:
 )
 def test_a_refusal_that_is_not_comfyuis_stays_what_it_was(body: Any, status: int) -> None:
     fault = rejected(body, status)
-    assert comfy_api.refusal(fault) is fault
+    assert comfy_api.refusal(fault, no_choices) is fault
 
 
 @pytest.mark.parametrize(
@@ -223,29 +227,29 @@ def test_a_refusal_that_is_not_comfyuis_stays_what_it_was(body: Any, status: int
 )
 @pytest.mark.parametrize("status", [400, 402, 413, 500])
 def test_a_graph_that_is_refused_is_a_fault_of_the_setup(body: Any, text: str, status: int) -> None:
-    fault = comfy_api.refusal(rejected(body, status))
+    fault = comfy_api.refusal(rejected(body, status), no_choices)
     assert (fault.code, fault.as_record("t").get("scope")) == ("workflow_refused", "setup")
     assert fault.message == f"ComfyUI refuses the workflow: {text}"
 
 
 def test_a_value_that_a_node_refuses_is_the_requests_own_fault() -> None:
     body = {"error": {"message": "invalid"}, "node_errors": node_errors("8", type="too_small")}
-    fault = comfy_api.refusal(rejected(body))
+    fault = comfy_api.refusal(rejected(body), no_choices)
     assert fault.code == "workflow_refused"
     assert "scope" not in fault.as_record("t")
     assert fault.message.endswith("node 7 (UNETLoader): no: why")
-    empty = comfy_api.refusal(rejected({**body, "node_errors": {"7": {"errors": []}}}))
+    empty = comfy_api.refusal(rejected({**body, "node_errors": {"7": {"errors": []}}}), no_choices)
     assert empty.message == "ComfyUI refuses the workflow: invalid"
 
 
 def test_at_most_three_faults_of_nodes_are_named() -> None:
     faults = {str(key): node_errors(type="bad")["7"] for key in range(1, 6)}
-    assert comfy_api.node_fault(faults, "").message.count("node ") == 3
+    assert comfy_api.node_fault(faults, "", no_choices).message.count("node ") == 3
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "SDXL/x.sft", "x.gguf"])
 def test_a_file_that_is_not_in_the_list_is_a_missing_model(name: str) -> None:
-    fault = comfy_api.node_fault(node_errors(name), "")
+    fault = comfy_api.node_fault(node_errors(name), "", no_choices)
     assert isinstance(fault, MissingModel)
     assert fault.files == [name]
     assert f"{name} is not installed (UNETLoader 7, unet_name)" in fault.message
@@ -255,14 +259,14 @@ def test_a_file_that_is_not_in_the_list_is_a_missing_model(name: str) -> None:
     "more", [{"received": "euler_x"}, {"received": "x.safetensors", "type": "other"}]
 )
 def test_no_other_value_is_called_a_missing_model(more: Any) -> None:
-    fault = comfy_api.node_fault(node_errors(**more), "")
+    fault = comfy_api.node_fault(node_errors(**more), "", no_choices)
     assert not isinstance(fault, MissingModel)
     assert "node 7 (UNETLoader): no: why" in fault.message
 
 
 def test_a_file_that_is_there_under_another_slash_is_named_and_not_missing() -> None:
     config = {"input_config": [["y.sft", None, "SDXL\\x.sft"]]}
-    fault = comfy_api.node_fault(node_errors("SDXL/x.sft", extra=config), "")
+    fault = comfy_api.node_fault(node_errors("SDXL/x.sft", extra=config), "", no_choices)
     assert not isinstance(fault, MissingModel)
     assert "SDXL/x.sft is there as SDXL\\x.sft: write it so (node 7, unet_name)" in fault.message
 

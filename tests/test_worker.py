@@ -686,10 +686,10 @@ def test_an_end_of_which_the_database_refuses_a_part_is_kept_without_it(
     one = work(f"jq -c --unbuffered '{answer}'", begin=False, drain=True)
     real = getattr(one.queue, call)
 
-    def refuse(job_id, fence, *values):
-        if [value for value in values if value]:
+    def refuse(job_id, fence, image_id, *values):
+        if image_id:
             raise DatabaseFault("no such value", sqlstate="23503")
-        return real(job_id, fence, *values)
+        return real(job_id, fence, image_id, *values)
 
     def refuse_text(job_id, fence, *values):
         if "bad" in values:
@@ -718,7 +718,7 @@ def test_a_failure_that_no_row_takes_is_left_to_its_lease_and_stops_no_other(
     one.notice()
     until(lambda: status(one, good) == "done")
     assert status(one, bad) == "running"
-    assert len(one.heard(f"{bad}: check jobs_error")) == 2, "with its error, and without"
+    assert len(one.heard(f"{bad}: check jobs_error")) == 3, "whole, without record, without error"
 
 
 def test_a_job_that_was_cancelled_before_it_was_sent_never_reaches_the_pipeline(

@@ -414,8 +414,10 @@ def test_lost_creates_of_one_input_at_once_are_each_their_own(paid):
     paid.server.fail("POST", TROUBLE, times=2)
     names = [f"k{n}" for n in range(6)]
     ran = paid.together(("a cat", "--seed", 7, "--id", name) for name in names)
-    assert [one.status for one in ran] == [0] * 6, [one.err for one in ran]
-    assert len({one.record["submit"] for one in ran}) == paid.creates == 6
+    assert {one.status for one in ran} <= {0, 75}, "one of them may have had both of the 500"
+    ended = [paid("a cat", "--seed", 7, "--id", name) for name in names]
+    assert [one.status for one in ended] == [0] * 6, [one.err for one in ended]
+    assert len({one.record["submit"] for one in ended}) == paid.creates == 6
 
 
 def test_a_lost_create_is_found_though_our_clock_was_set_back_since(paid):
