@@ -176,7 +176,8 @@ class Run:
     def is_over(self) -> bool:
         """Whether to run it again makes no sense: it is done, it hangs, or it says never."""
         if self.killed:
-            return any("file" in one for one in self.records)
+            images = [one for one in self.records if "members" not in one]  # without the sheet
+            return any("file" in one for one in images)
         never = [error.get("retry") == "never" for error in self.errors]
         return self.status in (0, None) or (bool(never) and all(never))
 

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +49,23 @@ def limits_of(cell: Cell) -> Limits:
     return SHORT_SILENCE if cell.fault in ("silence", "trickle") else Limits()
 
 
+@cache
+def clock_library() -> str:
+    """Return the path of libfaketime, which its own program knows."""
+    program = shutil.which("faketime")
+    if program is None:
+        missing("no faketime here (Debian: apt install faketime)")
+    asks = [program, "-f", "+0", "printenv", "LD_PRELOAD"]
+    return subprocess.run(asks, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def clock_environment(offset: str, folder: Path) -> dict[str, str]:
     """Return what sets the wall clock of a program, and leaves its other clocks alone.
 
     libfaketime 0.9.10 then refuses a sleep until a time of CLOCK_MONOTONIC, as Python's time.sleep
     is; so that sleeps by select, in the child processes too.
     """
-    program = shutil.which("faketime")
-    if program is None:
-        missing("no faketime here (Debian: apt install faketime)")
-    asks = [program, "-f", "+0", "printenv", "LD_PRELOAD"]
-    library = subprocess.run(asks, capture_output=True, text=True, check=True).stdout.strip()
+    library = clock_library()
     (folder / "sitecustomize.py").write_text(
         "import select, time\n"
         "time.sleep = lambda seconds: select.select([], [], [], seconds) and None\n"

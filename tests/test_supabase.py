@@ -193,10 +193,10 @@ def test_a_key_that_is_none_is_unauthorized_and_not_shown(key, rest):
     assert key not in caught.value.as_line()
 
 
-def test_anon_is_unauthorized(rest):
+def test_what_a_users_key_may_not_is_refused(rest):
     with (
-        closing(Tables(Project(rest.url, rest.key("anon"), VARIABLE), "mai")) as tables,
-        pytest.raises(Unauthorized, match="permission denied for schema mai"),
+        closing(Tables(Project(rest.url, rest.key("authenticated"), VARIABLE), "mai")) as tables,
+        pytest.raises(Rejected, match="permission denied for schema mai"),
     ):
         [*tables.rows("imagen_usage")]
 
