@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from imagen.commands import TOOLS
+from imagen.tools import TOOLS
 from measure import BIN, interleaved, show
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import imagen
 from imagen import backends, models, prices, record, settings, workflow
 from imagen.backends import mock
-from imagen.commands import TOOLS
 from imagen.errors import ImagenError
 from imagen.settings import Key
+from imagen.tools import TOOLS
 
 TOP = Path(__file__).parents[1]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]

@@ -17,7 +17,7 @@ import pytest
 
 import imagen
 from imagen import workflow
-from imagen.commands import TOOLS
+from imagen.tools import TOOLS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lib" / "imagen"
@@ -87,6 +87,9 @@ def top(name: str) -> str:
 # -- who may import whom ---------------------------------------------------------------------------
 
 ALLOWED: dict[str, set[str]] = {
+    "naming": set(),
+    "object_info": set(),
+    "tools": set(),
     "errors": set(),
     "signals": {"errors"},
     "record": {"errors"},
@@ -95,12 +98,20 @@ ALLOWED: dict[str, set[str]] = {
     "workflow": {"disk", "errors", "record", "settings"},
     "graph": set(),
     "workflow_check": {"errors", "graph", "workflow"},
-    "workflow_classes": {"comfy_api", "errors", "graph", "workflow", "workflow_check"},
+    "workflow_classes": {
+        "object_info",
+        "comfy_api",
+        "errors",
+        "graph",
+        "workflow",
+        "workflow_check",
+    },
     "workflow_images": {"graph"},
     "workflow_roles": set(),
     "workflow_walk": {"graph", "workflow_roles"},
     "workflow_found": {"errors", "graph", "workflow_walk"},
     "workflow_find": {
+        "object_info",
         *("comfy_api", "errors", "graph", "record"),  # comfy_api: how model files end
         *("workflow", "workflow_check", "workflow_found", "workflow_roles", "workflow_walk"),
     },
@@ -110,7 +121,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "workflow_show": {"graph", "table", "workflow"},
     "retry": {"errors"},
-    "request": {"errors", "record", "files"},  # files: is_slug and is_date, both pure
+    "request": {"naming", "errors", "record", "files"},  # files: is_slug and is_date, both pure
     "prices": {"config", "errors", "settings"},
     "models": {"disk", "errors", "workflow"},
     "hub": {"errors", "http"},
@@ -122,7 +133,7 @@ ALLOWED: dict[str, set[str]] = {
     "replicate_models": set(),
     "replicate_outputs": {"backends", "errors", "image", "replicate_api"},
     "replicate_plan": {"backends", "errors", "replicate_models"},
-    "comfy_api": {"errors", "image"},  # image: the text chunks of a returned PNG
+    "comfy_api": {"object_info", "errors", "image"},  # image: the text chunks of a returned PNG
     "disk": set(),
     "files": {"disk", "errors", "record", "signals"},  # signals are put off while a file is made
     "image": {"disk", "errors", "image"},
@@ -182,6 +193,7 @@ ALLOWED: dict[str, set[str]] = {
         "lock_wait",
     },
     "store": {
+        "naming",
         *("backends", "disk", "errors", "files", "image", "ledger", "outcome", "record"),
         "request",
     },
@@ -194,7 +206,14 @@ ALLOWED: dict[str, set[str]] = {
     },
     "supabase": {"http", "retry", "errors"},
     "storage": {"errors", "http", "supabase"},
-    "upload": {"errors", "files", "record", "storage", "supabase"},  # files: the rules of names
+    "upload": {
+        "naming",
+        "errors",
+        "files",
+        "record",
+        "storage",
+        "supabase",
+    },  # files: the rules of names
     "repair": {"errors", "files", "record", "upload"},
     "signing": {"errors", "record", "upload"},
     "jobs": {"http", "db", "retry", "errors", "record"},
@@ -212,7 +231,7 @@ ALLOWED: dict[str, set[str]] = {
     "process_tree": {"guard_program"},
     "pipeline": {"process_tree"},
     "job_record": {"record"},
-    "joblines": {"documents", "errors", "files", "job_record", "record"},
+    "joblines": {"naming", "documents", "errors", "files", "job_record", "record"},
     "slots": {
         *("clock", "joblines", "pipeline", "process_tree", "record"),
         "jobs",  # the type of what was claimed
@@ -221,9 +240,17 @@ ALLOWED: dict[str, set[str]] = {
         *("clock", "db", "errors", "joblines", "jobs", "notify", "record", "slots"),
     },
     "machine_ledger": {"errors", "ledger"},
-    "command": {"errors", "reader", "signals", "pipe", "commands"},  # commands: the table of tools
+    "command": {
+        "tools",
+        "errors",
+        "reader",
+        "signals",
+        "pipe",
+        "commands",
+    },  # commands: the table of tools
 }
 OF_BACKENDS = {
+    "object_info",
     *("http", "retry", "image", "workflow", "errors"),
     *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
     *("disk", "files"),  # the mock keeps the memory of a server
@@ -242,7 +269,8 @@ def test_a_module_imports_only_what_is_below_it(name):
 @pytest.mark.parametrize("name", [one for one in modules() if top(one) == "backends"])
 def test_a_backend_imports_only_what_is_below_it_and_no_other_backend(name):
     imported = modules()[name].ours
-    siblings = {one for one in imported if one.startswith("backends.")}
+    faces = {"backends.base", "backends.registry"}
+    siblings = {one for one in imported if one.startswith("backends.")} - faces
     assert siblings == set()
     assert {top(one) for one in imported} <= OF_BACKENDS | {"backends"}
 

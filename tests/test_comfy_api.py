@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagen import comfy_api
+from imagen import comfy_api, object_info
 from imagen.errors import MissingModel, Rejected
 from imagen.http import Answer
 from servers.comfyui import DATA
@@ -184,7 +184,7 @@ def test_a_server_that_does_not_say_its_version_is_not_called_too_old(stats: Any
     ],
 )
 def test_the_choices_of_an_input_are_read_in_both_shapes(spec: Any, names: Any) -> None:
-    assert comfy_api.choices(spec) == names
+    assert object_info.choices(spec) == names
 
 
 def rejected(body: Any, status: int = 400) -> Rejected:
@@ -281,7 +281,7 @@ def test_a_file_that_is_there_under_another_slash_is_named_and_not_missing() -> 
     ],
 )
 def test_another_spelling_differs_in_the_slashes_only(name: str, offered: Any, other: Any) -> None:
-    assert comfy_api.other_spelling(name, offered) == other
+    assert object_info.other_spelling(name, offered) == other
 
 
 # -- history ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 import docs_sync
 import imagen
-from imagen.commands import TOOLS
+from imagen.tools import TOOLS
 
 TOP, PAGES = docs_sync.TOP, docs_sync.PAGES
 LIB = Path(imagen.__file__).parent

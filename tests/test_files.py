@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagen import disk, files
+from imagen import disk, files, naming
 from imagen.errors import ImagenError, OutputTaken
 
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_a_slug_is_what_a_person_can_still_read(prompt, slug):
-    assert files.slug(prompt) == slug
+    assert naming.slug(prompt) == slug
 
 
 @given(st.text(max_size=500))
@@ -54,16 +54,16 @@ def test_a_slug_is_what_a_person_can_still_read(prompt, slug):
 @example("İstanbul ß ﬀ")
 @settings(max_examples=60, deadline=None)
 def test_a_slug_is_always_1_to_60_of_letters_digits_and_dashes(prompt):
-    slug = files.slug(prompt)
+    slug = naming.slug(prompt)
     assert re.fullmatch(r"[a-z0-9-]{1,60}", slug)
-    assert slug == files.slug(prompt), "the same prompt, the same slug"
+    assert slug == naming.slug(prompt), "the same prompt, the same slug"
     assert not slug.startswith("-")
     assert not slug.endswith("-")
-    assert files.is_slug(slug)
+    assert naming.is_slug(slug)
 
 
 def test_prompts_with_nothing_to_read_still_differ():
-    assert len({files.slug(prompt) for prompt in ("猫", "犬", "🐈", "…")}) == 4
+    assert len({naming.slug(prompt) for prompt in ("猫", "犬", "🐈", "…")}) == 4
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_prompts_with_nothing_to_read_still_differ():
     ],
 )
 def test_what_may_stand_as_a_slug(text, good):
-    assert files.is_slug(text) == good
+    assert naming.is_slug(text) == good
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_may_stand_as_a_slug(text, good):
     ],
 )
 def test_what_may_stand_as_a_date(text, good):
-    assert files.is_date(text) == good
+    assert naming.is_date(text) == good
 
 
 # -- reservations ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from imagen import files, record, supabase, upload
+from imagen import files, naming, record, supabase, upload
 from imagen.errors import ImagenError, Refused, Rejected, ServerFault, Throttled, Unreachable
 from imagen.record import MAX_SEED
 from imagen.storage import Bucket
@@ -183,7 +183,7 @@ def test_the_path_is_the_tail_of_the_file_or_made_of_the_record(file, path):
 
 
 def test_every_path_is_a_legal_key_and_the_other_one_too(tmp_path):
-    slug = files.slug("Ünï 'cøde' ☃ ../.. %2e%2e \\ # []{}~ " + "x" * 300)
+    slug = naming.slug("Ünï 'cøde' ☃ ../.. %2e%2e \\ # []{}~ " + "x" * 300)
     image = upload.judged(made(tmp_path, MAX_SEED, slug), OWNER)
     assert upload.is_path(image.path) and upload.is_path(image.other_path)
     assert image.other_path.endswith(f"-{image.record['render_id'][:8]}.png")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from . import image
 from .errors import ImagenError, Interrupted, MissingModel, Rejected, RenderFailed
+from .object_info import MODEL_FILES, choices, other_spelling, there_as
 
 Choices = Callable[[str, str], Iterable[Any]]  # of a node class and its input, where they are known
 _OWN_IDS_SINCE = (0, 3, 45)  # the release from which POST /prompt takes the client's prompt_id
@@ -46,32 +47,6 @@ def place_in(queue: Mapping[str, Any], handle: str) -> int | None:
         return 0
     waiting.sort(key=lambda item: float(item[0]))
     return next((n for n, item in enumerate(waiting, 1) if item[1] == handle), None)
-
-
-def choices(spec: Any) -> list[Any] | None:
-    """Read a COMBO input in both of its shapes; None when the input is none."""
-    if isinstance(spec, list) and spec:
-        if isinstance(spec[0], list):
-            return spec[0]
-        if spec[0] == "COMBO" and len(spec) > 1 and isinstance(spec[1], dict):
-            options = spec[1].get("options")
-            return options if isinstance(options, list) else None
-    return None
-
-
-def other_spelling(name: str, offered: Iterable[Any]) -> str | None:
-    """Return how a server spells a file whose folders are named with other slashes, if it has it.
-
-    A server on Windows lists SDXL\\x.safetensors, others list SDXL/x.safetensors.
-    """
-    plain = name.replace("\\", "/")
-    names = (one for one in offered if isinstance(one, str) and one != name)
-    return next((one for one in names if one.replace("\\", "/") == plain), None)
-
-
-def there_as(name: str, other: str) -> str:
-    """Say that a file is on the server under another spelling."""
-    return f"{name} is there as {other}: write it so"
 
 
 def refusal(fault: Rejected, choices_of: Choices) -> ImagenError:
@@ -133,9 +108,6 @@ def _model_file(error: Mapping[str, Any]) -> str | None:
     value = str(extra.get("received_value", ""))
     is_file = error.get("type") == "value_not_in_list" and value.endswith(MODEL_FILES)
     return value if is_file else None
-
-
-MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
 def entry_of(stored: Mapping[str, Any]) -> Entry:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from . import __version__, reader, signals
-from .commands import TOOLS
 from .errors import (
     FAILED,
     Fault,
@@ -22,6 +21,7 @@ from .errors import (
     as_unicode,
     from_os,
 )
+from .tools import TOOLS
 
 if TYPE_CHECKING:
     from .pipe import Pipe, Report

@@ -8,14 +8,11 @@ import glob
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 import time
-import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
 from functools import lru_cache
 from itertools import chain, count
 from pathlib import Path
@@ -30,37 +27,9 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "gif": ".gif", "avif
 _EMPTY_S = 60  # seconds that a reservation may be empty before its writer counts as dead
 _MAX_SIDECAR = 2**25  # bytes; a record line has 16 MiB at most
 _FEW = 8  # names that are tried one by one before a free one is searched for
-_MAX_SLUG = 60  # with a seed of 20 digits and a counter it stays far below the 255 of a file name
 
 Content = bytes | Callable[[IO[bytes]], object]
 TakeOver = Callable[[str], contextlib.AbstractContextManager[bool]]
-
-
-def slug(prompt: str) -> str:
-    """Give the prompt as [a-z0-9-], at most 60 long; a hash when nothing of it is left.
-
-    >>> slug("A cat, in a fish-bowl!")
-    'a-cat-in-a-fish-bowl'
-    """
-    plain = unicodedata.normalize("NFKD", prompt[:400]).encode("ascii", "ignore").decode()
-    words = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
-    if len(words) > _MAX_SLUG:
-        cut = words[: _MAX_SLUG + 1].rpartition("-")[0] or words
-        words = cut[:_MAX_SLUG].strip("-")
-    return words or "x" + hashlib.sha256(prompt.encode()).hexdigest()[:10]
-
-
-def is_slug(text: str) -> bool:
-    """Whether the text may stand in a file name and a Storage key as it is."""
-    return re.fullmatch(r"[a-z0-9-]{1,100}", text) is not None
-
-
-def is_date(text: str) -> bool:
-    """Whether the text is a date as it names a folder."""
-    try:
-        return date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from . import files, job_record, record
+from . import job_record, naming, record
 from .documents import Documents
 from .errors import Refused, suggest
 from .record import Record
@@ -124,7 +124,7 @@ def request_of(job: Any, rules: Rules, now: datetime, seed: int) -> Record:
         line["owner_user_id"] = job.owner_user_id
     line.setdefault("seed", seed)
     sound = record.checked(line)
-    slug = f"{files.slug(job.prompt)}-{job.id[:8]}"
+    slug = f"{naming.slug(job.prompt)}-{job.id[:8]}"
     return {**sound, "date": now.date().isoformat(), "slug": slug}
 
 

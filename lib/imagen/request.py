@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from . import files, record
+from . import naming, record
 from .errors import IdTaken, Refused
 from .record import DRAWN_SEEDS, MAX_SEED, REQUEST, Record
 
@@ -172,7 +172,7 @@ def check_names(asked: Mapping[str, Any]) -> None:
     date, slug = asked.get("date"), asked.get("slug")
     if not isinstance(asked.get("request", ""), str):
         raise Refused("request must be a string")
-    if slug is not None and not (isinstance(slug, str) and files.is_slug(slug)):
+    if slug is not None and not (isinstance(slug, str) and naming.is_slug(slug)):
         raise Refused("slug must be [a-z0-9-], at most 100 characters")
-    if date is not None and not (isinstance(date, str) and files.is_date(date)):
+    if date is not None and not (isinstance(date, str) and naming.is_date(date)):
         raise Refused("date must be YYYY-MM-DD")

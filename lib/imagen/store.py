@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import disk, files, image, outcome
+from . import disk, files, image, naming, outcome
 from .backends import Collected, Raw
 from .errors import BadImage, ImagenError, NotAnImage, TooFewImages, from_os
 from .ledger import Entry, Ledger, LedgerBusy, LedgerFault
@@ -271,4 +271,4 @@ def _is_file(path: Any) -> bool:
 def name_files(made: Record) -> None:
     """Work out the date and the slug that its files are named by, once."""
     made.setdefault("date", datetime.now(UTC).date().isoformat())
-    made.setdefault("slug", files.slug(made["prompt"]))
+    made.setdefault("slug", naming.slug(made["prompt"]))

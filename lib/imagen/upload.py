@@ -19,7 +19,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import files
+from . import files, naming
 from .errors import TEMPORARY, ImagenError, Refused
 from .record import Record, canonical_uuid, check_storable, checked
 from .storage import Bucket
@@ -157,9 +157,9 @@ def path_of(record: Mapping[str, Any]) -> str:
     The seed of a record that was `checked` is a whole number.
     """
     date, slug, seed = record.get("date"), record.get("slug"), record["seed"]
-    if not (isinstance(date, str) and files.is_date(date)):
+    if not (isinstance(date, str) and naming.is_date(date)):
         raise Refused("no date, or none as YYYY-MM-DD: the path in the bucket begins with it")
-    if not (isinstance(slug, str) and files.is_slug(slug)):
+    if not (isinstance(slug, str) and naming.is_slug(slug)):
         raise Refused("no slug, or one that is not [a-z0-9-]: the path in the bucket is made of it")
     file = Path(str(record["file"]))
     stem, suffix = f"{slug}-{seed}", files.SUFFIXES[record["format"]]
@@ -171,7 +171,7 @@ def path_of(record: Mapping[str, Any]) -> str:
 def is_path(path: str) -> bool:
     """Whether a name in the bucket is one that we give: a local path may be made of it."""
     found = _PATH.fullmatch(path)
-    return found is not None and files.is_date(found[1])
+    return found is not None and naming.is_date(found[1])
 
 
 def row_of(image: Image, path: str) -> Record:

@@ -11,9 +11,9 @@ from typing import Any
 
 from . import graph as graphs
 from . import workflow_check
-from .comfy_api import MODEL_FILES, choices, other_spelling, there_as
 from .errors import MissingModel, suggest
 from .graph import Graph, Link
+from .object_info import MODEL_FILES, choices, other_spelling, there_as
 from .workflow import Workflow, fill
 from .workflow_check import UNKNOWN, Finding, at
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from . import graph as graphs
 from . import workflow, workflow_check, workflow_roles, workflow_walk
-from .comfy_api import MODEL_FILES
 from .errors import Refused, WorkflowFault
 from .graph import Graph
+from .object_info import MODEL_FILES
 from .record import checked
 from .workflow_found import Import, Told, short
 from .workflow_walk import Spot

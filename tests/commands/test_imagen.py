@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import imagen
-from imagen.commands import TOOLS
+from imagen.tools import TOOLS
 
 BIN = Path(__file__).parents[2] / "bin"
 

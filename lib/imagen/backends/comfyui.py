@@ -14,7 +14,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
-from .. import comfy_api, http, retry, workflow, workflow_classes
+from .. import comfy_api, http, object_info, retry, workflow, workflow_classes
 from ..config import secret
 from ..errors import (
     BadImage,
@@ -347,7 +347,7 @@ class ComfyUI:
         with suppress(ImagenError, TypeError, AttributeError, LookupError):
             inputs = self._json(f"/object_info/{quote(kind, safe='')}")[kind]["input"]
             specs = {**(inputs.get("optional") or {}), **(inputs.get("required") or {})}
-            return comfy_api.choices(specs.get(name)) or []
+            return object_info.choices(specs.get(name)) or []
         return []
 
     @_reading

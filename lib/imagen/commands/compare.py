@@ -145,11 +145,11 @@ def _begin(common: Common, spec: ComparisonSpec, no_ledger: bool, stack: ExitSta
 def _folder(out_dir: Path, prompt: str, seed: int) -> Path:
     from datetime import UTC, datetime
 
-    from .. import files
+    from .. import files, naming
 
     today = datetime.now(UTC).date().isoformat()
     try:
-        return files.new_folder(out_dir, today, f"{files.slug(prompt)}-{seed}-compare")
+        return files.new_folder(out_dir, today, f"{naming.slug(prompt)}-{seed}-compare")
     except OSError as fault:
         raise from_os(fault, "cannot write the comparison") from None
 

@@ -8,7 +8,7 @@ import sys
 from .. import __version__
 from ..errors import ImagenError, ReaderGone, suggest
 from ..pipe import Report, drop_stdout, write_out
-from . import TOOLS
+from ..tools import TOOLS
 
 
 def main() -> None:
