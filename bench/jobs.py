@@ -218,7 +218,8 @@ def _fill(cursor: Any, finished: int) -> None:
 
 def _claim_ms(cursor: Any) -> float:
     """The server's own time for a claim that is taken back."""
-    from imagen import db, jobs
+    from imagen import db
+    from imagen.queue import jobs
 
     cursor.execute("begin")
     for setting, value in jobs.IN_ORDER.items():

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import requests
 
-from imagen import config, ledger, render, request, workflow
+from imagen import ledger
+from imagen.config import loader
+from imagen.records import request
+from imagen.render import renderer as rendering
+from imagen.workflows import template
 from measure import show
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -52,11 +56,11 @@ def _ours(url: str, state: str) -> float:
     file.write_text(
         f"default_backend: comfy\nbackends: {{comfy: {{type: comfyui, url: '{url}'}}}}\n"
     )
-    values = config.load(str(file))
+    values = loader.load(str(file))
     defaults = {"backend": "comfy", "width": 1024, "height": 1024}
     told = request.Told(defaults=defaults, out_dir=Path(state) / "late")
     book = ledger.Ledger(Path(state) / "ledger.sqlite3")
-    renderer = render.Renderer(values, book, told, render.Around(Path(state)))
+    renderer = rendering.Renderer(values, book, told, rendering.Around(Path(state)))
     for _ in range(2):  # the second time the connection and the imports are there
         [line] = request.requests_of({"prompt": "a cat"}, told)
         [made] = renderer.render(line)
@@ -64,7 +68,7 @@ def _ours(url: str, state: str) -> float:
 
 
 def _script(url: str, state: str, number: int) -> float:
-    graph = workflow.fill(workflow.load("flux1-schnell"), {"prompt": "a cat", "seed": number})
+    graph = template.fill(template.load("flux1-schnell"), {"prompt": "a cat", "seed": number})
     session = requests.Session()
     handle = session.post(f"{url}/prompt", json={"prompt": graph}).json()["prompt_id"]
     while not (found := session.get(f"{url}/history/{handle}").json()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from imagen.tools import TOOLS
+from imagen.cli.tools import TOOLS
 from measure import BIN, interleaved, show
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 
 from imagen import db
-from imagen.jobs import MOST_CLAIMS
+from imagen.queue.jobs import MOST_CLAIMS
 from processes import descendants
 from servers.gateway import JSON, TROUBLE, Answer
 

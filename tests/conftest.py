@@ -22,7 +22,7 @@ from jsonschema import Draft202012Validator
 
 import imagen
 import preloaded
-from imagen import record
+from imagen.records import record
 from preloaded import ForkedTool, Preloaded
 from seeds import SEED, VARIABLE
 

@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import imagen
-from imagen import backends, models, prices, record, settings, workflow
+from imagen import backends
 from imagen.backends import mock
+from imagen.cli.tools import TOOLS
+from imagen.config import prices, settings
+from imagen.config.settings import Key
 from imagen.errors import ImagenError
-from imagen.settings import Key
-from imagen.tools import TOOLS
+from imagen.models import files
+from imagen.records import record
+from imagen.workflows import template
 
 TOP = Path(__file__).parents[1]
 PAGES = [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]
@@ -197,7 +201,7 @@ def _code(value: object, there: object) -> str:
 
 
 def _workflows(_page: Path) -> str:
-    found = [workflow.load(name) for name in workflow.bundled()]
+    found = [template.load(name) for name in template.bundled()]
     about = [
         [
             f"`{one.name}`",
@@ -212,7 +216,7 @@ def _workflows(_page: Path) -> str:
             f"`{one.name}`",
             f"`{model.file}`",
             f"`models/{model.folder}`",
-            models.readable(model.size) if model.size else "",
+            files.readable(model.size) if model.size else "",
             f"[{model.licence}]({model.accept})" if model.accept else model.licence,
             f"<{model.sources[0]}>",
         ]

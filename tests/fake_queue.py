@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from imagen.jobs import LEASE_S, MOST_CLAIMS, POISONOUS, Claimed, Stored
+from imagen.queue.jobs import LEASE_S, MOST_CLAIMS, POISONOUS, Claimed, Stored
 
 
 @dataclass

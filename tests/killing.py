@@ -70,9 +70,10 @@ class Rounds:
 
 def _steps() -> list[tuple[Any, str]]:
     """Every function that leaves something behind, on the disk, at a server or in a pipe."""
-    from imagen import files, http, pipe
+    from imagen import http
     from imagen.backends import mock
-    from imagen.ledger import locks
+    from imagen.cli import pipe
+    from imagen.files import locks, paths
     from imagen.ledger.database import Database
     from imagen.ledger.journal import Journal
 
@@ -80,9 +81,9 @@ def _steps() -> list[tuple[Any, str]]:
         *((Journal, name) for name in ("intend", "withdraw", "submitted", "done", "failed")),
         (Journal, "delivered"),
         (Database, "write"),
-        *((files, name) for name in ("publish", "store", "_move", "sync_folder", "_claimed")),
-        (files, "_unlink_durably"),
-        (files.Place, "release"),
+        *((paths, name) for name in ("publish", "store", "_move", "sync_folder", "_claimed")),
+        (paths, "_unlink_durably"),
+        (paths.Place, "release"),
         (locks, "_locked"),
         (mock.Mock, "_accept"),
         (mock.Mock, "collect"),
@@ -107,7 +108,7 @@ def _install(kill_at: int | None, trace: int, count: Path) -> None:
         def stepping(*args: Any, **more: Any) -> Any:
             step(f"before {name}")
             found = function(*args, **more)
-            if name == "files._move" and args[1].parent.name == "mock":  # the mock has taken it on
+            if name == "paths._move" and args[1].parent.name == "mock":  # the mock has taken it on
                 with count.open("a") as stream:
                     stream.write(f"{args[1]}\n")
             step(f"after {name}")

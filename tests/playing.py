@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conftest import LIB, missing
-from imagen import db, jobs
+from imagen import db
+from imagen.queue import jobs
 from matrix import CLOCKS, KILLS, LISTS, PROXIES, WIRE, Cell, Observation, Run
 from places import BREAKS, NAME, Limits, Place
 from servers import wire

@@ -138,7 +138,7 @@ def load() -> None:
     import imagen
 
     for module in pkgutil.walk_packages(imagen.__path__, "imagen."):
-        if module.name not in ("imagen.__main__", "imagen.guard_program"):
+        if module.name not in ("imagen.__main__", "imagen.queue.guard_program"):
             importlib.import_module(module.name)
     for name in LATE:
         importlib.import_module(name)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen.reader import Reader
+from imagen.cli.reader import Reader
 from servers.replicate import Answer
 
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 
 import imagen
-from imagen import workflow
-from imagen.tools import TOOLS
+from imagen.cli.tools import TOOLS
+from imagen.workflows import template
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lib" / "imagen"
@@ -86,198 +86,83 @@ def top(name: str) -> str:
 
 # -- who may import whom ---------------------------------------------------------------------------
 
-ALLOWED: dict[str, set[str]] = {
-    "naming": set(),
-    "object_info": set(),
-    "tools": set(),
+FOUNDATION = {"errors"}
+ROOMS: dict[str, set[str]] = {
     "errors": set(),
-    "signals": {"errors"},
-    "record": {"errors"},
-    "settings": {"errors", "record"},
-    "prompt": {"errors"},
-    "workflow": {"disk", "errors", "record", "settings"},
-    "graph": set(),
-    "workflow_check": {"errors", "graph", "workflow"},
-    "workflow_classes": {
-        "object_info",
-        "comfy_api",
-        "errors",
-        "graph",
-        "workflow",
-        "workflow_check",
-    },
-    "workflow_images": {"graph"},
-    "workflow_roles": set(),
-    "workflow_walk": {"graph", "workflow_roles"},
-    "workflow_found": {"errors", "graph", "workflow_walk"},
-    "workflow_find": {
-        "object_info",
-        *("comfy_api", "errors", "graph", "record"),  # comfy_api: how model files end
-        *("workflow", "workflow_check", "workflow_found", "workflow_roles", "workflow_walk"),
-    },
-    "workflow_import": {
-        *("errors", "graph", "image", "workflow"),  # image: the graph in a PNG
-        *("workflow_found", "workflow_walk"),
-    },
-    "workflow_show": {"graph", "table", "workflow"},
-    "retry": {"errors"},
-    "request": {"naming", "errors", "record", "files"},  # files: is_slug and is_date, both pure
-    "prices": {"config", "errors", "settings"},
-    "models": {"disk", "errors", "workflow"},
-    "hub": {"errors", "http"},
-    "download": {
-        *("disk", "errors", "files", "http", "hub", "models", "retry", "settings", "workflow"),
-        "ledger",  # its locks
-    },
-    "replicate_api": {"errors", "replicate_models"},
-    "replicate_models": set(),
-    "replicate_outputs": {"backends", "errors", "image", "replicate_api"},
-    "replicate_plan": {"backends", "errors", "replicate_models"},
-    "comfy_api": {"object_info", "errors", "image"},  # image: the text chunks of a returned PNG
-    "disk": set(),
-    "files": {"disk", "errors", "record", "signals"},  # signals are put off while a file is made
-    "image": {"disk", "errors", "image"},
-    "image.structure": set(),
-    "ledger": {"disk", "errors", "record", "ledger"},
-    "ledger.locks": set(),
-    "ledger.database": {"disk", "errors", "ledger", "retry"},
-    "ledger.journal": {"clock", "ledger"},
     "clock": set(),
-    "settling": {"backends", "clock", "ledger"},  # ledger: what is known of an attempt
-    "ledger.spend": {"ledger"},
-    "ledger.usage": {"ledger"},
-    "ledger.uploads": {"ledger"},
-    "ledger.deliveries": {"ledger"},
-    "ledger.comparisons": {"clock", "ledger"},
-    "budget": {"errors", "ledger"},  # ledger: the type of what was spent
-    "caller": set(),
-    "http": {"errors", "http"},
-    "http.addresses": set(),
-    "http.answers": {"errors", "http"},  # http.exchange
-    "http.bodies": {"http"},  # http.exchange
-    "http.connections": {"clock", "errors", "http"},  # http.addresses, http.exchange
-    "http.exchange": set(),
-    "db": {"db", "errors"},
-    "db.connection": {"db", "errors"},
-    "db.ear": {"db"},
-    "db.hosts": set(),
-    "db.kept": set(),
-    "migrations": {"errors", "db"},
-    "config": {"config_file", "disk", "errors", "settings"},
-    "config_file": {"disk", "errors", "settings"},
-    "config_init": {"config", "errors", "http"},
-    "preview": {"errors"},
-    "sheet": {"errors", "record"},
-    "contact": {"disk", "errors", "record", "files", "image", "ledger", "sheet"},
-    "compare": {"errors", "record", "sheet"},
-    "comparison": {"attach", "errors", "ledger", "lock_wait", "record", "request"},
-    "chain": {"errors", "group_guard", "signals"},
-    "reader": set(),
-    "delivery": {"errors", "ledger", "reader"},
-    "documents": {"errors", "record"},
-    "pipe": {"documents", "errors", "reader", "record", "signals"},
-    # config and db: the database's address, for all tools that take --database-url
-    "options": {
-        *("config", "db", "errors", "record", "request", "settings"),
-        *("option_effects", "pipe"),  # the types only
-    },
-    "line_checks": {"errors", "record"},
-    "option_effects": {"record", "request"},
-    "outcome": {
-        *("backends", "errors", "files", "image", "ledger", "prompt", "record"),
-        "settling",
-    },
-    "submit": {
-        *("backends", "budget", "clock", "errors", "ledger", "outcome", "retry", "settling"),
-        "http",  # http.answers: which answers prove a refusal
-        "lock_wait",
-    },
-    "store": {
-        "naming",
-        *("backends", "disk", "errors", "files", "image", "ledger", "outcome", "record"),
-        "request",
-    },
-    "lock_wait": {"ledger"},
-    "attach": {"errors", "ledger", "lock_wait", "request"},
+    "disk": set(),
+    "tables": set(),
+    "retry": set(),
+    "signals": set(),
+    "records": {"disk"},
+    "http": {"clock"},
+    "images": {"disk"},
+    "db": set(),
+    "files": {"disk", "records", "signals"},
+    "config": {"disk", "records"},
+    "ledger": {"clock", "disk", "files", "records", "retry"},
+    "workflows": {"config", "disk", "images", "records", "tables"},
+    "cloud": {"files", "http", "records", "retry"},
+    "models": {"config", "disk", "files", "http", "retry", "workflows"},
+    "backends": {"config", "disk", "files", "http", "images", "records", "retry", "workflows"},
+    "sheets": {"disk", "files", "images", "ledger", "records"},
+    "queue": {"clock", "db", "files", "ledger", "records", "retry"},
+    "usage": {"backends", "cloud", "ledger", "records"},
     "render": {
-        *("attach", "ledger", "prompt", "backends", "budget", "submit", "store"),
-        *("errors", "record", "request", "settling", "signals", "config", "outcome"),
-        "silence",
+        *("backends", "clock", "config", "disk", "files", "http", "images", "ledger"),
+        *("records", "retry", "signals"),
     },
-    "supabase": {"http", "retry", "errors"},
-    "storage": {"errors", "http", "supabase"},
-    "upload": {
-        "naming",
-        "errors",
-        "files",
-        "record",
-        "storage",
-        "supabase",
-    },  # files: the rules of names
-    "repair": {"errors", "files", "record", "upload"},
-    "signing": {"errors", "record", "upload"},
-    "jobs": {"http", "db", "retry", "errors", "record"},
-    "queued": {"errors", "record", "request"},
-    "follow": {"db", "errors", "jobs", "retry"},
-    "usage": {"errors", "ledger", "record"},  # ledger: the id of a submit's row, pure
-    "outbox": {"errors", "ledger", "supabase", "usage"},
-    "reconcile": {"backends", "ledger", "record"},
-    "silence": set(),
-    "settle": {"errors", "ledger"},
-    "table": set(),
-    "notify": set(),
-    "group_guard": set(),
-    "guard_program": set(),
-    "process_tree": {"guard_program"},
-    "pipeline": {"process_tree"},
-    "job_record": {"record"},
-    "joblines": {"naming", "documents", "errors", "files", "job_record", "record"},
-    "slots": {
-        *("clock", "joblines", "pipeline", "process_tree", "record"),
-        "jobs",  # the type of what was claimed
-    },
-    "worker": {
-        *("clock", "db", "errors", "joblines", "jobs", "notify", "record", "slots"),
-    },
-    "machine_ledger": {"errors", "ledger"},
-    "command": {
-        "tools",
-        "errors",
-        "reader",
-        "signals",
-        "pipe",
-        "commands",
-    },  # commands: the table of tools
+    # config, db, files, http and ledger are opened late, for commands
+    "cli": {"config", "db", "files", "http", "ledger", "records", "signals"},
 }
-OF_BACKENDS = {
-    "object_info",
-    *("http", "retry", "image", "workflow", "errors"),
-    *("config", "settings", "record", "comfy_api"),  # an instance is a piece of configuration
-    *("disk", "files"),  # the mock keeps the memory of a server
-    *("workflow_check", "workflow_classes"),  # what a server would refuse
-    "workflow_images",  # how many images come
-    *("prices", "replicate_api", "replicate_models", "replicate_outputs", "replicate_plan"),
-}
+ROOMS["commands"] = {*ROOMS}
+ROOMS["__main__"] = {"commands"}
 
 
-@pytest.mark.parametrize("name", sorted(set(modules()) & set(ALLOWED)))
-def test_a_module_imports_only_what_is_below_it(name):
-    imported = {top(one) for one in modules()[name].ours}
-    assert imported <= ALLOWED[name]
+def room_arrows() -> dict[str, set[str]]:
+    """Return the rooms, and which others the modules of each one import."""
+    arrows: dict[str, set[str]] = {}
+    for one in modules().values():
+        if one.name:
+            arrows.setdefault(top(one.name), set()).update(map(top, one.ours))
+    return {room: others - {room, ""} for room, others in arrows.items()}
 
 
-@pytest.mark.parametrize("name", [one for one in modules() if top(one) == "backends"])
-def test_a_backend_imports_only_what_is_below_it_and_no_other_backend(name):
-    imported = modules()[name].ours
-    faces = {"backends.base", "backends.registry"}
-    siblings = {one for one in imported if one.startswith("backends.")} - faces
-    assert siblings == set()
-    assert {top(one) for one in imported} <= OF_BACKENDS | {"backends"}
+def test_every_room_has_its_row():
+    assert {*room_arrows()} == {*ROOMS}
 
 
-@pytest.mark.parametrize("name", [one for one in modules() if top(one) == "image"])
-def test_pictures_know_nothing_of_lines_and_servers(name):
-    assert {top(one) for one in modules()[name].ours} <= {"disk", "image", "errors", "sheet"}
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_the_rooms_of_its_row(room):
+    assert room_arrows()[room] <= ROOMS[room] | FOUNDATION
+
+
+def test_no_arrow_between_rooms_runs_back_up():
+    _assert_no_circle(room_arrows())
+
+
+def test_no_imports_go_round_in_a_circle():
+    graph = {name: {*one.ours} & {*modules()} - {name} for name, one in modules().items()}
+    _assert_no_circle(graph)
+
+
+def _assert_no_circle(graph: dict[str, set[str]]) -> None:
+    while graph:
+        free = {name for name, needs in graph.items() if not needs & {*graph}}
+        assert free, f"these import one another: {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+BACKENDS = ("mock", "comfyui", "replicate")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_imports_no_other_backend(name):
+    own = f"backends.{name}"
+    others = {f"backends.{other}" for other in BACKENDS if other != name}
+    for one in modules().values():
+        if one.name == own or one.name.startswith(f"{own}."):
+            assert not {each for each in one.ours if ".".join(each.split(".")[:2]) in others}
 
 
 @pytest.mark.parametrize("name", [one for one in modules() if one.startswith("commands.")])
@@ -296,36 +181,14 @@ def test_what_the_tests_need_is_installed_where_everything_must_be_real():
     assert wanted <= {*listed[1].split()}
 
 
-def test_nothing_below_imports_a_command():
-    for one in modules().values():
-        if top(one.name) != "commands" and one.name != "__main__":
-            assert not {name for name in one.ours if name.startswith("commands.")}, one.name
-
-
-def test_only_commands_know_the_pipe_and_the_command_line():
-    upper = {"command", "pipe", "options", "chain", "preview"}
-    for one in modules().values():
-        if top(one.name) not in ("commands", "__main__", "command"):
-            assert {top(name) for name in one.ours} & upper == set(), one.name
-
-
-def test_no_imports_go_round_in_a_circle():
-    graph = {name: {*one.ours} & {*modules()} - {name} for name, one in modules().items()}
-    graph["command"] -= {"commands"}  # the table of tools, which imports nothing
-    while graph:
-        free = {name for name, needs in graph.items() if not needs & {*graph}}
-        assert free, f"these import one another: {sorted(graph)}"
-        graph = {name: needs for name, needs in graph.items() if name not in free}
-
-
 SOLE = {
     "requests": {"http"},
     "urllib3": {"http"},
     "psycopg2": {"db"},
-    "PIL": {"image"},
+    "PIL": {"images", "sheets"},
     "sqlite3": {"ledger"},
     "tenacity": {"retry"},
-    "yaml": {"backends", "config_file"},
+    "yaml": {"backends", "config"},
 }
 
 
@@ -336,13 +199,14 @@ def test_a_library_has_its_sole_importer(library):
     }
     assert {top(name) for name in users} <= SOLE[library]
     if library == "yaml":
-        assert users <= {"config_file", "backends.mock"}, "the mock reads a file of faults"
+        assert users <= {"config.yaml_file", "backends.mock"}, "the mock reads a file of faults"
 
 
 MAY_TOUCH = {
-    *("config", "caller", "command", "pipe", "chain", "signals", "preview", "commands"),
-    "notify",  # where systemd listens
-    "guard_program",  # a program of its own
+    *("cli", "commands", "signals"),
+    "config.loader",
+    "queue.systemd",  # where systemd listens
+    "queue.guard_program",  # a program of its own
 }
 WORLD = {
     *("os.environ", "os.environb", "os.getenv", "os.putenv", "os.get_terminal_size", "os.isatty"),
@@ -353,7 +217,7 @@ WORLD = {
 
 def test_only_the_uppermost_modules_touch_environment_terminal_and_streams():
     for one in modules().values():
-        if top(one.name) not in MAY_TOUCH:
+        if not {one.name, top(one.name)} & MAY_TOUCH:
             assert one.touches & WORLD == set(), one.name
 
 
@@ -473,12 +337,12 @@ NODES = {
 
 
 def test_the_bundled_workflows_keep_their_names():
-    assert workflow.bundled() == [*NODES]
+    assert template.bundled() == [*NODES]
 
 
 @pytest.mark.parametrize("name", NODES)
 def test_node_ids_of_a_bundled_workflow_are_stable(name):
-    graph = workflow.load(name).graph
+    graph = template.load(name).graph
     assert {key: node["class_type"] for key, node in graph.items()} == NODES[name]
 
 

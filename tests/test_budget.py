@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagen.budget import CAPS, Caps, OverBudget, Unpriced, judge
-from imagen.ledger.spend import Reservation, Spent
+from imagen.ledger.spending import Reservation, Spent
+from imagen.render.budget import CAPS, Caps, OverBudget, Unpriced, judge
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 HALF_A_DAY = 12 * 3600

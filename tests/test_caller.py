@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from imagen import caller
+from imagen.cli import caller
 
 SMALL = ("--size", "64x64")
 HERE = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
@@ -146,7 +146,7 @@ def in_pane(tmux: Tmux, tool: Any, until: Any, **env: str) -> str:
     """Run the real tool in the pane; gives the caller of its record."""
     said = {"PYTHONPATH": tool.environment()["PYTHONPATH"], **env}
     sets = [f"{name}={shlex.quote(value)}" for name, value in said.items()]
-    code = "from imagen.caller import caller; print(caller())"
+    code = "from imagen.cli.caller import caller; print(caller())"
     run = f"{' '.join(sets)} {shlex.join([sys.executable, '-c', code])}"
     out = tmux.folder / "said"
     out.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from imagen import chain, signals
+from imagen import signals
+from imagen.cli import processes as child_processes
 from imagen.errors import ReaderGone
 from processes import children_of, group_members
 
@@ -33,7 +34,7 @@ COUNT = "for n in range(3): print('n', n, flush=True)"
 
 def run(*scripts: str) -> tuple[list[bytes], list[int]]:
     lines: list[bytes] = []
-    statuses = chain.run([stage(one) for one in scripts], lines.append, reads_stdin=False)
+    statuses = child_processes.run([stage(one) for one in scripts], lines.append, reads_stdin=False)
     return lines, statuses
 
 
@@ -82,7 +83,9 @@ def test_a_signal_is_handed_to_the_first_stage_and_its_last_words_still_come(num
             signal.raise_signal(number)
 
     try:
-        statuses = chain.run([stage(SAYS_GOODBYE), stage(UPPER)], on_line, reads_stdin=False)
+        statuses = child_processes.run(
+            [stage(SAYS_GOODBYE), stage(UPPER)], on_line, reads_stdin=False
+        )
     finally:
         signal.signal(number, before)
     assert lines == [b"READY\n", b"BYE %d\n" % number]
@@ -108,7 +111,7 @@ def test_a_reader_that_is_gone_leaves_no_stage_running(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", watched)
     try:
         with pytest.raises(ReaderGone):
-            chain.run([stage(ENDLESS), stage(UPPER)], on_line, reads_stdin=False)
+            child_processes.run([stage(ENDLESS), stage(UPPER)], on_line, reads_stdin=False)
         assert [child.poll() is None for child in children] == [False, False]
     finally:
         for child in children:
@@ -118,17 +121,19 @@ def test_a_reader_that_is_gone_leaves_no_stage_running(monkeypatch):
 
 
 def test_a_tool_of_ours_is_run_by_our_own_python_and_named_without_its_prefix():
-    assert chain.argv("imagen-render", "--", "-x") == [
+    assert child_processes.argv("imagen-render", "--", "-x") == [
         *(sys.executable, "-P", "-m", "imagen", "render", "--", "-x")
     ]
-    assert chain.run([chain.argv("imagen-render", "--version")], lambda _: None, False) == [0]
+    assert child_processes.run(
+        [child_processes.argv("imagen-render", "--version")], lambda _: None, False
+    ) == [0]
 
 
 # -- however we die, they die with us --------------------------------------------------------------
 
 OWNER = """
 import sys
-from imagen import chain
+from imagen.cli import processes as chain
 sleeper = "import os, sys, time; print(os.getpid(), os.getpgrp(), flush=True); time.sleep(100)"
 grandchild = (
     "import os, subprocess, sys, time; child = subprocess.Popen(['sleep', '100']);"
@@ -183,7 +188,7 @@ def test_a_pipeline_that_has_ended_leaves_no_guard_and_no_descriptor():
 
 def test_a_tool_that_is_fed_dies_with_us(until):
     fed = (
-        "import sys; from imagen import chain\n"
+        "import sys; from imagen.cli import processes as chain\n"
         "code = 'import os, sys, time; print(os.getpgrp(), file=sys.stderr, flush=True);"
         " time.sleep(100)'\n"
         "chain.feed([sys.executable, '-c', code], b'', lambda line: None)"
@@ -220,6 +225,6 @@ def test_only_the_first_stage_gets_what_is_meant_for_it():
     shows = "import os; print(os.environ.get('FOR_ONE'), flush=True)"
     relay = f"import sys; [print(line.strip()) for line in sys.stdin]\n{shows}"
     lines: list[bytes] = []
-    extra = chain.Extra({"FOR_ONE": "yes"})
-    chain.run([stage(shows), stage(relay)], lines.append, reads_stdin=False, extra=extra)
+    extra = child_processes.Extra({"FOR_ONE": "yes"})
+    child_processes.run([stage(shows), stage(relay)], lines.append, reads_stdin=False, extra=extra)
     assert lines == [b"yes\n", b"None\n"]

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagen import comfy_api, object_info
+from imagen.backends.comfyui import responses
 from imagen.errors import MissingModel, Rejected
 from imagen.http import Answer
+from imagen.workflows import object_info
 from servers.comfyui import DATA
 
 HANDLE = "0b3c1d5e-0000-4000-8000-0123456789ab"
@@ -38,15 +39,15 @@ def stored_as_ours(name: str) -> dict[str, Any]:
     for output in entry["outputs"].values():
         for place in output["images"]:
             number += 1
-            folder, _, stem = comfy_api.prefix(HANDLE).partition("/")
+            folder, _, stem = responses.prefix(HANDLE).partition("/")
             place |= {"subfolder": folder, "filename": f"{stem}_{number:05}_.png"}
     return entry
 
 
-def read_back(entry: Any) -> comfy_api.Entry:
+def read_back(entry: Any) -> responses.Entry:
     """Give an entry as it is read from the wire, where Python writes NaN and Infinity."""
     body = json.dumps({HANDLE: entry}).encode()
-    return comfy_api.entry_of(Answer(200, {}, body).json_object(lenient=True)[HANDLE])
+    return responses.entry_of(Answer(200, {}, body).json_object(lenient=True)[HANDLE])
 
 
 def paths(value: Any, at: Path = ()) -> Iterator[Path]:
@@ -76,7 +77,7 @@ def test_our_images_are_found_whatever_stands_elsewhere_in_the_history(
     name: str, data: st.DataObject
 ) -> None:
     entry = stored_as_ours(name)
-    expected = comfy_api.ours(HANDLE, read_back(entry).outputs)
+    expected = responses.ours(HANDLE, read_back(entry).outputs)
     assert expected
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from([*paths(entry)]))
@@ -87,9 +88,9 @@ def test_our_images_are_found_whatever_stands_elsewhere_in_the_history(
     mine["images"].insert(0, copy.deepcopy(data.draw(JUNK)))
     read = read_back(entry)
     assert read.status == "success"
-    assert comfy_api.ours(HANDLE, read.outputs) == expected
+    assert responses.ours(HANDLE, read.outputs) == expected
     assert read.run_ms is None or read.run_ms >= 0
-    assert comfy_api.is_same_graph(entry, HISTORIES[name]["prompt"][2]) in (True, False)
+    assert responses.is_same_graph(entry, HISTORIES[name]["prompt"][2]) in (True, False)
 
 
 def _images(output: Any) -> list[Any]:
@@ -105,18 +106,18 @@ def test_what_failed_has_failed(name: str) -> None:
 @pytest.mark.parametrize(
     "graph",
     [
-        {"9": {"inputs": {"filename_prefix": comfy_api.prefix(HANDLE)}}, "1": 5, "2": None},
-        {"9": {"inputs": {"filename_prefix": comfy_api.prefix(HANDLE)}}, "1": {"inputs": [1]}},
-        {"9": {"inputs": {"filename_prefix": comfy_api.prefix(HANDLE)}}, "1": {"x": math.nan}},
+        {"9": {"inputs": {"filename_prefix": responses.prefix(HANDLE)}}, "1": 5, "2": None},
+        {"9": {"inputs": {"filename_prefix": responses.prefix(HANDLE)}}, "1": {"inputs": [1]}},
+        {"9": {"inputs": {"filename_prefix": responses.prefix(HANDLE)}}, "1": {"x": math.nan}},
     ],
 )
 def test_odd_nodes_in_the_graph_of_a_picture_do_not_make_it_a_strangers(
     graph: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = {"prompt": json.dumps(graph)}
-    monkeypatch.setattr(comfy_api.image, "text_of_png", lambda _body: text)
-    assert comfy_api.is_ours(HANDLE, b"")
-    assert not comfy_api.is_ours("another", b"")
+    monkeypatch.setattr(responses.image, "text_of_png", lambda _body: text)
+    assert responses.is_ours(HANDLE, b"")
+    assert not responses.is_ours("another", b"")
 
 
 @pytest.mark.parametrize(
@@ -125,14 +126,14 @@ def test_odd_nodes_in_the_graph_of_a_picture_do_not_make_it_a_strangers(
 )
 def test_a_queue_without_its_lists_does_not_say_that_a_prompt_is_absent(queue: Any) -> None:
     with pytest.raises((LookupError, TypeError)):
-        comfy_api.place_in(queue, HANDLE)
+        responses.place_in(queue, HANDLE)
 
 
 @pytest.mark.parametrize("junk", [None, 5, "x", {}, [], [1]])
 def test_an_odd_item_in_the_queue_hides_no_other(junk: Any) -> None:
     ours = [1, HANDLE, {}, {}, []]
-    assert comfy_api.place_in({"queue_running": [junk], "queue_pending": [junk, ours]}, HANDLE) == 1
-    assert comfy_api.place_in({"queue_running": [junk, ours], "queue_pending": []}, HANDLE) == 0
+    assert responses.place_in({"queue_running": [junk], "queue_pending": [junk, ours]}, HANDLE) == 1
+    assert responses.place_in({"queue_running": [junk, ours], "queue_pending": []}, HANDLE) == 0
 
 
 @pytest.mark.parametrize(
@@ -154,13 +155,13 @@ def test_an_odd_item_in_the_queue_hides_no_other(junk: Any) -> None:
 def test_a_server_that_takes_no_prompt_id_is_told_by_its_version(
     version: Any, too_old: bool
 ) -> None:
-    reported = comfy_api.is_too_old({"system": {"comfyui_version": version}})
+    reported = responses.is_too_old({"system": {"comfyui_version": version}})
     assert reported == (version if too_old else None)
 
 
 @pytest.mark.parametrize("stats", [{}, {"system": None}, {"system": [1]}])
 def test_a_server_that_does_not_say_its_version_is_not_called_too_old(stats: Any) -> None:
-    assert comfy_api.is_too_old(stats) is None
+    assert responses.is_too_old(stats) is None
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def node_errors(received: str = "", **more: Any) -> dict[str, Any]:
 )
 def test_a_refusal_that_is_not_comfyuis_stays_what_it_was(body: Any, status: int) -> None:
     fault = rejected(body, status)
-    assert comfy_api.refusal(fault, no_choices) is fault
+    assert responses.refusal(fault, no_choices) is fault
 
 
 @pytest.mark.parametrize(
@@ -227,29 +228,29 @@ def test_a_refusal_that_is_not_comfyuis_stays_what_it_was(body: Any, status: int
 )
 @pytest.mark.parametrize("status", [400, 402, 413, 500])
 def test_a_graph_that_is_refused_is_a_fault_of_the_setup(body: Any, text: str, status: int) -> None:
-    fault = comfy_api.refusal(rejected(body, status), no_choices)
+    fault = responses.refusal(rejected(body, status), no_choices)
     assert (fault.code, fault.as_record("t").get("scope")) == ("workflow_refused", "setup")
     assert fault.message == f"ComfyUI refuses the workflow: {text}"
 
 
 def test_a_value_that_a_node_refuses_is_the_requests_own_fault() -> None:
     body = {"error": {"message": "invalid"}, "node_errors": node_errors("8", type="too_small")}
-    fault = comfy_api.refusal(rejected(body), no_choices)
+    fault = responses.refusal(rejected(body), no_choices)
     assert fault.code == "workflow_refused"
     assert "scope" not in fault.as_record("t")
     assert fault.message.endswith("node 7 (UNETLoader): no: why")
-    empty = comfy_api.refusal(rejected({**body, "node_errors": {"7": {"errors": []}}}), no_choices)
+    empty = responses.refusal(rejected({**body, "node_errors": {"7": {"errors": []}}}), no_choices)
     assert empty.message == "ComfyUI refuses the workflow: invalid"
 
 
 def test_at_most_three_faults_of_nodes_are_named() -> None:
     faults = {str(key): node_errors(type="bad")["7"] for key in range(1, 6)}
-    assert comfy_api.node_fault(faults, "", no_choices).message.count("node ") == 3
+    assert responses.node_fault(faults, "", no_choices).message.count("node ") == 3
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "SDXL/x.sft", "x.gguf"])
 def test_a_file_that_is_not_in_the_list_is_a_missing_model(name: str) -> None:
-    fault = comfy_api.node_fault(node_errors(name), "", no_choices)
+    fault = responses.node_fault(node_errors(name), "", no_choices)
     assert isinstance(fault, MissingModel)
     assert fault.files == [name]
     assert f"{name} is not installed (UNETLoader 7, unet_name)" in fault.message
@@ -259,14 +260,14 @@ def test_a_file_that_is_not_in_the_list_is_a_missing_model(name: str) -> None:
     "more", [{"received": "euler_x"}, {"received": "x.safetensors", "type": "other"}]
 )
 def test_no_other_value_is_called_a_missing_model(more: Any) -> None:
-    fault = comfy_api.node_fault(node_errors(**more), "", no_choices)
+    fault = responses.node_fault(node_errors(**more), "", no_choices)
     assert not isinstance(fault, MissingModel)
     assert "node 7 (UNETLoader): no: why" in fault.message
 
 
 def test_a_file_that_is_there_under_another_slash_is_named_and_not_missing() -> None:
     config = {"input_config": [["y.sft", None, "SDXL\\x.sft"]]}
-    fault = comfy_api.node_fault(node_errors("SDXL/x.sft", extra=config), "", no_choices)
+    fault = responses.node_fault(node_errors("SDXL/x.sft", extra=config), "", no_choices)
     assert not isinstance(fault, MissingModel)
     assert "SDXL/x.sft is there as SDXL\\x.sft: write it so (node 7, unet_name)" in fault.message
 
@@ -314,7 +315,7 @@ def node(class_type: str = "K", **inputs: Any) -> dict[str, Any]:
 def test_a_history_entry_of_our_id_with_other_inputs_is_not_our_graph(
     nodes: Any, same: bool
 ) -> None:
-    assert comfy_api.is_same_graph(history_of(nodes), GRAPH) is same
+    assert responses.is_same_graph(history_of(nodes), GRAPH) is same
 
 
 @pytest.mark.parametrize(
@@ -325,7 +326,7 @@ def test_a_history_entry_of_our_id_with_other_inputs_is_not_our_graph(
     ],
 )
 def test_a_graph_that_cannot_be_read_counts_as_ours(entry: Any) -> None:
-    assert comfy_api.is_same_graph(entry, GRAPH) is True
+    assert responses.is_same_graph(entry, GRAPH) is True
 
 
 @pytest.mark.parametrize(
@@ -346,17 +347,17 @@ def test_the_time_a_prompt_ran_is_told_by_its_two_stamps(start: Any, end: Any, r
         ["execution_start", {"timestamp": start}],
         ["execution_success", {"timestamp": end}],
     ]
-    assert comfy_api.entry_of({"status": {"messages": messages}}).run_ms == run_ms
+    assert responses.entry_of({"status": {"messages": messages}}).run_ms == run_ms
 
 
 def test_the_place_in_the_queue_follows_the_servers_numbers_and_not_its_order() -> None:
     waiting = [[9, "c"], [2.5, "b"], [1, "a"]]
     queue = {"queue_running": [[0, "r"]], "queue_pending": waiting}
-    assert [comfy_api.place_in(queue, name) for name in "rabcx"] == [0, 1, 2, 3, None]
+    assert [responses.place_in(queue, name) for name in "rabcx"] == [0, 1, 2, 3, None]
 
 
 def place(**more: Any) -> dict[str, Any]:
-    folder, _, stem = comfy_api.prefix(HANDLE).partition("/")
+    folder, _, stem = responses.prefix(HANDLE).partition("/")
     return {"type": "output", "subfolder": folder, "filename": f"{stem}_00001_.png", **more}
 
 
@@ -366,13 +367,13 @@ def place(**more: Any) -> dict[str, Any]:
 def test_only_what_stands_under_our_prefix_is_our_image(strange: Any) -> None:
     second = place(filename=place()["filename"].replace("1_", "2_"))
     outputs = {"9": {"images": [place(**strange), second]}, "10": {"images": [place()]}}
-    assert comfy_api.ours(HANDLE, outputs) == [place(), second]
+    assert responses.ours(HANDLE, outputs) == [place(), second]
 
 
 def test_a_failure_names_the_node_and_stays_one_line() -> None:
     messages = [["execution_error", {"exception_message": "out\n of memory", "node_id": "3"}]]
     status = {"status_str": "error", "messages": messages}
-    fault = comfy_api.failure(comfy_api.entry_of({"status": status}))
+    fault = responses.failure(responses.entry_of({"status": status}))
     assert fault.message == "ComfyUI failed in node 3 (None): out of memory"
-    silent = comfy_api.failure(comfy_api.entry_of({"status": {"status_str": "error"}}))
+    silent = responses.failure(responses.entry_of({"status": {"status_str": "error"}}))
     assert silent.message == "ComfyUI failed: it does not say why"

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagen import compare
 from imagen.errors import UsageFault
+from imagen.sheets import comparison_page
 
 
 def test_all_seeds_of_a_backend_come_before_the_next_backend():
-    turns = list(compare.turns("x", ["a", "b"], [1, 2]))
+    turns = list(comparison_page.turns("x", ["a", "b"], [1, 2]))
     assert [turn.id for turn in turns] == ["x-a-1", "x-a-2", "x-b-1", "x-b-2"]
     assert [turn.file for turn in turns] == ["a-1.png", "a-2.png", "b-1.png", "b-2.png"]
 
@@ -23,17 +23,17 @@ def test_all_seeds_of_a_backend_come_before_the_next_backend():
     ("text", "expected"), [("a", ["a"]), ("a,b", ["a", "b"]), (" a , b,", ["a", "b"])]
 )
 def test_words_are_apart_by_commas(text, expected):
-    assert compare.words(text, "--backends") == expected
+    assert comparison_page.words(text, "--backends") == expected
 
 
 @pytest.mark.parametrize("text", ["", ",", " ", "a,a", "a,b, a"])
 def test_no_words_and_a_word_twice_are_refused(text):
     with pytest.raises(UsageFault, match="--backends takes names, each once"):
-        compare.words(text, "--backends")
+        comparison_page.words(text, "--backends")
 
 
 REQUEST = {"prompt": "a cat", "seed": 1, "id": "x"}
-TURNS = list(compare.turns("x", ["a", "b"], [1]))
+TURNS = list(comparison_page.turns("x", ["a", "b"], [1]))
 
 
 def test_a_summary_sums_up_what_was_done():
@@ -42,7 +42,7 @@ def test_a_summary_sums_up_what_was_done():
         {"file": "/f/b-1.png", "latency_ms": 500, "seed": 1},
         {"error": {"code": "x"}, "cost_usd": 5},
     ]
-    found = compare.summary("x", REQUEST, TURNS, made)
+    found = comparison_page.summary("x", REQUEST, TURNS, made)
     assert (found["backends"], found["seeds"], found["request"]) == (["a", "b"], [1], REQUEST)
     assert found["members"] == made
     assert found["totals"] == {
@@ -57,14 +57,16 @@ def test_a_summary_sums_up_what_was_done():
 
 
 def test_an_unknown_price_is_counted_and_not_taken_for_zero():
-    assert compare.prices([{"cost_usd": None}, {}, {"cost_usd": 0.1}, {"cost_usd": 0.2}]) == {
+    assert comparison_page.prices(
+        [{"cost_usd": None}, {}, {"cost_usd": 0.1}, {"cost_usd": 0.2}]
+    ) == {
         "cost_usd": 0.3,
         "unpriced": 2,
     }
 
 
 def test_a_render_that_gave_no_record_is_a_failed_member():
-    found = compare.unanswered(TURNS[1], REQUEST, 137)
+    found = comparison_page.unanswered(TURNS[1], REQUEST, 137)
     assert (found["id"], found["backend"], found["prompt"]) == ("x-b-1", "b", "a cat")
     assert found["error"]["tool"] == "imagen-compare"
     assert "137" in found["error"]["message"]
@@ -77,8 +79,8 @@ def data_of(page: str) -> dict:
 @given(st.text(), st.text())
 def test_no_text_leaves_the_pages_data(prompt, message):
     asked = {**REQUEST, "prompt": f"{prompt}</script><!--<script>&amp;]]>{prompt}"}
-    found = compare.summary("x", asked, TURNS, [{"seed": 1, "error": {"message": message}}])
-    page = compare.page(found).decode()
+    found = comparison_page.summary("x", asked, TURNS, [{"seed": 1, "error": {"message": message}}])
+    page = comparison_page.page(found).decode()
     assert data_of(page)["request"]["prompt"] == asked["prompt"]
     assert data_of(page)["members"][0]["error"]["message"] == message
     assert page.count("<script") == page.count("</script>") == 2
@@ -86,15 +88,17 @@ def test_no_text_leaves_the_pages_data(prompt, message):
 
 
 def test_the_page_names_files_beside_it_and_keeps_large_seeds():
-    turns = list(compare.turns("x", ["a"], [2**64 - 1]))
+    turns = list(comparison_page.turns("x", ["a"], [2**64 - 1]))
     made = [{"file": "/far/away/a-1.png", "seed": 2**64 - 1}]
-    shown = data_of(compare.page(compare.summary("x", REQUEST, turns, made)).decode())
+    shown = data_of(
+        comparison_page.page(comparison_page.summary("x", REQUEST, turns, made)).decode()
+    )
     assert shown["members"][0]["file"] == "a-1.png"
     assert shown["seeds"] == [shown["members"][0]["seed"]] == ["18446744073709551615"]
 
 
 def test_the_page_refers_to_nothing_on_a_network():
-    page = compare.PAGE.read_text()
+    page = comparison_page.PAGE.read_text()
     assert not re.search(r"https?:|wss?:|//[a-z]|\bsrc=|\bhref=|@import|url\(|fetch\(", page)
     assert "default-src 'none'" in page
 
@@ -102,6 +106,6 @@ def test_the_page_refers_to_nothing_on_a_network():
 def test_the_page_leaves_out_what_is_private():
     one = {"file": "/f/a-1.png", "seed": 1, "caller": "somebody@home", "owner_user_id": "u-u-i-d"}
     request = {**REQUEST, "caller": "somebody@home"}
-    page = compare.page(compare.summary("x", request, TURNS, [one]))
+    page = comparison_page.page(comparison_page.summary("x", request, TURNS, [one]))
     assert b"somebody@home" not in page
     assert b"u-u-i-d" not in page

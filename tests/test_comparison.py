@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from imagen.comparison import Comparisons
 from imagen.ledger import Ledger
+from imagen.render.comparison import Comparisons
 
 
 def test_an_interrupted_member_is_pending_done_or_certainly_not_sent(paid):

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from imagen import config
+from imagen.config import loader
 from imagen.errors import ConfigFault
 
 
-def with_file(tmp_path: Path, text: str) -> config.Config:
+def with_file(tmp_path: Path, text: str) -> loader.Config:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    return config.load(str(path))
+    return loader.load(str(path))
 
 
 def test_without_anything_the_defaults_hold_and_the_mock_is_there(tmp_path):
-    found = config.load(None)
+    found = loader.load(None)
     assert found.path is None
     assert found["default_backend"] == "mock"
     assert found["output.dir"] == tmp_path / "home" / "Pictures" / "imagen"
@@ -98,18 +98,18 @@ def test_a_password_in_a_url_is_not_told_even_when_it_is_wrong(tmp_path):
 def test_every_key_knows_its_line(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("# c\noutput:\n  dir: x\nbackends:\n  a: {type: mock}\n  b:\n    type: mock\n")
-    lines = config.parse(path).lines
+    lines = loader.parse(path).lines
     assert lines["output",] == 2
     assert lines["output", "dir"] == 3
     assert lines["backends", "a", "type"] == 5
-    assert config.line_of(("backends", "b", "url"), lines) == 6, "else that of the key around it"
-    assert config.line_of(("nowhere",), lines) == 1
+    assert loader.line_of(("backends", "b", "url"), lines) == 6, "else that of the key around it"
+    assert loader.line_of(("nowhere",), lines) == 1
 
 
 def test_keys_that_stand_twice_are_found(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("output: {dir: x}\nusage: {}\noutput: {}\n")
-    assert config.parse(path).twice == [("output",)]
+    assert loader.parse(path).twice == [("output",)]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, text, line, 
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigFault) as caught:
-        config.load(str(path))
+        loader.load(str(path))
     assert caught.value.message == f"{path}:{line}: {key}: stands twice"
     assert caught.value.exit_status == 2
 
@@ -140,7 +140,7 @@ def test_a_merge_may_be_overridden_and_an_anchor_used_twice(tmp_path):
         "backends:\n  a: &a {type: mock, timeout_s: 5}\n  b: {<<: *a, timeout_s: 7}\n  c: *a\n"
         "  d: {<<: {timeout_s: 1}, <<: {timeout_s: 2}, type: mock}\n"
     )
-    timeouts = [config.load(str(path)).backends[name]["timeout_s"] for name in "abc"]
+    timeouts = [loader.load(str(path)).backends[name]["timeout_s"] for name in "abc"]
     assert timeouts == [5, 7, 5]
 
 
@@ -159,21 +159,21 @@ def test_a_merge_may_be_overridden_and_an_anchor_used_twice(tmp_path):
     ],
 )
 def test_what_looks_like_a_secret_is_not_shown(name, value, shown):
-    assert config.shown(name, value) == shown
+    assert loader.shown(name, value) == shown
 
 
 def test_a_variable_that_is_empty_holds_no_secret(monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "")
-    assert config.secret("MY_TOKEN") is None
-    assert config.secret("NOT_SET_AT_ALL") is None
+    assert loader.secret("MY_TOKEN") is None
+    assert loader.secret("NOT_SET_AT_ALL") is None
 
 
 def test_the_ledger_lies_where_xdg_says_or_where_it_is_told(tmp_path, monkeypatch):
-    assert config.ledger_path() == tmp_path / "state" / "imagen" / "ledger.sqlite3"
+    assert loader.ledger_path() == tmp_path / "state" / "imagen" / "ledger.sqlite3"
     monkeypatch.delenv("XDG_STATE_HOME")
-    assert config.ledger_path() == tmp_path / "home/.local/state/imagen/ledger.sqlite3"
+    assert loader.ledger_path() == tmp_path / "home/.local/state/imagen/ledger.sqlite3"
     monkeypatch.setenv("IMAGEN_LEDGER", "~/l.db")
-    assert config.ledger_path() == tmp_path / "home" / "l.db"
+    assert loader.ledger_path() == tmp_path / "home" / "l.db"
 
 
 def test_a_secret_is_the_variable_or_else_in_a_file_that_only_its_owner_may_read(
@@ -183,18 +183,18 @@ def test_a_secret_is_the_variable_or_else_in_a_file_that_only_its_owner_may_read
     held.write_text("from the file\n")
     held.chmod(0o600)
     monkeypatch.setenv("MY_KEY_FILE", str(held))
-    assert config.secret("MY_KEY") == "from the file"
+    assert loader.secret("MY_KEY") == "from the file"
     monkeypatch.setenv("MY_KEY", "from the variable")
-    assert config.secret("MY_KEY") == "from the variable"
+    assert loader.secret("MY_KEY") == "from the variable"
     monkeypatch.setenv("MY_KEY", "")
     for mode in (0o640, 0o604):
         held.chmod(mode)
         with pytest.raises(ConfigFault, match="others may read") as caught:
-            config.secret("MY_KEY")
+            loader.secret("MY_KEY")
         assert "from the file" not in caught.value.as_line()
     held.unlink()
     with pytest.raises(ConfigFault, match="cannot read the file that"):
-        config.secret("MY_KEY")
+        loader.secret("MY_KEY")
 
 
 # -- what a shell, YAML or an editor makes of a file -----------------------------------------------
@@ -223,15 +223,15 @@ def test_a_path_that_only_a_shell_or_windows_can_read_is_refused_with_a_hint(tmp
 def test_a_path_from_the_environment_is_checked_alike(monkeypatch):
     monkeypatch.setenv("IMAGEN_OUT_DIR", "$HOME/pics")
     with pytest.raises(ConfigFault, match=r"\$IMAGEN_OUT_DIR"):
-        config.load(None)
+        loader.load(None)
 
 
 def test_no_variable_may_name_a_ledger_or_a_file_in_a_folder_called_home(monkeypatch):
     monkeypatch.setenv("IMAGEN_LEDGER", "${HOME}/ledger.sqlite3")
     with pytest.raises(ConfigFault, match="HOME"):
-        config.ledger_path()
+        loader.ledger_path()
     with pytest.raises(ConfigFault, match="HOME"):
-        config.find("$HOME/mine.yaml")
+        loader.find("$HOME/mine.yaml")
 
 
 @pytest.mark.parametrize("path", ["/x/a$", "/x/$5", "~/US$notes", "100%/b%", "a:b"])
@@ -289,7 +289,7 @@ def test_text_that_yaml_reads_as_something_else_belongs_in_quotes(tmp_path, text
 def test_a_name_that_is_no_text_has_its_line(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("styles:\n  a: {prefix: x}\n  no: {prefix: x}\n")
-    lines = config.parse(path).lines
+    lines = loader.parse(path).lines
     assert lines["styles", "False"] == lines["styles", "no"] == 3
 
 
@@ -308,14 +308,14 @@ def test_a_file_in_another_encoding_is_named_as_such(tmp_path, data, says):
     path = tmp_path / "mine.yaml"
     path.write_bytes(data)
     with pytest.raises(ConfigFault, match=says) as caught:
-        config.load(str(path))
+        loader.load(str(path))
     assert "UTF-8" in str(caught.value.hint)
 
 
 def test_a_byte_order_mark_of_utf_8_is_passed_over(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes("\ufeffdefault_backend: mock\n".encode())
-    assert config.load(str(path)).sources["default_backend"] == "file"
+    assert loader.load(str(path)).sources["default_backend"] == "file"
 
 
 NESTED = "a: " + "[" * 900 + "]" * 900

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imagen import contact
-from imagen.contact import Wanted
 from imagen.errors import BadImage, OutputTaken, Refused
 from imagen.ledger import Ledger
+from imagen.sheets import contact_sheet
+from imagen.sheets.contact_sheet import Wanted
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def members(tmp_path):
 
 
 def test_a_sheet_is_a_file_with_its_record_beside_it(members, tmp_path):
-    made, faults = contact.make(members, Wanted(tmp_path / "out", cell=64), Ledger(None))
+    made, faults = contact_sheet.make(members, Wanted(tmp_path / "out", cell=64), Ledger(None))
     file = Path(made["file"])
     assert faults == {}
     assert file.name == "sheet.png"
@@ -39,19 +39,21 @@ def test_a_sheet_is_a_file_with_its_record_beside_it(members, tmp_path):
 
 
 def test_what_went_in_comes_out_of_it_by_address(members, tmp_path):
-    made, _ = contact.make(members, Wanted(tmp_path, columns=2, cell=64), Ledger(None))
-    assert list(contact.members_of(Path(made["file"]), ["a2"])) == [members[2]]
-    assert list(contact.members_of(Path(made["file"]), [])) == members
+    made, _ = contact_sheet.make(members, Wanted(tmp_path, columns=2, cell=64), Ledger(None))
+    assert list(contact_sheet.members_of(Path(made["file"]), ["a2"])) == [members[2]]
+    assert list(contact_sheet.members_of(Path(made["file"]), [])) == members
 
 
 def test_a_second_sheet_of_the_day_gets_a_name_of_its_own(members, tmp_path):
-    names = [contact.make(members, Wanted(tmp_path, cell=64), Ledger(None))[0] for _ in range(2)]
+    names = [
+        contact_sheet.make(members, Wanted(tmp_path, cell=64), Ledger(None))[0] for _ in range(2)
+    ]
     assert [Path(one["file"]).name for one in names] == ["sheet.png", "sheet-2.png"]
 
 
 def test_a_member_that_cannot_be_shown_is_told_and_the_sheet_is_made(members, tmp_path):
     Path(members[1]["file"]).write_bytes(b"no picture")
-    made, faults = contact.make(members, Wanted(tmp_path, cell=64), Ledger(None))
+    made, faults = contact_sheet.make(members, Wanted(tmp_path, cell=64), Ledger(None))
     assert list(faults) == [1]
     assert len(made["cells"]) == 3
 
@@ -59,20 +61,20 @@ def test_a_member_that_cannot_be_shown_is_told_and_the_sheet_is_made(members, tm
 def test_a_name_that_is_taken_is_refused_before_anything_is_drawn(members, tmp_path):
     wanted = Wanted(tmp_path, output=str(tmp_path / "red.png"))
     with pytest.raises(OutputTaken):
-        contact.make(members, wanted, Ledger(None))
+        contact_sheet.make(members, wanted, Ledger(None))
 
 
 def test_nothing_stays_behind_but_the_sheet_and_its_record(members, tmp_path):
-    contact.make(members, Wanted(tmp_path / "out", cell=64), Ledger(None))
+    contact_sheet.make(members, Wanted(tmp_path / "out", cell=64), Ledger(None))
     assert {path.name for path in (tmp_path / "out").rglob("*.*")} == {"sheet.png", "sheet.json"}
 
 
 def test_an_address_that_the_sheet_does_not_have_is_refused(members, tmp_path):
-    made, _ = contact.make(members, Wanted(tmp_path, cell=64), Ledger(None))
+    made, _ = contact_sheet.make(members, Wanted(tmp_path, cell=64), Ledger(None))
     with pytest.raises(Refused, match="no cell Z9"):
-        list(contact.members_of(Path(made["file"]), ["Z9"]))
+        list(contact_sheet.members_of(Path(made["file"]), ["Z9"]))
 
 
 def test_a_picture_that_is_no_sheet_has_no_members(members):
     with pytest.raises(BadImage, match="no sheet"):
-        list(contact.members_of(Path(members[0]["file"]), []))
+        list(contact_sheet.members_of(Path(members[0]["file"]), []))

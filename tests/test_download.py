@@ -15,12 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagen import download, files, models
-from imagen.download import Sought, goes_on
 from imagen.errors import FileFault, ImagenError, Rejected, Unreachable
-from imagen.hub import Hub, Offer
-from imagen.models import WrongFile
-from imagen.workflow import Model
+from imagen.files import paths
+from imagen.models import download
+from imagen.models import files as model_files
+from imagen.models.download import Sought, goes_on
+from imagen.models.files import WrongFile
+from imagen.models.source import Hub, Offer
+from imagen.workflows.template import Model
 from servers.filehost import Fault, FileHost
 
 BYTES = random.Random(7).randbytes(40_000)
@@ -206,7 +208,7 @@ def test_a_link_where_the_part_goes_is_not_followed(get, tmp_path):
     mine = tmp_path / "mine"
     mine.write_bytes(b"precious")
     get.path.parent.mkdir()
-    models.part_of(get.path).symlink_to(mine)
+    model_files.part_of(get.path).symlink_to(mine)
     with pytest.raises(ImagenError, match=r"symbolic links: .*\.part"):
         get()
     assert (mine.read_bytes(), get.path.exists()) == (b"precious", False)
@@ -260,7 +262,7 @@ def test_a_source_that_stays_away_is_a_temporary_fault_and_the_part_stays(get, h
         get("http://127.0.0.1:9/a", patience_s=0.5)
     assert caught.value.exit_status == 75
     assert "goes on where it stopped" in str(caught.value.hint)
-    assert models.part_of(get.path).stat().st_size == 15_000
+    assert model_files.part_of(get.path).stat().st_size == 15_000
 
 
 def test_an_answer_of_nothing_is_not_asked_for_for_ever(get, host):
@@ -292,7 +294,7 @@ def test_what_came_up_meanwhile_is_not_touched_and_the_part_stays(get, tmp_path)
     with pytest.raises(WrongFile, match="no file stands at"):
         get()
     assert get.path.is_symlink()
-    assert models.part_of(get.path).stat().st_size == 15_000
+    assert model_files.part_of(get.path).stat().st_size == 15_000
 
 
 @given(st.lists(st.integers(0, len(BYTES)), max_size=6), st.booleans(), st.booleans())
@@ -352,7 +354,7 @@ STEPS: list[tuple[Any, str]] = [
     *((os, name) for name in ("fsync", "link", "replace", "mkdir")),
     *((Path, name) for name in ("unlink", "replace", "open")),
     *((download.Part, name) for name in ("begin", "add", "remove", "hash")),
-    *((files, name) for name in ("publish", "promote", "sync_folder")),
+    *((paths, name) for name in ("publish", "promote", "sync_folder")),
 ]
 
 

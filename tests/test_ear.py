@@ -13,7 +13,7 @@ import pytest
 from imagen import db
 from imagen.db import Database, DatabaseFault, Ear, Notify
 from imagen.errors import AnswerLost
-from imagen.jobs import Queue
+from imagen.queue.jobs import Queue
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_connection_that_the_server_ended_is_noticed_by_the_first_question(ask
 
 def test_a_server_that_is_there_and_says_nothing_is_given_up(place, monkeypatch):
     """No time-out of the server's own can end that: its process stands still."""
-    monkeypatch.setattr(db, "GRACE_S", 0.1)
+    monkeypatch.setattr("imagen.db.database.GRACE_S", 0.1)
     with connect(Database, place.dsn()) as database, place.cursor() as cursor:
         (pid,) = backends(cursor)
         os.kill(pid, signal.SIGSTOP)

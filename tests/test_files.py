@@ -15,8 +15,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagen import disk, files, naming
+from imagen import disk
 from imagen.errors import ImagenError, OutputTaken
+from imagen.files import paths
+from imagen.records import naming
 
 
 @pytest.fixture
@@ -121,8 +123,8 @@ class Locks:
         yield owner not in self.living
 
 
-def reserve(folder: Path, owner: str = "me", locks: Locks | None = None) -> files.Place:
-    return files.reserve(folder, "cat-1", files.Owner(owner, owner), locks or Locks("other"))
+def reserve(folder: Path, owner: str = "me", locks: Locks | None = None) -> paths.Place:
+    return paths.reserve(folder, "cat-1", paths.Owner(owner, owner), locks or Locks("other"))
 
 
 def test_a_reservation_is_a_dot_file_with_its_owners_id(folder):
@@ -179,8 +181,8 @@ def test_a_reservation_that_is_garbage_is_a_dead_ones(folder):
 # -- a name that was asked for ---------------------------------------------------------------------
 
 
-def exactly(path: Path, *, force: bool = False, locks: Locks | None = None) -> files.Place:
-    return files.reserve_exactly(path, "me", force, locks or Locks("other"))
+def exactly(path: Path, *, force: bool = False, locks: Locks | None = None) -> paths.Place:
+    return paths.reserve_exactly(path, "me", force, locks or Locks("other"))
 
 
 def test_the_very_name_is_reserved(folder):
@@ -242,17 +244,17 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_published_file_is_whole_and_alone(folder):
-    files.publish(folder / "a.png", b"data")
+    paths.publish(folder / "a.png", b"data")
     assert (folder / "a.png").read_bytes() == b"data"
     assert names(folder) == ["a.png"]
 
 
 def test_publishing_never_replaces_unless_told(folder):
-    files.publish(folder / "a.png", b"old")
+    paths.publish(folder / "a.png", b"old")
     with pytest.raises(FileExistsError):
-        files.publish(folder / "a.png", b"new")
+        paths.publish(folder / "a.png", b"new")
     assert (folder / "a.png").read_bytes() == b"old"
-    files.publish(folder / "a.png", b"new", replace=True)
+    paths.publish(folder / "a.png", b"new", replace=True)
     assert (folder / "a.png").read_bytes() == b"new"
     assert names(folder) == ["a.png"]
 
@@ -268,7 +270,7 @@ def test_a_write_that_fails_leaves_nothing(folder, monkeypatch, nameless):
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        files.publish(folder / "a.png", b"data")
+        paths.publish(folder / "a.png", b"data")
     assert names(folder) == []
 
 
@@ -278,16 +280,16 @@ def test_a_file_system_without_hard_links_will_do(folder, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(os, "link", no_link)
-    files.publish(folder / "a.png", b"data")
+    paths.publish(folder / "a.png", b"data")
     with pytest.raises(FileExistsError):
-        files.publish(folder / "a.png", b"new")
+        paths.publish(folder / "a.png", b"new")
     assert (folder / "a.png").read_bytes() == b"data"
     assert names(folder) == ["a.png"]
 
 
 def test_a_long_name_fits_with_its_temporary(folder):
     name = "x" * 240 + ".png"
-    files.publish(folder / name, b"data")
+    paths.publish(folder / name, b"data")
     assert names(folder) == [name]
 
 
@@ -296,7 +298,7 @@ RECORD = {"id": "k", "format": "png", "prompt": "a 🐈"}
 
 def test_an_image_is_stored_with_its_record_beside_it(folder):
     place = reserve(folder)
-    made = files.store(place, RECORD, b"data")
+    made = paths.store(place, RECORD, b"data")
     assert made == {**RECORD, "file": str(place.image), "sidecar": str(place.sidecar)}
     assert json.loads(place.sidecar.read_bytes()) == made
     assert place.image.read_bytes() == b"data"
@@ -304,7 +306,7 @@ def test_an_image_is_stored_with_its_record_beside_it(folder):
 
 @pytest.mark.parametrize(("form", "suffix"), [("png", ".png"), ("jpeg", ".jpg"), ("webp", ".webp")])
 def test_an_image_gets_the_suffix_of_its_format(folder, form, suffix):
-    made = files.store(reserve(folder), {**RECORD, "format": form}, b"data")
+    made = paths.store(reserve(folder), {**RECORD, "format": form}, b"data")
     assert Path(made["file"]).name == f"cat-1{suffix}"
 
 
@@ -320,7 +322,7 @@ def test_an_image_gets_the_suffix_of_its_format(folder, form, suffix):
     ],
 )
 def test_a_name_that_says_another_format_is_kept_with_a_warning(folder, name, form, warns):
-    made = files.store(exactly(folder / name), {**RECORD, "format": form}, b"data")
+    made = paths.store(exactly(folder / name), {**RECORD, "format": form}, b"data")
     assert Path(made["file"]).name == name
     assert ("extension" in made.get("warnings", [])) == warns
 
@@ -330,7 +332,7 @@ def test_a_strangers_file_that_came_meanwhile_is_left_alone(folder, taken):
     place = reserve(folder)
     (folder / taken).write_text("theirs")
     with pytest.raises(FileExistsError):
-        files.store(place, RECORD, b"data")
+        paths.store(place, RECORD, b"data")
     assert (folder / taken).read_text() == "theirs"
     assert names(folder) == sorted([".cat-1.reserved", taken])
 
@@ -345,7 +347,7 @@ def test_the_sidecar_stands_before_the_image_does(folder, monkeypatch):
 
     place = reserve(folder)
     monkeypatch.setattr(os, "link", watched)
-    files.store(place, RECORD, b"data")
+    paths.store(place, RECORD, b"data")
     assert order == [".json", ".png"]
 
 
@@ -382,29 +384,29 @@ def test_a_reservation_that_is_no_regular_file_takes_the_name(folder, kinds):
     assert reserve(folder).stem == "cat-1-5"
     with pytest.raises(OutputTaken, match="not a reservation"):
         exactly(folder / "cat-1.png")
-    files.release(folder, "cat-1", "me")
+    paths.release(folder, "cat-1", "me")
     assert not (folder / ".cat-1-5.reserved").exists()
 
 
 def test_a_sidecar_or_image_that_is_no_regular_file_is_none(folder, kinds):
     (folder / "cat.png").write_bytes(b"data")
     os.mkfifo(folder / "cat.json")
-    assert files.record_of(folder / "cat.png") == {"id": "cat", "file": str(folder / "cat.png")}
-    assert [*files.sidecars(folder, "cat")] == []
+    assert paths.record_of(folder / "cat.png") == {"id": "cat", "file": str(folder / "cat.png")}
+    assert [*paths.sidecars(folder, "cat")] == []
     for path in kinds:
-        assert not files.is_intact({"file": str(path), "sha256": "0" * 64})
+        assert not paths.is_intact({"file": str(path), "sha256": "0" * 64})
     os.mkfifo(folder / "b.png")
-    assert files.images_in(folder) == [folder / "cat.png"]
+    assert paths.images_in(folder) == [folder / "cat.png"]
     os.mkfifo(folder / "x.raw.bin")
-    assert files.keep_raw(folder, "x", b"raw", ".bin").name == "x.raw-2.bin"
+    assert paths.keep_raw(folder, "x", b"raw", ".bin").name == "x.raw-2.bin"
 
 
 @pytest.mark.parametrize("file", ["/", "..", "a\0b", ""])
 def test_a_sidecar_that_names_no_file_does_no_harm(folder, file):
     record = {"file": file, "render_id": "me", "sha256": "0" * 64}
     (folder / "cat-1.json").write_text(json.dumps(record))
-    assert len([*files.sidecars(folder, "cat-1")]) == 1
-    assert not files.may_replace(folder / "cat-1.json", "me")
+    assert len([*paths.sidecars(folder, "cat-1")]) == 1
+    assert not paths.may_replace(folder / "cat-1.json", "me")
 
 
 # -- whose a sidecar is ----------------------------------------------------------------------------
@@ -418,8 +420,8 @@ def test_a_sidecar_belongs_to_the_file_that_it_names(folder):
     for name, data in (("cat.png", b"png"), ("cat.webp", b"webp")):
         (folder / name).write_bytes(data)
     beside(folder, file="/elsewhere/cat.png", sha256=hashlib.sha256(b"png").hexdigest())
-    assert files.record_of(folder / "cat.png")["id"] == "mine"
-    assert files.record_of(folder / "cat.webp") == {
+    assert paths.record_of(folder / "cat.png")["id"] == "mine"
+    assert paths.record_of(folder / "cat.webp") == {
         "id": "cat.webp",
         "file": str(folder / "cat.webp"),
     }
@@ -428,9 +430,9 @@ def test_a_sidecar_belongs_to_the_file_that_it_names(folder):
 def test_a_renamed_image_is_told_by_its_bytes(folder):
     (folder / "cat.png").write_bytes(b"png")
     beside(folder, file="/x/dog.png", sha256=hashlib.sha256(b"png").hexdigest())
-    assert files.record_of(folder / "cat.png")["id"] == "mine"
+    assert paths.record_of(folder / "cat.png")["id"] == "mine"
     beside(folder, file="/x/dog.png", sha256=hashlib.sha256(b"other").hexdigest())
-    assert files.record_of(folder / "cat.png")["id"] == "cat.png"
+    assert paths.record_of(folder / "cat.png")["id"] == "cat.png"
 
 
 def test_the_sidecar_of_another_file_is_not_replaced_even_if_forced(folder):
@@ -485,9 +487,9 @@ def test_no_reader_sees_a_sidecar_beside_an_image_that_is_not_its_own(
     if not nameless:
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     old, new = b"old", b"old" if same else b"new"
-    files.store(exactly(folder / "cat.png"), record_for(old, before), old)
+    paths.store(exactly(folder / "cat.png"), record_for(old, before), old)
     seen = pair(folder, monkeypatch)
-    files.store(exactly(folder / "cat.png", force=True), record_for(new, "me"), new)
+    paths.store(exactly(folder / "cat.png", force=True), record_for(new, "me"), new)
     assert seen, "nothing was watched"
     for record, data in seen:
         assert record is None or data is None or record == data, seen
@@ -513,7 +515,7 @@ def no_links(request, monkeypatch) -> None:
 def test_without_hard_links_a_name_is_taken_by_one_only(folder):
     def publish(number: int) -> int:
         try:
-            files.publish(folder / "a.png", str(number).encode())
+            paths.publish(folder / "a.png", str(number).encode())
         except FileExistsError:
             return 0
         return 1
@@ -521,7 +523,7 @@ def test_without_hard_links_a_name_is_taken_by_one_only(folder):
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(publish, range(200))) == 1
     assert names(folder) == ["a.png"]
-    files.publish(folder / "a.png", b"new", replace=True)
+    paths.publish(folder / "a.png", b"new", replace=True)
     assert (folder / "a.png").read_bytes() == b"new"
 
 
@@ -531,7 +533,7 @@ def test_without_hard_links_the_published_copy_is_synced(folder, monkeypatch, no
     monkeypatch.setattr(
         os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").read_bytes()) or fsync(fd)
     )
-    files.publish(folder / "a.png", b"data")
+    paths.publish(folder / "a.png", b"data")
     nameless = hasattr(os, "O_TMPFILE")
     assert synced == [b"data"] * (2 if nameless else 1)
 
@@ -545,11 +547,11 @@ def test_an_empty_reservation_is_being_written_until_it_is_old(folder):
 
 def test_an_empty_file_that_a_killed_process_left_is_replaced(folder):
     place = reserve(folder)
-    files.store(place, record_for(b"data", "me"), b"data")
+    paths.store(place, record_for(b"data", "me"), b"data")
     place.image.write_bytes(b"")
     again = reserve(folder)
     assert (again.stem, again.replace) == ("cat-1", True)
-    files.store(again, record_for(b"data", "me"), b"data")
+    paths.store(again, record_for(b"data", "me"), b"data")
     assert place.image.read_bytes() == b"data"
 
 
@@ -559,7 +561,7 @@ def test_an_empty_file_that_a_killed_process_left_is_replaced(folder):
 @pytest.mark.parametrize("taken", [1, 8, 9, 100, 2000])
 def test_a_free_name_takes_few_looks_however_many_are_taken(folder, monkeypatch, taken):
     for number in range(1, taken + 1):
-        (folder / f"{files._numbered('cat-1', number)}.png").touch()
+        (folder / f"{paths._numbered('cat-1', number)}.png").touch()
     looks = 0
     lexists = os.path.lexists
 
@@ -577,24 +579,24 @@ def test_a_render_that_is_resumed_reads_each_of_many_equal_names_once_and_reserv
     folder, monkeypatch
 ):
     for number in range(1, 501):
-        name = files._numbered("cat-1", number)
+        name = paths._numbered("cat-1", number)
         (folder / f"{name}.png").write_bytes(b"data")
         record = {**record_for(b"data", f"other {number}"), "file": f"{folder}/{name}.png"}
         (folder / f"{name}.json").write_text(json.dumps(record))
     reads, published = [], []
-    read, publish = disk.read_regular, files.publish
+    read, publish = disk.read_regular, paths.publish
     monkeypatch.setattr(
         disk, "read_regular", lambda path, **more: reads.append(path) or read(path, **more)
     )
     monkeypatch.setattr(
-        files,
+        paths,
         "publish",
         lambda path, *data, **more: published.append(path) or publish(path, *data, **more),
     )
 
-    def resumed(image: str) -> files.Place:
-        owner = files.Owner(image, image, again=True)
-        return files.reserve(folder, "cat-1", owner, Locks(*living))
+    def resumed(image: str) -> paths.Place:
+        owner = paths.Owner(image, image, again=True)
+        return paths.reserve(folder, "cat-1", owner, Locks(*living))
 
     living = [f"image {number}" for number in range(5)]
     mine = [resumed(image) for image in living]
@@ -606,7 +608,7 @@ def test_a_render_that_is_resumed_reads_each_of_many_equal_names_once_and_reserv
 
 
 def test_folders_of_one_name_are_numbered_on(folder):
-    made = [files.new_folder(folder, "2026-01-02", "cat").name for _ in range(20)]
+    made = [paths.new_folder(folder, "2026-01-02", "cat").name for _ in range(20)]
     assert made == ["cat", *(f"cat-{number}" for number in range(2, 21))]
 
 

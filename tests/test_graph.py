@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagen import graph as graphs
+from imagen.workflows import graph as graphs
 
 
 def made_of(**sources: list[str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from imagen.errors import (
     Unreachable,
 )
 from imagen.http import addresses, connections, proves_refusal
+from imagen.http.client import _check_whole
 from imagen.http.exchange import BrokenAnswer
 from servers.answering import Answering, Handler, Reply
 from servers.tls import Certificate, certificate
@@ -355,7 +356,7 @@ def test_a_body_that_trickles_in_is_given_up_too(serve, client, monkeypatch):
         except OSError:
             return
 
-    monkeypatch.setattr(http, "BODY_S", 0.3)
+    monkeypatch.setattr("imagen.http.client.BODY_S", 0.3)
     ours = client(serve(trickle).url, read_s=1, connect_s=1)
     began = time.monotonic()
     with pytest.raises(AnswerLost, match="too slowly"):
@@ -396,7 +397,7 @@ def test_a_length_that_is_waited_for_in_vain_ends_at_the_time_out_of_bodies(
         except OSError:
             return
 
-    monkeypatch.setattr(http, "BODY_S", 0.2)
+    monkeypatch.setattr("imagen.http.client.BODY_S", 0.2)
     began = time.monotonic()
     with pytest.raises(AnswerLost, match="too slowly"):
         client(serve(trickle).url, read_s=1).get("/")
@@ -587,7 +588,7 @@ def test_a_flow_may_take_any_time_but_not_trickle(serve, client, monkeypatch):
                 handler.wfile.write(part)
                 time.sleep(0.02)
 
-    monkeypatch.setattr(http, "BODY_S", 0.2)
+    monkeypatch.setattr("imagen.http.client.BODY_S", 0.2)
     server = serve(steady)
     assert len(flowing(client(server.url), f"{server.url}/steady")) == 600_000
     with pytest.raises(AnswerLost, match="too slowly"):
@@ -678,7 +679,7 @@ def test_a_body_that_is_shorter_than_its_length_is_no_answer(promised, came, is_
         headers={"Content-Length": promised}, raw=SimpleNamespace(tell=lambda: came)
     )
     with nullcontext() if is_whole else pytest.raises(BrokenAnswer, match="cut short"):
-        http._check_whole(response)
+        _check_whole(response)
 
 
 # -- heads that lie --------------------------------------------------------------------------------
@@ -772,7 +773,7 @@ def test_a_post_ends_within_its_limit_whatever_trickles_in(serve, client, what):
 
 @pytest.mark.parametrize("what", ENDLESS)
 def test_a_get_and_a_flow_end_too(serve, client, monkeypatch, what):
-    monkeypatch.setattr(http, "BODY_S", 0.5)
+    monkeypatch.setattr("imagen.http.client.BODY_S", 0.5)
     ours = client(serve(ENDLESS[what]).url, connect_s=0.3, read_s=0.5)
     for ask in (lambda: ours.get("/"), lambda: flowing(ours, ours.url)):
         began = time.monotonic()
@@ -804,7 +805,7 @@ def test_redirects_have_one_deadline_together(serve, client, monkeypatch):
             handler.send(302, b"", Location=f"/{len(server.seen)}")
 
     server = serve(onwards)
-    monkeypatch.setattr(http, "BODY_S", 0.1)
+    monkeypatch.setattr("imagen.http.client.BODY_S", 0.1)
     began = time.monotonic()
     with pytest.raises(AnswerLost):
         client(server.url, read_s=0.5, connect_s=0.1).fetch(f"{server.url}/x", lambda _: True)

@@ -23,8 +23,8 @@ from imagen.errors import (
     Throttled,
     Unreachable,
 )
-from imagen.http.answers import Answer, excerpt, judged, lost, origin, secrets
 from imagen.http.exchange import BrokenAnswer, Exchange, Stage
+from imagen.http.responses import Answer, excerpt, judged, lost, origin, secrets
 
 WHERE = "http://h:1"
 LOGIN = "log in there"

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from imagen import image
 from imagen.errors import BadImage
-from imagen.image import scene
+from imagen.images import codec, scene
 
 
 def noisy(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -35,13 +34,13 @@ def animated(form: str) -> bytes:
     return encoded(noisy(), form, save_all=True, append_images=frames)
 
 
-FORMATS = [form for form in image.FORMATS if image.can_decode(form)]
+FORMATS = [form for form in codec.FORMATS if codec.can_decode(form)]
 MOVING = [form for form in FORMATS if form not in ("png", "jpeg")]
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_good_image_is_told_by_its_bytes(form):
-    assert image.probe(encoded(noisy(), form)) == image.Picture(form, 40, 30, False)
+    assert codec.probe(encoded(noisy(), form)) == codec.Picture(form, 40, 30, False)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -49,47 +48,47 @@ def test_a_good_image_is_told_by_its_bytes(form):
 def test_an_image_that_was_cut_off_is_none(form, share):
     data = encoded(noisy(size=(200, 200)), form)
     with pytest.raises(BadImage) as caught:
-        image.probe(data[: int(len(data) * share)])
+        codec.probe(data[: int(len(data) * share)])
     assert not caught.value.whole
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_beginning_of_an_image_is_told_to_be_cut(form):
     data = encoded(noisy(), form)
-    assert not image.is_cut(data)
-    assert [n for n in range(len(data) - 2) if not image.is_cut(data[:n])] == []
+    assert not codec.is_cut(data)
+    assert [n for n in range(len(data) - 2) if not codec.is_cut(data[:n])] == []
 
 
 @pytest.mark.parametrize("form", MOVING)
 def test_an_animation_is_an_image_as_a_whole_and_none_without_its_last_frame(form):
     data = animated(form)
-    assert image.probe(data) == image.Picture(form, 40, 30, False)
+    assert codec.probe(data) == codec.Picture(form, 40, 30, False)
     with pytest.raises(BadImage, match="cut short"):
-        image.probe(data[:-200])
+        codec.probe(data[:-200])
 
 
 def test_a_gif_with_a_table_of_colours_for_each_frame_is_read_to_its_end():
     frames = [noisy().quantize(number) for number in (2, 16, 250)]
     data = encoded(frames[0], "gif", save_all=True, append_images=frames[1:], comment=b";" * 600)
-    assert image.probe(data).format == "gif"
-    assert image.is_cut(data[:-1])
+    assert codec.probe(data).format == "gif"
+    assert codec.is_cut(data[:-1])
 
 
 @pytest.mark.parametrize("brands", [b"avif\0\0\0\0mif1", b"mif1\0\0\0\0miafavif", b"avis\0\0\0\0"])
 def test_an_avif_is_told_by_any_of_its_brands(brands):
-    assert image.kind((8 + len(brands)).to_bytes(4) + b"ftyp" + brands) == "avif"
+    assert codec.kind((8 + len(brands)).to_bytes(4) + b"ftyp" + brands) == "avif"
 
 
 @pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1", b"isom\0\0\0\0mp42", bytes(4)])
 def test_other_files_of_that_family_are_no_avif(brands):
-    assert image.kind((8 + len(brands)).to_bytes(4) + b"ftyp" + brands + b"avif") is None
+    assert codec.kind((8 + len(brands)).to_bytes(4) + b"ftyp" + brands + b"avif") is None
 
 
 def test_without_a_decoder_an_avif_is_refused_with_what_would_help(monkeypatch):
-    monkeypatch.setattr(image, "can_decode", lambda form: form != "avif")
+    monkeypatch.setattr(codec, "can_decode", lambda form: form != "avif")
     data = (16).to_bytes(4) + b"ftypavif" + bytes(4) + (8).to_bytes(4) + b"mdat"
     with pytest.raises(BadImage, match="cannot decode AVIF") as caught:
-        image.probe(data)
+        codec.probe(data)
     assert caught.value.whole
     assert "Pillow 11.3" in (caught.value.hint or "")
 
@@ -123,7 +122,7 @@ def png(width: int, height: int, pixels: bytes = b"") -> bytes:
 )
 def test_bytes_that_are_no_image_are_refused_with_the_reason(data, says):
     with pytest.raises(BadImage, match=says) as caught:
-        image.probe(data)
+        codec.probe(data)
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 300
 
@@ -134,7 +133,7 @@ def test_spoiled_bytes_are_an_image_or_a_bad_one(form, at, spoil):
     data = bytearray(encoded(noisy(), form))
     data[at : at + len(spoil)] = spoil
     try:
-        found = image.probe(bytes(data))
+        found = codec.probe(bytes(data))
     except BadImage:
         return
     assert found.format == form
@@ -156,14 +155,14 @@ def test_spoiled_bytes_are_an_image_or_a_bad_one(form, at, spoil):
     ],
 )
 def test_one_colour_is_flat(picture, flat):
-    assert image.probe(encoded(picture, "png")).flat == flat
+    assert codec.probe(encoded(picture, "png")).flat == flat
 
 
 def test_one_other_pixel_is_not_flat():
     for mode, value in (("RGB", (0, 0, 1)), ("I;16", 1)):
         picture = Image.new(mode, (300, 300))
         picture.putpixel((299, 299), value)
-        assert not image.probe(encoded(picture, "png")).flat
+        assert not codec.probe(encoded(picture, "png")).flat
 
 
 # -- text chunks -----------------------------------------------------------------------------------
@@ -174,14 +173,14 @@ TEXTS = ["a cat", "ünï 🐈", "x" * 100_000, "猫" * 50_000, "a\nb", "${seed}"
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_text_chunks_are_written_and_read_back(text):
-    data = image.encode_png(noisy(), {"prompt": text, "seed": "5"})
-    assert image.text_of_png(data) == {"prompt": text, "seed": "5"}
-    assert image.probe(data) == image.Picture("png", 40, 30, False)
+    data = codec.encode_png(noisy(), {"prompt": text, "seed": "5"})
+    assert codec.text_of_png(data) == {"prompt": text, "seed": "5"}
+    assert codec.probe(data) == codec.Picture("png", 40, 30, False)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", encoded(noisy(), "jpeg")])
 def test_what_is_no_png_has_no_text(data):
-    assert image.text_of_png(data) == {}
+    assert codec.text_of_png(data) == {}
 
 
 # -- the mock's pictures ---------------------------------------------------------------------------
@@ -215,8 +214,8 @@ def test_any_prompt_is_drawn_at_any_size(prompt, size):
 @pytest.mark.parametrize("after", [b"\0" * 2**20, b"PK\3\4 a zip" * 90_000])
 def test_bytes_after_an_images_end_do_no_harm(form, after):
     data = encoded(noisy(), form)
-    assert not image.is_cut(data + after)
-    assert image.probe(data + after).format == form
+    assert not codec.is_cut(data + after)
+    assert codec.probe(data + after).format == form
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -224,9 +223,9 @@ def test_a_jpeg_with_a_thumbnail_is_cut_where_only_the_thumbnail_ends(share):
     exif = Image.Exif()
     exif[0x010E] = b"\xff\xd8 thumbnail \xff\xd9".decode("latin-1")
     data = encoded(noisy(size=(400, 300)), "jpeg", exif=exif)
-    assert not image.is_cut(data)
-    assert image.is_cut(data[: int(len(data) * share)])
-    assert not image.is_cut(encoded(noisy(size=(400, 300)), "jpeg", progressive=True) + b"x" * 5000)
+    assert not codec.is_cut(data)
+    assert codec.is_cut(data[: int(len(data) * share)])
+    assert not codec.is_cut(encoded(noisy(size=(400, 300)), "jpeg", progressive=True) + b"x" * 5000)
 
 
 def much_text() -> bytes:
@@ -243,7 +242,8 @@ def much_text() -> bytes:
 def test_large_text_and_profiles_are_allowed_in_a_process_of_its_own(tmp_path, data):
     """Pillow's limits are global: what opened an image before must not matter."""
     (tmp_path / "x.png").write_bytes(data)
-    code = "import sys; from pathlib import Path; from imagen.image import sheet, probe; {}"
+    imports = "from imagen.images.codec import probe; from imagen.sheets import drawing as sheet"
+    code = f"import sys; from pathlib import Path; {imports}; {{}}"
     sheet = "print(sheet.fitted(Path(sys.argv[1]), 64, 10**8).size)"
     render = "print(probe(Path(sys.argv[1]).read_bytes()).format)"
     for what, says in ((sheet, "(40, 30)"), (render, "png")):
@@ -259,7 +259,8 @@ def test_warnings_of_pillow_go_nowhere(tmp_path):
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\xff"
     noisy(size=(8, 8)).save(tmp_path / "exif.jpg", exif=exif)
     code = (
-        "import sys, warnings; from pathlib import Path; from imagen.image import sheet, probe\n"
+        "import sys, warnings; from pathlib import Path; from imagen.images.codec import probe\n"
+        "from imagen.sheets import drawing as sheet\n"
         "for one in map(Path, sys.argv[1:]): sheet.fitted(one, 64, 10**8); probe(one.read_bytes())"
     )
     paths = [tmp_path / "palette.png", tmp_path / "exif.jpg"]

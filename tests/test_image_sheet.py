@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from imagen import image, sheet
 from imagen.errors import BadImage, Refused
-from imagen.image import lettering
-from imagen.image import sheet as drawing
+from imagen.images import codec
+from imagen.images import text as texts
+from imagen.sheets import drawing, layout
 
 RED, GREEN, BLUE, BACK = (200, 30, 30), (20, 160, 40), (30, 40, 210), (48, 49, 52)
 LIMIT = 100_000_000
@@ -28,7 +28,7 @@ def near(one, other, by: int = 12) -> bool:
 
 def drawn(path: Path | None, cell: int = 64, **style) -> Image.Image:
     """Give the one cell of a sheet of one image; it must have no fault."""
-    grid = sheet.grid(1, None, cell, 1, False)
+    grid = layout.grid(1, None, cell, 1, False)
     picture, faults = drawing.compose(grid, [drawing.Member(path, "", ["x"])], PLAIN)
     assert faults == [""]
     left, top, width, height = grid.box(0)
@@ -43,7 +43,7 @@ def saved(folder: Path, picture: Image.Image, name: str, **options) -> Path:
 # -- kinds of images -------------------------------------------------------------------------------
 
 
-KINDS = ["x.png", "x.jpg", "x.webp", *(["x.avif"] if image.can_decode("avif") else [])]
+KINDS = ["x.png", "x.jpg", "x.webp", *(["x.avif"] if codec.can_decode("avif") else [])]
 
 
 @pytest.mark.parametrize("name", [*KINDS, "x.gif"])
@@ -63,8 +63,8 @@ def test_of_an_animation_the_first_frame_is_shown(tmp_path, name):
 def test_without_a_decoder_an_avif_says_what_would_help_and_the_others_are_shown(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(image, "can_decode", lambda form: form.lower() != "avif")
-    monkeypatch.setattr(drawing, "can_decode", image.can_decode)
+    monkeypatch.setattr(codec, "can_decode", lambda form: form.lower() != "avif")
+    monkeypatch.setattr(drawing, "can_decode", codec.can_decode)
     path = tmp_path / "x.avif"
     path.write_bytes((16).to_bytes(4) + b"ftypavif" + bytes(200))
     with pytest.raises(BadImage, match=r"cannot decode AVIF: Pillow 11\.3"):
@@ -244,7 +244,7 @@ def test_a_fault_is_written_into_the_cell_and_told_apart(tmp_path):
         drawing.Member(None, "imagen-render: no luck", []),
         drawing.Member(tmp_path / "gone.png", "", []),
     ]
-    grid = sheet.grid(2, None, 128, 1, False)
+    grid = layout.grid(2, None, 128, 1, False)
     picture, faults = drawing.compose(grid, members, PLAIN)
     assert faults == ["", "the file is gone"], "only what failed here counts"
     for number in range(2):
@@ -269,7 +269,7 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS.keys())
 def test_a_label_in_any_script_is_drawn(text):
-    grid = sheet.grid(1, None, 96, 2, True)
+    grid = layout.grid(1, None, 96, 2, True)
     member = drawing.Member(None, text, [text, text])
     picture, _ = drawing.compose(grid, [member], drawing.Style(text, None, LIMIT))
     assert picture.size == grid.size
@@ -278,32 +278,32 @@ def test_a_label_in_any_script_is_drawn(text):
 @given(st.text(st.characters(), max_size=60))
 @settings(max_examples=60, deadline=None)
 def test_no_text_is_too_strange_to_draw(text):
-    font = lettering.font(10)
+    font = texts.font(10)
     pen = ImageDraw.Draw(Image.new("RGB", (80, 80)))
-    pen.text((0, 0), lettering.cut(text, font, 80), font=font)
-    for line in lettering.wrapped(text, font, 80, 3):
+    pen.text((0, 0), texts.cut(text, font, 80), font=font)
+    for line in texts.wrapped(text, font, 80, 3):
         pen.text((0, 0), line, font=font)
 
 
 @given(st.text("abc dé f", max_size=90), st.integers(20, 300))
 @settings(deadline=None)
 def test_a_cut_line_fits_and_ends_with_an_ellipsis(text, width):
-    font = lettering.font(12)
-    line = lettering.cut(text, font, width)
+    font = texts.font(12)
+    line = texts.cut(text, font, width)
     assert font.getlength(line) <= width
     whole = " ".join(text.split())
     assert line == whole or (line.endswith("…") and whole.startswith(line[:-1]))
 
 
 def test_a_long_prompt_is_cut_with_an_ellipsis():
-    font = lettering.font(12)
-    line = lettering.cut("a cat " * 20_000, font, 200)
+    font = texts.font(12)
+    line = texts.cut("a cat " * 20_000, font, 200)
     assert line.endswith("…")
     assert 150 < font.getlength(line) <= 200
 
 
 def test_a_cut_line_does_not_leave_its_cell():
-    grid = sheet.grid(2, 2, 96, 1, False)
+    grid = layout.grid(2, 2, 96, 1, False)
     picture, _ = drawing.compose(grid, [drawing.Member(None, "", ["W" * 900])] * 2, PLAIN)
     left, top, width, height = grid.box(0)
     gap = picture.crop((left + width, top + height, left + width + grid.gap, grid.size[1]))
@@ -313,8 +313,8 @@ def test_a_cut_line_does_not_leave_its_cell():
 def test_a_font_is_read_from_its_file(tmp_path):
     path = tmp_path / "font.ttf"
     path.write_bytes(ImageFont.load_default(12).font_bytes)
-    found = lettering.font(13, str(path))
-    assert (found.size, found.getname()) == (13, lettering.font(12).getname())
+    found = texts.font(13, str(path))
+    assert (found.size, found.getname()) == (13, texts.font(12).getname())
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no font at all"])
@@ -323,7 +323,7 @@ def test_a_file_that_is_no_font_is_refused(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(Refused, match="no font that can be read"):
-        lettering.font(12, str(path))
+        texts.font(12, str(path))
 
 
 # -- the file --------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagen import job_record
-from imagen.jobs import as_json
+from imagen.queue import job_record
+from imagen.queue.jobs import as_json
 
 RECORD = {
     **{"prompt": "a cat", "id": "x", "seed": 2**64 - 1, "cost_usd": 0.003, "file": "/x/a-cat.png"},

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from imagen import joblines
 from imagen.errors import Refused
-from imagen.joblines import Answers, Rules
+from imagen.queue import verdict as verdicts
+from imagen.queue.verdict import Answers, Rules
 
 ID, OWNER = "5c1f0d2e-1111-4222-8333-0123456789ab", "00000000-0000-0000-0000-00000000000a"
 RULES = Rules(["mock", "gpu"], ["quality"], "mock")
@@ -26,7 +26,7 @@ def job(prompt="a cat", backend=None, owner=OWNER, **params):
 
 
 def asked(one):
-    return joblines.request_of(one, RULES, NOW, 7)
+    return verdicts.request_of(one, RULES, NOW, 7)
 
 
 INDENTED = json.dumps({"id": "a", "cloud": {"path": "x"}, "list": [{}]}, indent=2).encode()
@@ -140,9 +140,9 @@ def test_params_that_are_no_object_and_backends_not_listed_are_refused():
 
 
 def test_the_first_line_has_no_intended_at_and_later_ones_do():
-    first = joblines.line_of({"id": ID, "prompt": "a"}, 1, None)
+    first = verdicts.line_of({"id": ID, "prompt": "a"}, 1, None)
     assert first["job"] == {"id": ID, "attempt": 1}
-    later = joblines.line_of({"id": ID, "prompt": "a"}, 2, 0.25)
+    later = verdicts.line_of({"id": ID, "prompt": "a"}, 2, 0.25)
     assert later["job"]["intended_at"] == "1970-01-01T00:00:00.250Z"
 
 
@@ -178,30 +178,30 @@ def test_the_first_line_has_no_intended_at_and_later_ones_do():
     ids=str,
 )
 def test_what_becomes_of_a_job(made, kind):
-    assert joblines.verdict(made, 0, 5).kind == kind
+    assert verdicts.verdict(made, 0, 5).kind == kind
 
 
 def test_neither_file_nor_pending_nor_error_is_no_image():
-    assert joblines.verdict({"id": ID}, 0, 5).detail == {"code": "no_image"}
+    assert verdicts.verdict({"id": ID}, 0, 5).detail == {"code": "no_image"}
 
 
 def test_image_ids_are_uuids_or_nothing():
-    assert joblines.verdict({"file": "f", "cloud": {"image_id": IMAGE}}, 0, 5).image_id == IMAGE
+    assert verdicts.verdict({"file": "f", "cloud": {"image_id": IMAGE}}, 0, 5).image_id == IMAGE
     for other in ("x'; drop table", None, 3, {}):
-        assert joblines.verdict({"file": "f", "cloud": {"image_id": other}}, 0, 5).image_id is None
-    assert joblines.verdict({"file": "f", "cloud": []}, 0, 5).kind == "done"
+        assert verdicts.verdict({"file": "f", "cloud": {"image_id": other}}, 0, 5).image_id is None
+    assert verdicts.verdict({"file": "f", "cloud": []}, 0, 5).kind == "done"
 
 
 def test_a_job_over_budget_waits_until_the_reset_and_never_not_at_all():
     made = {"code": "over_budget", "retry": "after", "message": "m"}
-    assert joblines.verdict({"error": made | {"retry_after_s": 40_000}}, 4, 5).after_s == 40_000
-    assert joblines.verdict({"error": made}, 4, 5).after_s >= 1
+    assert verdicts.verdict({"error": made | {"retry_after_s": 40_000}}, 4, 5).after_s == 40_000
+    assert verdicts.verdict({"error": made}, 4, 5).after_s >= 1
 
 
 @pytest.mark.parametrize("code", ["ledger", "ledger_busy", "config", "unpriced"])
 def test_a_fault_of_the_worker_itself_puts_a_job_back_for_a_minute_with_the_reason(code):
     """Not even the last attempt is used up."""
-    found = joblines.verdict({"error": {"code": code, "retry": "safe", "message": "m"}}, 4, 5)
+    found = verdicts.verdict({"error": {"code": code, "retry": "safe", "message": "m"}}, 4, 5)
     assert (found.kind, found.after_s, found.error, found.answered) == ("back", 60, "m", True)
     assert found.detail == {"code": code, "retry": "safe", "message": "m"}
 
@@ -209,27 +209,27 @@ def test_a_fault_of_the_worker_itself_puts_a_job_back_for_a_minute_with_the_reas
 @pytest.mark.parametrize("code", ["out_of_credit", "rejected", "missing_model", "server_too_old"])
 def test_a_fault_of_the_setup_puts_a_job_back_for_a_minute_however_often(code):
     error = {"code": code, "retry": "never", "message": "m", "scope": "setup"}
-    found = joblines.verdict({"error": error}, 4, 5)
+    found = verdicts.verdict({"error": error}, 4, 5)
     assert (found.kind, found.after_s, found.error, found.answered) == ("back", 60, "m", True)
     del error["scope"]
-    assert joblines.verdict({"error": error}, 0, 5).kind == "failed"
+    assert verdicts.verdict({"error": error}, 0, 5).kind == "failed"
 
 
 def test_a_job_that_chose_what_is_missing_fails_alone():
     error = {"code": "missing_model", "retry": "never", "scope": "setup"}
     error["message"] = "ComfyUI: mine.safetensors is not installed"
     of = {"options": {"model": "mine.safetensors", "quality": 3}, "error": error}
-    assert joblines.verdict(of, 0, 5).kind == "failed"
+    assert verdicts.verdict(of, 0, 5).kind == "failed"
     of["options"] = {"model": "other.safetensors"}
-    assert joblines.verdict(of, 0, 5).kind == "back"
+    assert verdicts.verdict(of, 0, 5).kind == "back"
 
 
 def test_a_job_in_doubt_waits_until_time_has_settled_it_and_uses_no_attempt():
     made = {"code": "answer_lost", "billed": "unknown", "retry": "after", "message": "m"}
-    found = joblines.verdict({"error": made | {"retry_after_s": 95.5}}, 4, 5)
+    found = verdicts.verdict({"error": made | {"retry_after_s": 95.5}}, 4, 5)
     assert (found.kind, found.after_s, found.error, found.answered) == ("back", 95.5, "m", True)
     assert found.detail == made | {"retry_after_s": 95.5}
-    assert joblines.verdict({"error": made}, 4, 5).after_s >= 1
+    assert verdicts.verdict({"error": made}, 4, 5).after_s >= 1
 
 
 @pytest.mark.parametrize(
@@ -249,21 +249,21 @@ def test_a_job_in_doubt_waits_until_time_has_settled_it_and_uses_no_attempt():
 def test_what_was_sent_may_be_under_way_after_an_answer_unless_that_includes_the_wait(
     record, before, under_way
 ):
-    assert joblines.verdict(record, 0, 5, before).under_way == under_way
+    assert verdicts.verdict(record, 0, 5, before).under_way == under_way
 
 
 def test_the_last_attempt_fails_and_says_how_many_there_were():
     made = {"error": {"message": "no\nanswer\0", "retry": "safe"}}
-    found = joblines.verdict(made, 4, 5)
+    found = verdicts.verdict(made, 4, 5)
     assert (found.kind, found.error) == ("failed", "no answer (after 5 attempts)")
 
 
 def test_attempts_are_put_off_longer_each_time_with_jitter_and_never_less_than_told():
     for attempt, most in enumerate([5, 10, 20, 40]):
-        found = {joblines.backoff(attempt) for _ in range(50)}
+        found = {verdicts.backoff(attempt) for _ in range(50)}
         assert most / 2 <= min(found) < max(found) <= most
-    assert joblines.backoff(5000) <= 600
-    assert joblines.backoff(0, 77) == 77
+    assert verdicts.backoff(5000) <= 600
+    assert verdicts.backoff(0, 77) == 77
 
 
 def test_a_name_of_a_million_letters_is_refused_at_once():

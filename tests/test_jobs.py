@@ -17,10 +17,11 @@ import requests
 
 import docs_sync
 from fake_queue import FakeQueue
-from imagen import db, jobs, migrations
-from imagen.db import Database, DatabaseFault, Ear, Notify
-from imagen.db.kept import named
-from imagen.jobs import MOST_CLAIMS, Queue
+from imagen import db
+from imagen.db import Database, DatabaseFault, Ear, Notify, migrations
+from imagen.db.prepared import named
+from imagen.queue import jobs
+from imagen.queue.jobs import MOST_CLAIMS, Queue
 
 OWNER, OTHER = str(uuid.UUID(int=10)), str(uuid.UUID(int=11))
 LINE = {"prompt": "a cat", "id": "x", "seed": 2**64 - 1, "cfg": 1.5, "job": {"id": "x"}}

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from imagen.files import is_intact
+from imagen.files.paths import is_intact
 from imagen.ledger import Ledger
 from killing import Ended, Rounds
 from seeds import SEED

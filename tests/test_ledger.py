@@ -26,7 +26,7 @@ from imagen import ledger
 from imagen.ledger import Journal, Ledger, LedgerFault
 from imagen.ledger.database import Database
 from imagen.ledger.journal import Asker, Intent
-from imagen.ledger.spend import Spent, spent
+from imagen.ledger.spending import Spent, spent
 
 NAME = "0b3c1d5e-0000-4000-8000-0123456789ab"
 

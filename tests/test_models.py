@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagen import models
 from imagen.errors import FileFault, Refused
-from imagen.models import look, readable
-from imagen.workflow import Model
+from imagen.models import files
+from imagen.models.files import look, readable
+from imagen.workflows.template import Model
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_is_no_file_is_in_the_way(tmp_path):
     (tmp_path / "vae" / "a.pt").mkdir(parents=True)
     place = look(tmp_path, Model("a.pt", "vae"))
     assert place.state == "wrong size"
-    assert "no file stands at" in models.in_the_way(place, Model("a.pt", "vae")).message
+    assert "no file stands at" in files.in_the_way(place, Model("a.pt", "vae")).message
 
 
 @given(st.text(alphabet="ab./\\\n ~", max_size=12), st.text(alphabet="ab./\\", max_size=8))
@@ -94,8 +94,8 @@ def test_whatever_it_is_called_it_stays_in_its_folder(tmp_path_factory, file, fo
 
 
 def test_room_is_counted_over_all_files_of_a_file_system(tmp_path):
-    free = models.shutil.disk_usage(tmp_path).free
+    free = files.shutil.disk_usage(tmp_path).free
     most = free * 2 // 3
-    models.check_room([(tmp_path / "deep" / "a", most)])
+    files.check_room([(tmp_path / "deep" / "a", most)])
     with pytest.raises(FileFault, match="no room in"):
-        models.check_room([(tmp_path / "deep" / "a", most), (tmp_path / "b", most)])
+        files.check_room([(tmp_path / "deep" / "a", most), (tmp_path / "b", most)])

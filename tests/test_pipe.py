@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagen import pipe
+from imagen.cli import pipe
+from imagen.cli.pipe import Line, Pipe, Report
 from imagen.errors import (
     FileFault,
     ImagenError,
@@ -25,7 +26,6 @@ from imagen.errors import (
     RenderFailed,
     Stopped,
 )
-from imagen.pipe import Line, Pipe, Report
 
 Step = Callable[[dict[str, Any]], Iterable[dict[str, Any]] | None]
 
@@ -91,7 +91,7 @@ def test_blank_lines_are_skipped_and_counted():
 
 
 def test_a_line_longer_than_the_limit_is_bad_and_the_next_is_read_whole(monkeypatch):
-    monkeypatch.setattr("imagen.record.MAX_LINE", 64)
+    monkeypatch.setattr("imagen.records.record.MAX_LINE", 64)
     long = b'{"a":"' + b"x" * 500 + b'"}'
     status, out, err = run(long + b'\n{"b":1}\n', untouched)
     assert (status, out) == (2, b'{"b":1}\n')
@@ -100,7 +100,7 @@ def test_a_line_longer_than_the_limit_is_bad_and_the_next_is_read_whole(monkeypa
 
 def test_a_line_of_just_the_limit_is_read(monkeypatch):
     line = b'{"a":"x"}\n'
-    monkeypatch.setattr("imagen.record.MAX_LINE", len(line))
+    monkeypatch.setattr("imagen.records.record.MAX_LINE", len(line))
     assert run(line * 2, untouched) == (0, line * 2, "")
 
 
@@ -201,7 +201,7 @@ def test_an_object_that_spans_lines_and_is_wrong_is_one_error(what):
 
 
 def test_an_object_that_grows_past_the_limit_is_given_up_and_the_next_line_is_read(monkeypatch):
-    monkeypatch.setattr("imagen.record.MAX_LINE", 64)
+    monkeypatch.setattr("imagen.records.record.MAX_LINE", 64)
     status, out, err = run(b"{\n" + b'"a":1,\n' * 40 + b'"a":1}\n{"b":1}\n', untouched)
     assert (status, out) == (2, b'{"b":1}\n')
     assert err.startswith("imagen-test: line 1: longer than ")

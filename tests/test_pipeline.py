@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imagen.clock import boottime
-from imagen.pipeline import MOST, Pipeline
+from imagen.queue.pipeline import MOST, Pipeline
 from processes import group_members, is_alive
 
 
@@ -241,7 +241,7 @@ def pid_in(folder):
 def owned(command, until="inf"):
     """Start a process that has a pipeline; give it, the first line, and the group."""
     code = (
-        "import select, sys, time; from imagen.pipeline import Pipeline\n"
+        "import select, sys, time; from imagen.queue.pipeline import Pipeline\n"
         "from imagen.clock import boottime\n"
         f"one = Pipeline({command!r})\n"
         f"one.tree.allow_until(boottime() + float({until!r}))\n"
@@ -283,7 +283,7 @@ def test_an_owner_that_goes_on_allowing_keeps_it(start, until):
 
 def test_our_death_by_kill_ends_all_of_it_within_a_second_grandchildren_too(until, tmp_path):
     code = (
-        "import time; from imagen.pipeline import Pipeline\n"
+        "import time; from imagen.queue.pipeline import Pipeline\n"
         "one = Pipeline(\"trap '' INT TERM; (trap '' TERM HUP; sleep 100) & sleep 100 | cat\")\n"
         "print(one.tree.group, flush=True); time.sleep(100)\n"
     )

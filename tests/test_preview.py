@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imagen import config, preview
+from imagen.cli import tmux
+from imagen.config import loader
 from imagen.errors import PreviewFault
 
 
@@ -34,7 +35,7 @@ def test_the_flag_wins_over_the_environment_over_the_configuration(
     path.write_text(f"output: {{preview: {configured or 'null'}}}\n")
     if variable:
         monkeypatch.setenv("IMAGEN_PREVIEW", variable)
-    assert preview.mode(flag, config.load(str(path))["output.preview"]) == mode
+    assert tmux.mode(flag, loader.load(str(path))["output.preview"]) == mode
 
 
 INSIDE, OUTSIDE, EMPTY = {"TMUX": "/tmp/s,1,0"}, {}, {"TMUX": ""}
@@ -53,7 +54,7 @@ INSIDE, OUTSIDE, EMPTY = {"TMUX": "/tmp/s,1,0"}, {}, {"TMUX": ""}
     ],
 )
 def test_whether_to_show(mode, on_terminal, environment, wanted):
-    assert preview.wanted(mode, on_terminal, environment) == wanted
+    assert tmux.wanted(mode, on_terminal, environment) == wanted
 
 
 PATHS = [
@@ -71,7 +72,7 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_call_of_tmux(path):
-    argv = preview.command(path)
+    argv = tmux.command(path)
     assert argv[:2] == ["tmux", "new-window"]
     assert argv[-3:] == ["tmux-img", "--hold", path], "each argument stands for itself"
     assert argv[-4] == "--", "more than one argument: tmux asks no shell"
@@ -79,7 +80,7 @@ def test_the_call_of_tmux(path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_no_name_of_a_window_holds_anything_that_tmux_would_expand(path):
-    argv = preview.command(path)
+    argv = tmux.command(path)
     name = argv[argv.index("-n") + 1] if "-n" in argv else ""
     assert "#" not in name.replace("##", "")
     assert not re.search(r"%[a-zA-Z]", name)
@@ -99,19 +100,19 @@ def program(folder: Path, name: str, script: str = "exit 0") -> None:
 
 def test_what_is_missing_is_told_apart(programs):
     inside = {**INSIDE, "PATH": str(programs)}
-    with pytest.raises(preview.OutsideTmux):
-        preview.check({"PATH": str(programs)})
-    with pytest.raises(preview.NoTmux):
-        preview.check(inside)
+    with pytest.raises(tmux.OutsideTmux):
+        tmux.check({"PATH": str(programs)})
+    with pytest.raises(tmux.NoTmux):
+        tmux.check(inside)
     program(programs, "tmux")
-    with pytest.raises(preview.NoTmuxImg):
-        preview.check(inside)
+    with pytest.raises(tmux.NoTmuxImg):
+        tmux.check(inside)
     program(programs, "tmux-img")
-    preview.check(inside)
+    tmux.check(inside)
 
 
 def test_each_of_them_has_its_own_code_and_its_own_advice():
-    kinds = [preview.OutsideTmux, preview.NoTmux, preview.NoTmuxImg]
+    kinds = [tmux.OutsideTmux, tmux.NoTmux, tmux.NoTmuxImg]
     for name in ("code", "hint", "message"):
         assert len({getattr(kind(), name) for kind in kinds}) == 3
 
@@ -123,7 +124,7 @@ def test_a_tmux_that_fails_is_told_in_its_own_words(programs, monkeypatch, scrip
     program(programs, "tmux", script)
     monkeypatch.setenv("PATH", str(programs), prepend=":")
     with pytest.raises(PreviewFault, match=says):
-        preview.show("/x.png")
+        tmux.show("/x.png")
 
 
 def test_a_tmux_that_hangs_is_given_up(monkeypatch):
@@ -132,4 +133,4 @@ def test_a_tmux_that_hangs_is_given_up(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", hang)
     with pytest.raises(PreviewFault, match="did not open"):
-        preview.show("/x.png")
+        tmux.show("/x.png")

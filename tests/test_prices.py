@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from imagen import config, prices
+from imagen.config import loader, prices
+from imagen.config.prices import Price, price_of
 from imagen.errors import ConfigFault
-from imagen.prices import Price, price_of
 
 SCHNELL = "black-forest-labs/flux-schnell"
 VERSION = "c846a69991daf4c0e5d016514849d14ee5b2e6846ce6b9d6f21369e564cfe51e"
 
 
-def configured(tmp_path: Path, text: str) -> config.Config:
+def configured(tmp_path: Path, text: str) -> loader.Config:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    return config.load(str(path))
+    return loader.load(str(path))
 
 
 # -- the list of the package -----------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from imagen.errors import Refused
-from imagen.prompt import styled
+from imagen.records.styles import styled
 
 STYLES = {
     "plain": {},

@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagen import backends, files, image, outcome, signals
+from imagen import backends, signals
 from imagen.backends import Ask, Collected, Lost, Plan, Refusals, Sought, Wait
-from imagen.budget import CAPS
-from imagen.config import Config
+from imagen.config.loader import Config
 from imagen.errors import (
     AnswerLost,
     BadImage,
@@ -39,12 +38,16 @@ from imagen.errors import (
     TooFewImages,
     Unreachable,
 )
-from imagen.http.answers import REFUSALS
+from imagen.files import paths
+from imagen.http.responses import REFUSALS
+from imagen.images import codec
 from imagen.ledger import Ledger
-from imagen.render import Around, Renderer
-from imagen.request import Told
+from imagen.records.request import Told
+from imagen.render import result
+from imagen.render.budget import CAPS
+from imagen.render.renderer import Around, Renderer
 
-PNG = image.encode_png(Image.linear_gradient("L").resize((64, 48)), {})
+PNG = codec.encode_png(Image.linear_gradient("L").resize((64, 48)), {})
 ID = "0b3c1d5e-0000-4000-8000-0123456789ab"
 ASKED = {"prompt": "a cat", "id": ID, "seed": 7, "backend": "scripted"}
 
@@ -345,7 +348,8 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_line_that_can_be_run_again(
     renderer, backend, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "imagen.files.sync_folder", lambda _: (_ for _ in ()).throw(OSError(28, "No space left"))
+        "imagen.files.paths.sync_folder",
+        lambda _: (_ for _ in ()).throw(OSError(28, "No space left")),
     )
     with pytest.raises(FileFault) as caught:
         only(renderer().render(ASKED))
@@ -461,13 +465,13 @@ UNSOUND = {
 @pytest.mark.parametrize("what", UNSOUND)
 def test_an_unsound_fidelity_that_comes_back_is_forgotten(what):
     line = {"prompt": "a cat", "model": "m", "fidelity": UNSOUND[what]}
-    assert outcome.sound(line) == {"prompt": "a cat", "model": "m"}
+    assert result.sound(line) == {"prompt": "a cat", "model": "m"}
 
 
 def test_a_sound_fidelity_that_comes_back_stays():
     change = {"field": "width", "why": "multiples of 16", "asked": 65, "got": 64}
     line = {"prompt": "a cat", "fidelity": {"approximated": [change], "dropped": [change]}}
-    assert outcome.sound(line) == line
+    assert result.sound(line) == line
 
 
 def test_a_server_that_cannot_be_told_to_cancel_does_not_hide_the_interrupt(renderer, backend):
@@ -531,7 +535,7 @@ def late(backend, fault) -> None:
 
 @pytest.fixture
 def hurried(monkeypatch) -> None:
-    monkeypatch.setattr("imagen.render._LOOK_S", 0.2)
+    monkeypatch.setattr("imagen.render.renderer._LOOK_S", 0.2)
 
 
 def test_a_free_submit_without_an_answer_in_time_is_pending_under_the_handle_that_we_chose(
@@ -702,13 +706,13 @@ def test_a_pending_line_keeps_the_model_that_it_was_sent_to(renderer, backend):
 def test_a_signal_while_the_image_is_written_waits_until_its_record_is_out(
     renderer, backend, monkeypatch, status
 ):
-    store = files.store
+    store = paths.store
 
     def interrupted(*args: Any) -> Any:
         os.kill(os.getpid(), status - 128)
         return store(*args)
 
-    monkeypatch.setattr(files, "store", interrupted)
+    monkeypatch.setattr(paths, "store", interrupted)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signals.install()
     try:
@@ -735,7 +739,7 @@ def test_a_render_that_could_not_be_cancelled_is_not_said_to_be(renderer, backen
 
 
 def test_more_images_than_asked_do_not_replace_the_one_that_was_named(renderer, backend, tmp_path):
-    other = image.encode_png(Image.linear_gradient("L").resize((64, 48)).rotate(180), {})
+    other = codec.encode_png(Image.linear_gradient("L").resize((64, 48)).rotate(180), {})
     backend.on_collect = [Collected([PNG, other], {})]
     named = tmp_path / "cover.png"
     one, more = renderer(output=str(named), force=True).render(ASKED)
@@ -746,7 +750,7 @@ def test_more_images_than_asked_do_not_replace_the_one_that_was_named(renderer, 
 
 
 def test_an_image_far_larger_than_planned_is_not_decoded(renderer, backend):
-    large = image.encode_png(Image.new("L", (12_000, 8_000)), {})
+    large = codec.encode_png(Image.new("L", (12_000, 8_000)), {})
     backend.on_collect = [Collected([large], {})]
     with pytest.raises(BadImage, match="too many to check"):
         only(renderer().render(ASKED))

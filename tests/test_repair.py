@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from imagen import repair, upload
-from imagen.storage import Bucket
-from imagen.supabase import Project, Tables
-from imagen.upload import Target
+from imagen.cloud import repair, upload
+from imagen.cloud.storage import Bucket
+from imagen.cloud.supabase import Project, Tables
+from imagen.cloud.upload import Target
 from servers.gateway import JSON, Answer, Front
 from servers.supabase import BUCKET
 from uploads import DAY, belongs, emptied, made, rows

@@ -10,11 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagen import replicate_api as api
+from imagen.backends.replicate import responses as api
+from imagen.backends.replicate.catalog import PIXELS, Reference, Shape, pixels, reference, shape
+from imagen.backends.replicate.responses import (
+    Wanted,
+    best,
+    is_trusted,
+    judged,
+    next_page,
+    prediction,
+    stamp,
+)
+from imagen.config.settings import MODEL
 from imagen.errors import AnswerLost, ServerFault, Throttled
-from imagen.replicate_api import Wanted, best, is_trusted, judged, next_page, prediction, stamp
-from imagen.replicate_models import PIXELS, Reference, Shape, pixels, reference, shape
-from imagen.settings import MODEL
 
 SCHNELL, OTHER = "black-forest-labs/flux-schnell", "black-forest-labs/flux-1.1-pro"
 FLUX = reference(SCHNELL).flux

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagen import record
 from imagen.errors import ImagenError, Refused
-from imagen.record import DRAWN_SEEDS, MAX_SEED
-from imagen.request import Request, Told, fate, requests_of
+from imagen.records import record
+from imagen.records.record import DRAWN_SEEDS, MAX_SEED
+from imagen.records.request import Request, Told, fate, requests_of
 
 ASKED = {"prompt": "a"}
 FINISHED = {**ASKED, "id": "old", "seed": 9, "file": "/f.png"}

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from imagen import clock, settling
+from imagen import clock
 from imagen.clock import Instant
 from imagen.ledger.journal import Attempt, Entry
-from imagen.settling import Sending
+from imagen.render import settling
+from imagen.render.settling import Sending
 
 
 def iso(at: float) -> str:

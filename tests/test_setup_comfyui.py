@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import docs_sync
-from imagen import workflow
+from imagen.workflows import template
 from servers.comfyui import ComfyUI
 from servers.ports import reserved_port
 
@@ -174,7 +174,7 @@ def test_each_code_in_the_troubleshooting_is_an_error_code_of_ours():
 
 
 def test_the_memory_table_has_every_bundled_workflow():
-    assert [row[0].strip("`") for row in table("workflow | diffusion model")] == workflow.bundled()
+    assert [row[0].strip("`") for row in table("workflow | diffusion model")] == template.bundled()
 
 
 def test_the_env_file_tells_of_every_argument_that_the_page_names():

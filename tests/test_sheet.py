@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagen import sheet
 from imagen.errors import BadImage, Refused
+from imagen.sheets import layout
 
 WHOLE = st.integers(1, 40)
 
@@ -25,7 +25,7 @@ def column_of(letters: str) -> int:
 
 def read_members(text: dict[str, str], path: Path) -> dict[str, dict]:
     return {
-        place: sheet.member(place, one, path) for place, one in sheet.texts_of(text, path).items()
+        place: layout.member(place, one, path) for place, one in layout.texts_of(text, path).items()
     }
 
 
@@ -44,20 +44,20 @@ def read_members(text: dict[str, str], path: Path) -> dict[str, dict]:
     ],
 )
 def test_an_address_is_a_spreadsheets(column, row, expected):
-    assert sheet.address(column, row) == expected
+    assert layout.address(column, row) == expected
 
 
 @given(st.integers(0, 400_000), st.integers(0, 999_998))
 def test_an_address_leads_back_to_its_cell(column, row):
-    found = sheet.address(column, row)
+    found = layout.address(column, row)
     letters, number = re.fullmatch(r"([A-Z]+)([0-9]+)", found).groups()
     assert (column_of(letters), int(number) - 1) == (column, row)
-    assert sheet.known_address(found) == found
+    assert layout.known_address(found) == found
 
 
 @pytest.mark.parametrize(("said", "meant"), [("b3", "B3"), (" aa12\n", "AA12"), ("Z9", "Z9")])
 def test_an_address_may_be_said_carelessly(said, meant):
-    assert sheet.known_address(said) == meant
+    assert layout.known_address(said) == meant
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_an_address_may_be_said_carelessly(said, meant):
 )
 def test_what_is_no_address_is_refused(said):
     with pytest.raises(Refused, match="no address of a cell"):
-        sheet.known_address(said)
+        layout.known_address(said)
 
 
 # -- layout ----------------------------------------------------------------------------------------
@@ -73,10 +73,10 @@ def test_what_is_no_address_is_refused(said):
 
 @given(WHOLE, st.none() | WHOLE, st.integers(16, 600), st.integers(0, 9), st.booleans())
 def test_cells_and_labels_stand_apart_and_inside(count, columns, cell, lines, titled):
-    grid = sheet.grid(count, columns, cell, lines, titled)
+    grid = layout.grid(count, columns, cell, lines, titled)
     width, height = grid.size
     boxes = [grid.box(number) for number in range(count)]
-    assert grid.label >= sheet.line_height(sheet.text_size(cell)), "the address has its line"
+    assert grid.label >= layout.line_height(layout.text_size(cell)), "the address has its line"
     for left, top, wide, high in boxes:
         assert (wide, high) == (cell, cell)
         assert left >= grid.gap
@@ -95,7 +95,7 @@ def test_cells_and_labels_stand_apart_and_inside(count, columns, cell, lines, ti
     [(1, None, (1, 1)), (6, None, (3, 2)), (12, None, (4, 3)), (6, 2, (2, 3)), (3, 10, (3, 1))],
 )
 def test_a_sheet_is_about_square_or_as_wide_as_told(count, columns, expected):
-    grid = sheet.grid(count, columns, 256, 2, False)
+    grid = layout.grid(count, columns, 256, 2, False)
     assert (grid.columns, grid.rows) == expected
 
 
@@ -106,21 +106,21 @@ DOG = {**CAT, "seed": 8, "steps": 20}
 
 
 def test_a_label_is_prompt_and_seed():
-    assert sheet.labels([CAT], None, False) == [["a cat", "seed 7"]]
+    assert layout.labels([CAT], None, False) == [["a cat", "seed 7"]]
 
 
 def test_an_image_without_a_request_is_labelled_with_its_name():
-    assert sheet.labels([{"id": "x", "file": "/a/x.png"}, {}], None, False) == [["x.png"], []]
+    assert layout.labels([{"id": "x", "file": "/a/x.png"}, {}], None, False) == [["x.png"], []]
 
 
 def test_fields_are_labelled_in_the_order_asked_for():
-    assert sheet.labels([CAT], ["steps", "nothing", "file"], False) == [["steps 4", "cat.png"]]
+    assert layout.labels([CAT], ["steps", "nothing", "file"], False) == [["steps 4", "cat.png"]]
 
 
 def test_differences_label_only_what_differs():
-    assert sheet.labels([CAT, DOG], None, True) == [["seed 7", "steps 4"], ["seed 8", "steps 20"]]
-    assert sheet.labels([CAT, CAT], None, True) == [[], []]
-    assert sheet.labels([CAT, {"prompt": "a cat"}], ["x"], True)[1] == []
+    assert layout.labels([CAT, DOG], None, True) == [["seed 7", "steps 4"], ["seed 8", "steps 20"]]
+    assert layout.labels([CAT, CAT], None, True) == [[], []]
+    assert layout.labels([CAT, {"prompt": "a cat"}], ["x"], True)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_differences_label_only_what_differs():
     ],
 )
 def test_a_value_is_shown_as_a_person_would_write_it(member, expected):
-    assert sheet.labels([member], list(member)[:1], False) == [[expected]]
+    assert layout.labels([member], list(member)[:1], False) == [[expected]]
 
 
 JSON = st.recursive(
@@ -156,15 +156,15 @@ LABELLED = ["prompt", "file", "latency_ms", "queue_ms", "cost_usd", "fidelity", 
 
 @given(st.dictionaries(st.sampled_from(LABELLED), JSON), st.booleans())
 def test_no_value_of_a_field_breaks_a_label(member, differing):
-    for line in sheet.labels([member, {}], LABELLED, differing)[0]:
+    for line in layout.labels([member, {}], LABELLED, differing)[0]:
         assert isinstance(line, str)
-    path, why = sheet.shown(member)
+    path, why = layout.shown(member)
     assert (path is None) == bool(why)
 
 
 @pytest.mark.parametrize("value", [3, [3], [{}], {"x": 1}, None])
 def test_a_fidelity_that_is_none_does_no_harm(value):
-    found = sheet.labels(
+    found = layout.labels(
         [{"fidelity": {"approximated": value, "dropped": value}}], ["fidelity"], False
     )
     assert len(found[0]) == 1
@@ -175,16 +175,16 @@ def test_a_fidelity_that_is_none_does_no_harm(value):
 
 def test_a_failed_or_pending_record_has_no_image_but_a_reason():
     failed = {"error": {"tool": "imagen-render", "code": "x", "message": "no luck"}, "file": "/x"}
-    assert sheet.shown(failed) == (None, "imagen-render: no luck")
-    assert sheet.shown({"pending": {}}) == (None, "not done yet")
-    assert sheet.shown({"prompt": "a"}) == (None, "this record has no file")
-    assert sheet.shown(CAT) == (Path("/x/cat.png"), "")
+    assert layout.shown(failed) == (None, "imagen-render: no luck")
+    assert layout.shown({"pending": {}}) == (None, "not done yet")
+    assert layout.shown({"prompt": "a"}) == (None, "this record has no file")
+    assert layout.shown(CAT) == (Path("/x/cat.png"), "")
 
 
 def test_the_record_names_address_id_file_and_box_of_each():
-    grid = sheet.grid(2, 1, 64, 1, True)
+    grid = layout.grid(2, 1, 64, 1, True)
     members = [{**CAT, "id": "cat"}, {"prompt": "a dog"}]
-    record = sheet.record("s", members, grid, "Both")
+    record = layout.record("s", members, grid, "Both")
     assert record["members"] == ["cat", "A2"]
     assert record["title"] == "Both"
     assert (record["width"], record["height"]) == grid.size
@@ -203,7 +203,7 @@ def test_what_travels_has_nothing_private_and_relative_paths():
         "cloud": {"path": "p", "signed_url": "https://secret"},
         "album": "toys",
     }
-    travels = json.loads(sheet.embedded(member, Path("/x/sheets")))
+    travels = json.loads(layout.embedded(member, Path("/x/sheets")))
     assert travels["file"] == "../cat.png"
     assert travels["sidecar"] == "../cat.json"
     assert travels["cloud"] == {"path": "p"}
@@ -212,18 +212,18 @@ def test_what_travels_has_nothing_private_and_relative_paths():
     assert member["caller"] == "me", "the member itself is left alone"
 
 
-@given(st.dictionaries(st.text().filter(lambda name: name not in sheet.PRIVATE), JSON))
+@given(st.dictionaries(st.text().filter(lambda name: name not in layout.PRIVATE), JSON))
 def test_a_record_comes_back_as_it_went_in(member):
     member = {**member, "file": "/a/b c/ü.png"}
     member.pop("sidecar", None)
     if isinstance(member.get("cloud"), dict):
         member["cloud"].pop("signed_url", None)
-    text = sheet.embedded(member, Path("/a/d"))
+    text = layout.embedded(member, Path("/a/d"))
     assert read_members({"imagen:A1": text}, Path("/a/d/s.png")) == {"A1": member}
 
 
 def test_paths_are_read_from_where_the_sheet_is_now():
-    text = {"imagen:A1": sheet.embedded(CAT, Path("/x"))}
+    text = {"imagen:A1": layout.embedded(CAT, Path("/x"))}
     assert read_members(text, Path("/moved/s.png"))["A1"]["file"] == "/moved/cat.png"
 
 
@@ -251,12 +251,12 @@ def test_a_path_with_a_nul_is_no_crash():
 
 
 def test_a_sheet_that_is_too_large_is_refused():
-    sheet.check_size(sheet.grid(1000, None, 256, 2, titled=True))
+    layout.check_size(layout.grid(1000, None, 256, 2, titled=True))
     with pytest.raises(Refused, match="10000 cells has"):
-        sheet.check_size(sheet.grid(10_000, None, 256, 2, titled=True))
+        layout.check_size(layout.grid(10_000, None, 256, 2, titled=True))
     for cell in (16, 256, 4096):
         with pytest.raises(Refused):
-            sheet.check_size(sheet.grid(sheet.most_cells(cell), None, cell, 1, titled=False))
+            layout.check_size(layout.grid(layout.most_cells(cell), None, cell, 1, titled=False))
 
 
 MIB = "x" * 2**20
@@ -274,7 +274,7 @@ MIB = "x" * 2**20
 def test_more_text_than_a_reader_takes_is_refused_by_writer_and_reader(texts, says):
     by_place = {f"A{number}": text for number, text in enumerate(texts, 1)}
     with pytest.raises(Refused, match=says):
-        sheet.check_texts(by_place)
+        layout.check_texts(by_place)
     chunks = {f"imagen:{place}": text for place, text in by_place.items()}
     with pytest.raises(BadImage):
         read_members(chunks, Path("/x/s.png"))

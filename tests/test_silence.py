@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from imagen import silence
-from imagen.silence import Silence
+from imagen.render import silence
+from imagen.render.silence import Silence
 
 
 @pytest.fixture(autouse=True)

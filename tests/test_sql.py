@@ -10,7 +10,8 @@ import uuid
 import psycopg2
 import pytest
 
-from imagen import db, migrations
+from imagen import db
+from imagen.db import migrations
 from servers import postgres
 
 FILES = {one.name: one.sql for one in migrations.read()}

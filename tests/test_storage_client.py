@@ -10,10 +10,11 @@ from contextlib import closing, suppress
 import pytest
 import requests
 
-from imagen import http, storage, supabase
+from imagen import http
+from imagen.cloud import storage, supabase
+from imagen.cloud.storage import Bucket
+from imagen.cloud.supabase import Project, Tables
 from imagen.errors import AnswerLost, Rejected, ServerFault
-from imagen.storage import Bucket
-from imagen.supabase import Project, Tables
 from servers.gateway import JSON, Answer, Front
 from servers.storage import Storage
 from servers.supabase import BUCKET

@@ -12,9 +12,9 @@ from contextlib import closing, contextmanager
 import pytest
 import requests
 
-from imagen import supabase
+from imagen.cloud import supabase
+from imagen.cloud.supabase import Project, Tables, Unauthorized
 from imagen.errors import ConfigFault, Rejected, ServerFault, Throttled, Unreachable
-from imagen.supabase import Project, Tables, Unauthorized
 from servers import postgres
 from servers.gateway import JSON, Answer, Front
 from servers.postgrest import token

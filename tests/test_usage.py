@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 
 import pytest
 
-from imagen import reconcile, table, usage
+from imagen import tables
 from imagen.backends import Ran
+from imagen.cli.pipe import visible
 from imagen.errors import Refused, UsageFault
 from imagen.ledger import Ledger
 from imagen.ledger.journal import Paid
-from imagen.pipe import visible
-from imagen.record import MAX_SEED
+from imagen.records.record import MAX_SEED
+from imagen.usage import cost_log, reconcile
 
 NOW = datetime(2026, 11, 23, 18, 30, tzinfo=UTC)
 MADE = {
@@ -36,7 +37,7 @@ FAILED = {name: MADE[name] for name in MADE if name not in ("file", "cost_usd")}
 
 
 def row_of(record):
-    return usage.row_of(record, lambda: "who runs us", NOW)
+    return cost_log.row_of(record, lambda: "who runs us", NOW)
 
 
 def without(record, *names):
@@ -212,7 +213,7 @@ def test_a_row_is_kept_and_sent_when_anybody_wants_it(rows, first, second, unsen
     ],
 )
 def test_a_time_is_a_day_a_time_or_an_age(said, time):
-    assert usage.asked_time("--since", said, NOW) == time
+    assert cost_log.asked_time("--since", said, NOW) == time
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_a_time_is_a_day_a_time_or_an_age(said, time):
 )
 def test_what_is_no_time_is_refused(said):
     with pytest.raises(UsageFault, match="--since: no time"):
-        usage.asked_time("--since", said, NOW)
+        cost_log.asked_time("--since", said, NOW)
 
 
 # -- sums ------------------------------------------------------------------------------------------
@@ -245,19 +246,19 @@ def rows_of(*changes):
 
 def test_what_nobody_priced_is_counted_and_no_part_of_the_sum():
     known, none = {"cost_usd_estimate": 0.1}, {"cost_usd_estimate": None}
-    made, total = usage.groups(rows_of(known, known, known, none), ["backend"])
+    made, total = cost_log.groups(rows_of(known, known, known, none), ["backend"])
     assert made == [{"backend": "paid", **total}]
     assert total == {"renders": 4, "cost_usd": 0.3, "unpriced": 1, "latency_p50_ms": 1200}
 
 
 def test_a_group_of_which_nothing_is_known_has_no_cost():
-    made, total = usage.groups(rows_of({"cost_usd_estimate": None, "latency_ms": None}), [])
+    made, total = cost_log.groups(rows_of({"cost_usd_estimate": None, "latency_ms": None}), [])
     assert made == [total]
     assert total == {"renders": 1, "cost_usd": None, "unpriced": 1, "latency_p50_ms": None}
 
 
 def test_no_rows_are_no_groups_and_a_sum_of_nothing():
-    made, total = usage.groups([], ["day"])
+    made, total = cost_log.groups([], ["day"])
     assert (made, total["renders"], total["cost_usd"]) == ([], 0, 0)
 
 
@@ -268,7 +269,7 @@ def test_groups_stand_in_order_of_their_keys_the_unknown_last():
         {"model": "a"},
         {"model": "a", "created_at": "2026-11-24T…"},
     ]
-    made, _ = usage.groups(rows_of(*changes), ["day", "model"])
+    made, _ = cost_log.groups(rows_of(*changes), ["day", "model"])
     assert [(one["day"], one["model"], one["renders"]) for one in made] == [
         ("2026-11-22", "a", 1),
         ("2026-11-22", "b", 1),
@@ -278,10 +279,10 @@ def test_groups_stand_in_order_of_their_keys_the_unknown_last():
 
 
 def test_keys_are_known_ones():
-    assert usage.asked_keys("day, model,day") == ["day", "model"]
-    assert usage.asked_keys("") == []
+    assert cost_log.asked_keys("day, model,day") == ["day", "model"]
+    assert cost_log.asked_keys("") == []
     with pytest.raises(UsageFault, match="no key 'colour'"):
-        usage.asked_keys("day,colour")
+        cost_log.asked_keys("day,colour")
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ def test_keys_are_known_ones():
 
 def test_a_table_is_aligned_and_shows_what_a_terminal_would_obey():
     rows = [{"a": "x\x1b[2J", "n": 5, "usd": 0.003}, {"a": None, "n": 12, "usd": 10.0}]
-    assert table.aligned(["a", "n", "usd"], rows, visible).splitlines() == [
+    assert tables.aligned(["a", "n", "usd"], rows, visible).splitlines() == [
         "a          n     usd",
         r"x\x1b[2J   5   0.003",
         "-         12  10.000",
@@ -301,7 +302,7 @@ def test_csv_comes_back_whole_and_no_cell_is_a_formula():
         {"a": 'x, "y"', "b": "=1+1", "c": 0.000001, "d": None},
         {"a": " @x", "b": "\x1b]0;", "c": 1},
     ]
-    text = "".join(table.csv_lines(["a", "b", "c", "d"], rows, visible))
+    text = "".join(tables.csv_lines(["a", "b", "c", "d"], rows, visible))
     assert [*csv.reader(text.splitlines())] == [
         ["a", "b", "c", "d"],
         ['x, "y"', "'=1+1", "0.000001", ""],

@@ -14,11 +14,11 @@ from contextlib import suppress
 import pytest
 
 from fake_queue import FakeQueue
-from imagen import slots, worker
 from imagen.db import DatabaseFault
 from imagen.errors import AnswerLost, ConfigFault, Refused
-from imagen.joblines import Rules
-from imagen.jobs import as_json
+from imagen.queue import pool, worker
+from imagen.queue.jobs import as_json
+from imagen.queue.verdict import Rules
 
 DONE = """jq -c --unbuffered '.file="/dev/null"'"""
 RULES = Rules(["mock"], [], "mock")
@@ -352,7 +352,7 @@ def test_nobody_elses_job_is_rescued_sooner_than_5_seconds_after_a_reconnection(
 def test_a_lease_that_may_be_over_kills_the_pipeline_and_the_line_comes_again(
     work, until, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    monkeypatch.setattr(pool, "LOST_S", 1.0)
     seen = tmp_path / "seen"
     one = work(f"tee -a {seen} | sleep 1000", poll_s=0.2)
     name = one.queue.add()
@@ -376,7 +376,7 @@ def test_a_lease_that_may_be_over_kills_the_pipeline_and_the_line_comes_again(
 def test_a_lease_that_ends_while_a_pipeline_is_told_to_end_frees_its_place(
     work, until, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    monkeypatch.setattr(pool, "LOST_S", 1.0)
     deaf = f"touch {tmp_path}/first; trap '' INT; while :; do sleep 0.05; done"
     one = work(f"[ -e {tmp_path}/first ] && exec cat > /dev/null; {deaf}", poll_s=0.2)
     name = one.queue.add()
@@ -396,7 +396,7 @@ def test_a_lease_that_ends_while_a_pipeline_is_told_to_end_frees_its_place(
 
 def test_a_guard_that_ended_a_pipeline_first_counts_as_the_lease(work, until, monkeypatch):
     """As after the worker stood still: it says so by no crash, and the job is sent again."""
-    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    monkeypatch.setattr(pool, "LOST_S", 1.0)
     one = work("cat > /dev/null", poll_s=0.2)
     monkeypatch.setattr(one.worker._lease, "watch", lambda: None)
     name = one.queue.add()
@@ -510,14 +510,14 @@ def test_a_pipeline_that_cannot_be_started_is_tried_later_each_time(work, until,
     def refused(_command):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    real = slots.Pipeline
-    monkeypatch.setattr(slots, "Pipeline", refused)
+    real = pool.Pipeline
+    monkeypatch.setattr(pool, "Pipeline", refused)
     one = work(poll_s=0.05)
     name = one.queue.add()
     until(lambda: one.heard("cannot be started"))
     time.sleep(1.3)
     assert len(one.heard("cannot be started")) <= 2
-    monkeypatch.setattr(slots, "Pipeline", real)
+    monkeypatch.setattr(pool, "Pipeline", real)
     until(lambda: status(one, name) == "done")
 
 
@@ -545,7 +545,7 @@ def test_a_job_that_takes_too_long_has_used_an_attempt(work, until):
 
 def test_a_job_whose_pipeline_was_killed_for_the_lease_is_not_late(work, until, monkeypatch):
     """It is sent again with all its time; meanwhile nothing turns in circles."""
-    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    monkeypatch.setattr(pool, "LOST_S", 1.0)
     one = work("cat > /dev/null", poll_s=60, job_timeout_s=1.5)
     name = one.queue.add()
     one.notice()
@@ -786,7 +786,7 @@ def test_an_answer_that_came_just_before_a_pipeline_ended_is_read(
 ):
     """Written after our last look, and before we saw that the pipeline is gone."""
     one = work(answers_when_told_to_end(ENDINGS["an image"], tmp_path / "started"), job_timeout_s=1)
-    real, unread = slots.Pipeline.lines, []
+    real, unread = pool.Pipeline.lines, []
 
     def lines(pipeline):
         if not one.worker._slots[0].told or unread:
@@ -795,7 +795,7 @@ def test_an_answer_that_came_just_before_a_pipeline_ended_is_read(
         unread.append(pipeline)
         return []
 
-    monkeypatch.setattr(slots.Pipeline, "lines", lines)
+    monkeypatch.setattr(pool.Pipeline, "lines", lines)
     name = one.queue.add()
     one.notice()
     until(lambda: unread)
@@ -831,7 +831,7 @@ def test_what_ends_because_the_worker_ends_has_used_no_attempt_and_waits_for_not
 def test_a_pipeline_that_does_not_end_when_told_to_is_killed_and_started_again(
     work, until, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(slots, "BROKEN_S", 0.5)
+    monkeypatch.setattr(pool, "BROKEN_S", 0.5)
     broken = tmp_path / "broken"
     deaf = "trap '' TERM INT; (while :; do sleep 0.05; done)"
     breaks = f"touch {broken}; read -r line; {deaf} & kill -KILL $$"
@@ -898,17 +898,17 @@ def slow_intend(one, monkeypatch, seconds):
 
 
 def test_no_line_is_sent_after_the_lease_though_the_claim_was_in_time(work, monkeypatch):
-    monkeypatch.setattr(slots, "LOST_S", 1.0)
+    monkeypatch.setattr(pool, "LOST_S", 1.0)
     monkeypatch.setattr(worker, "RENEW_S", 0.3)
     one = work(begin=False, drain=True)
     slow_intend(one, monkeypatch, 1.2)
-    real, ages_s = slots.Pipeline.send, []
+    real, ages_s = pool.Pipeline.send, []
 
     def send(pipeline, line):
         ages_s.append(worker.boottime() - one.worker._lease.renewed)
         real(pipeline, line)
 
-    monkeypatch.setattr(slots.Pipeline, "send", send)
+    monkeypatch.setattr(pool.Pipeline, "send", send)
     name = one.queue.add()
     one.thread.start()
     assert one.ended() == 0
@@ -923,7 +923,7 @@ def test_a_first_line_says_since_when_unless_it_goes_out_at_once(
     work, until, monkeypatch, delay_s, is_doubtful
 ):
     """So late another worker may have had the job, and sent it."""
-    monkeypatch.setattr(slots, "FRESH_S", 2.0)
+    monkeypatch.setattr(pool, "FRESH_S", 2.0)
     one = work("""jq -c --unbuffered '.error={message:(.job|tojson),retry:"never"}'""")
     until(lambda: one.heard("waiting for jobs"))
     slow_intend(one, monkeypatch, delay_s)
@@ -967,7 +967,7 @@ def test_told_to_stop_without_a_queue_it_ends_soon_and_names_what_it_held(work, 
     began = time.monotonic()
     one.stop()
     assert one.ended() == 0
-    assert time.monotonic() - began < slots.END_S, "no pipeline is waited for as long as usual"
+    assert time.monotonic() - began < pool.END_S, "no pipeline is waited for as long as usual"
     text = "the queue cannot be reached; these leases expire by themselves: "
     assert one.says[-2:] == [text + name, "ended"]
     assert status(one, name) == "running"

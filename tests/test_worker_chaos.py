@@ -18,7 +18,7 @@ import pytest
 
 from chaos import FAULTS, KILLS, Chaos
 from conftest import missing
-from imagen import upload
+from imagen.cloud import upload
 from servers import postgres
 from servers.replicate import SCHNELL, TOKEN, Replicate
 from uploads import belongs, rows

@@ -21,7 +21,8 @@ import psycopg2
 import pytest
 import requests
 
-from imagen import db, upload
+from imagen import db
+from imagen.cloud import upload
 from servers.gateway import JSON, Answer
 from servers.supabase import BUCKET
 from uploads import NOT_SET_UP, belongs, rows

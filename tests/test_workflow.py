@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from imagen import workflow
 from imagen.errors import WorkflowFault
-from imagen.workflow import Model, Workflow, fill, load, parse
+from imagen.workflows import template as templates
+from imagen.workflows.template import Model, Workflow, fill, load, parse
 
 SAVE = {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}
 
@@ -124,7 +124,7 @@ def test_filling_changes_placeholders_and_nothing_else(nodes, known):
 # -- loading ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", workflow.bundled())
+@pytest.mark.parametrize("name", templates.bundled())
 def test_a_bundled_workflow_says_all_about_itself(name):
     found = load(name)
     assert found.name == name
@@ -318,6 +318,6 @@ def test_a_file_that_is_no_json_is_refused(data):
 
 
 def test_a_file_that_is_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(workflow, "MAX_BYTES", 100)
+    monkeypatch.setattr(templates, "MAX_BYTES", 100)
     with pytest.raises(WorkflowFault, match="larger than"):
         parse("mine", b" " * 101)

@@ -11,9 +11,9 @@ import pytest
 
 import shapes
 from backends.test_comfyui_lookalike import ANSWERS, body_of
-from imagen import workflow, workflow_check, workflow_classes
 from imagen.errors import WorkflowFault
-from imagen.workflow_check import UNKNOWN, Finding
+from imagen.workflows import check, check_server, template
+from imagen.workflows.check import UNKNOWN, Finding
 from servers.comfyui import DATA, judged
 
 LINKS = json.loads((DATA / "links.json").read_text())
@@ -38,7 +38,7 @@ EXCHANGES = exchanges()
 
 def errors(graph: Any, classes: Any = CLASSES) -> list[Finding]:
     """All errors that a check with these classes finds."""
-    found = [*workflow_check.of_graph(graph), *workflow_classes.findings(graph, classes)]
+    found = [*check.of_graph(graph), *check_server.findings(graph, classes)]
     return [one for one in found if one.severity == "error"]
 
 
@@ -74,13 +74,13 @@ def test_what_a_server_refuses_as_no_graph_cannot_even_be_loaded(name):
     graph, exchange = EXCHANGES[name]
     assert exchange["status"] == 400
     with pytest.raises(WorkflowFault):
-        workflow.parse(name, json.dumps(graph).encode())
+        template.parse(name, json.dumps(graph).encode())
 
 
 def test_a_cycle_which_a_server_refuses_without_a_word_is_named():
     graph, exchange = EXCHANGES["err_cycle"]
     assert (exchange["status"], exchange["answer"]["node_errors"]) == (400, {})
-    (found,) = (one for one in workflow_check.of_graph(graph) if one.severity == "error")
+    (found,) = (one for one in check.of_graph(graph) if one.severity == "error")
     assert found.message == "made of itself: 1 ← 2 ← 1"
 
 
@@ -106,7 +106,7 @@ def test_ranges_are_said_in_the_servers_own_words(kind):
 def test_what_a_server_takes_without_a_word_is_said(name, severity, what):
     graph, exchange = EXCHANGES[name]
     assert exchange["status"] == 200
-    found = [*workflow_classes.findings(graph, CLASSES)]
+    found = [*check_server.findings(graph, CLASSES)]
     assert (severity, what) in {(one.severity, one.what) for one in found}
 
 
@@ -124,21 +124,19 @@ def test_both_shapes_of_choices_are_read():
     assert errors(triple()) == []
     (found,) = errors(triple(clip_name2="nope.safetensors"))
     assert (found.what, found.node, found.file) == ("value_not_in_list", "43", "nope.safetensors")
-    assert workflow_classes.lacking(found)
+    assert check_server.lacking(found)
 
 
 def test_a_word_that_is_no_choice_is_the_workflows_fault_with_close_ones():
     (found,) = errors(EXCHANGES["err_sampler_unknown"][0])
-    assert not workflow_classes.lacking(found)
+    assert not check_server.lacking(found)
     assert "did you mean euler" in str(found.hint)
 
 
 def test_a_picture_that_is_not_listed_may_be_there_all_the_same():
     graph = shapes.from_picture()
     graph["2"]["inputs"]["image"] = "folder/mine.png"
-    (found,) = (
-        one for one in workflow_classes.findings(graph, CLASSES) if one.severity == "warning"
-    )
+    (found,) = (one for one in check_server.findings(graph, CLASSES) if one.severity == "warning")
     assert (found.what, found.input) == ("custom_validation_failed", "image")
 
 
@@ -203,12 +201,12 @@ def test_a_check_and_the_look_alike_agree_on_every_shape(name):
 # -- placeholders ----------------------------------------------------------------------------------
 
 
-def flow(defaults: dict[str, Any] | None = None, **inputs: Any) -> workflow.Workflow:
+def flow(defaults: dict[str, Any] | None = None, **inputs: Any) -> template.Workflow:
     graph = {
         "1": {"class_type": "Maker", "inputs": inputs},
         "9": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}},
     }
-    return workflow.Workflow("mine", graph, defaults=defaults or {})
+    return template.Workflow("mine", graph, defaults=defaults or {})
 
 
 def whats(found: list[Finding]) -> list[tuple[str, str]]:
@@ -219,52 +217,52 @@ GOOD = {"text": "${prompt}", "seed": "${seed}"}
 
 
 def test_a_sound_workflow_has_nothing_to_be_said():
-    assert workflow_check.findings(flow(**GOOD)) == []
-    for name in workflow.bundled():
-        assert workflow_check.findings(workflow.load(name)) == []
+    assert check.findings(flow(**GOOD)) == []
+    for name in template.bundled():
+        assert check.findings(template.load(name)) == []
 
 
 def test_without_prompt_or_seed_every_image_would_be_the_same():
-    found = workflow_check.findings(flow())
+    found = check.findings(flow())
     assert whats(found) == [("warning", "no_prompt"), ("warning", "no_seed")]
 
 
 def test_a_placeholder_without_a_value_is_an_error_that_names_close_ones():
-    (found,) = workflow_check.findings(flow(**GOOD, x="${sampelr}"))
+    (found,) = check.findings(flow(**GOOD, x="${sampelr}"))
     assert (found.severity, found.what, found.node, found.input) == ("error", "no_value", "1", "x")
     assert "did you mean sampler?" in str(found.hint)
-    assert workflow_check.findings(flow(**GOOD, x="${unet}"), {"unet": "mine"}) == []
-    assert workflow_check.findings(flow({"unet": None}, **GOOD, x="${unet}")) != []
+    assert check.findings(flow(**GOOD, x="${unet}"), {"unet": "mine"}) == []
+    assert check.findings(flow({"unet": None}, **GOOD, x="${unet}")) != []
 
 
 def test_what_a_request_may_say_is_only_a_warning():
-    (found,) = workflow_check.findings(flow(**GOOD, x="${width}"))
+    (found,) = check.findings(flow(**GOOD, x="${width}"))
     assert (found.severity, found.what) == ("warning", "no_value")
 
 
 def test_a_placeholder_in_a_longer_text_and_a_default_for_none_are_said():
-    found = workflow_check.findings(flow({"lora": "x"}, **GOOD, x="photo of ${prompt}"))
+    found = check.findings(flow({"lora": "x"}, **GOOD, x="photo of ${prompt}"))
     assert whats(found) == [("note", "unused_default"), ("warning", "partial_placeholder")]
 
 
 def test_faults_of_what_no_image_is_made_of_are_warnings():
     broken = flow(**GOOD)
     broken.graph["5"] = {"class_type": "Other", "inputs": {"x": ["77", 0], "y": ["5", 0]}}
-    assert {one.severity for one in workflow_check.findings(broken)} == {"warning", "note"}
+    assert {one.severity for one in check.findings(broken)} == {"warning", "note"}
 
 
 def test_a_link_may_be_a_placeholder_too():
     linked = flow({"node": "5"}, **GOOD, x=["${node}", 0])
     linked.graph["5"] = {"class_type": "Other", "inputs": {}}
-    assert workflow_check.findings(linked) == []
+    assert check.findings(linked) == []
 
 
 def test_a_server_knows_outputs_of_other_names():
     graph = {"1": {"class_type": "Keep", "inputs": {"x": ["77", 0]}}}
     classes = {"Keep": {"input": {"required": {"x": ["IMAGE"]}}, "output_node": True}}
-    kept = workflow.Workflow("mine", graph)
-    assert "error" not in {one.severity for one in workflow_check.findings(kept)}
-    found = workflow_classes.judged(kept, {}, classes)
+    kept = template.Workflow("mine", graph)
+    assert "error" not in {one.severity for one in check.findings(kept)}
+    found = check_server.judged(kept, {}, classes)
     assert ("error", "exception_during_inner_validation") in whats(found)
 
 
@@ -275,15 +273,15 @@ def test_ten_thousand_nodes_are_checked_at_once():
     }
     graph["0"]["class_type"] = "SaveImage"
     began = time.process_time()
-    found = workflow_check.findings(workflow.Workflow("large", graph))
+    found = check.findings(template.Workflow("large", graph))
     assert len([one for one in found if one.severity == "error"]) == 10_001
     assert time.process_time() - began < 5
 
 
 def test_findings_are_counted_for_people():
     some = [Finding(severity, "x", "") for severity in ("error", "note", "note")]
-    assert workflow_check.counted(some) == "1 error, 2 notes"
-    assert workflow_check.counted([]) == ""
+    assert check.counted(some) == "1 error, 2 notes"
+    assert check.counted([]) == ""
 
 
 @pytest.mark.parametrize(
@@ -294,7 +292,7 @@ def test_a_model_that_is_listed_with_the_other_slash_is_there(written, listed):
     spec = {"ckpt_name": [["a.safetensors", listed]]}
     classes = {"Load": {"input": {"required": spec}, "output": [], "output_node": True}}
     graph = {"1": {"class_type": "Load", "inputs": {"ckpt_name": written}}}
-    (found,) = workflow_classes.findings(graph, classes)
+    (found,) = check_server.findings(graph, classes)
     assert f"is there as {listed}" in found.message
     assert "not installed" not in found.message
     assert found.file is None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagen.workflow_images import expected_images, images_of
+from imagen.workflows.image_count import expected_images, images_of
 from servers.comfyui import DATA
 
 COUNTED: dict[str, dict[str, int]] = json.loads((DATA / "image_counts.json").read_text())

@@ -16,9 +16,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import shapes
-from imagen import workflow, workflow_check, workflow_find, workflow_import
 from imagen.errors import WorkflowFault
-from imagen.workflow_found import Import, Told
+from imagen.workflows import check, template
+from imagen.workflows.importing import export as exports
+from imagen.workflows.importing import infer
+from imagen.workflows.importing.draft import Import, Told
 from shapes import BAD, PHOTO, Graph
 
 TOLD = {
@@ -35,12 +37,12 @@ EXPORTS: dict[str, Callable[[], Graph]] = {
 
 def imported(graph: Graph, told: Told = Told()) -> Import:  # noqa: B008
     """Import a graph after it has been written and read, as a file is."""
-    read = workflow_import.graph_of("mine", json.dumps(graph).encode())
-    return workflow_find.imported("mine", read, told)
+    read = exports.graph_of("mine", json.dumps(graph).encode())
+    return infer.imported("mine", read, told)
 
 
-def flow_of(found: Import) -> workflow.Workflow:
-    return workflow.parse("mine", workflow_import.written(found))
+def flow_of(found: Import) -> template.Workflow:
+    return template.parse("mine", exports.written(found))
 
 
 def places(graph: Graph, told: Told = Told()) -> dict[str, list[str]]:  # noqa: B008
@@ -56,8 +58,8 @@ def refusal(graph: Any, told: Told = Told()) -> WorkflowFault:  # noqa: B008
     return caught.value
 
 
-def report(graph: Graph, told: Told = Told()) -> list[workflow_import.Line]:  # noqa: B008
-    return workflow_import.report(imported(graph, told))
+def report(graph: Graph, told: Told = Told()) -> list[exports.Line]:  # noqa: B008
+    return exports.report(imported(graph, told))
 
 
 # -- every shape -----------------------------------------------------------------------------------
@@ -67,13 +69,13 @@ def report(graph: Graph, told: Told = Told()) -> list[workflow_import.Line]:  # 
 def test_filled_with_its_own_defaults_it_is_the_export_again(name):
     export = EXPORTS[name]()
     flow = flow_of(imported(export, TOLD.get(name, Told())))
-    assert json.dumps(workflow.fill(flow, {}), sort_keys=True) == json.dumps(export, sort_keys=True)
+    assert json.dumps(template.fill(flow, {}), sort_keys=True) == json.dumps(export, sort_keys=True)
 
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_it_passes_a_check_and_asks_prompt_and_seed_anew(name):
     flow = flow_of(imported(EXPORTS[name](), TOLD.get(name, Told())))
-    assert workflow_check.findings(flow) == []
+    assert check.findings(flow) == []
     assert {"prompt", "seed", "steps", "sampler"} <= flow.placeholders()
 
 
@@ -325,7 +327,7 @@ def test_an_empty_prompt_is_the_prompt_all_the_same():
     graph["2"]["inputs"]["text"] = ""
     flow = flow_of(imported(graph))
     assert flow.places()["prompt"] == [("2", "text")]
-    assert workflow.fill(flow, {"prompt": ""}) == graph
+    assert template.fill(flow, {"prompt": ""}) == graph
 
 
 texts = st.text(max_size=20)
@@ -341,7 +343,7 @@ def test_whatever_the_values_filled_with_them_it_is_the_export_again(a, b, seed,
     graph["5"]["inputs"] |= {"seed": seed, "cfg": cfg, "sampler_name": word}
     if any(text.startswith("${") for text in (a, b, word)) or cfg in (float("inf"), -float("inf")):
         return
-    filled = workflow.fill(flow_of(imported(graph)), {"prompt": a, "seed": seed})
+    filled = template.fill(flow_of(imported(graph)), {"prompt": a, "seed": seed})
     assert repr(filled) == repr(graph)
 
 
@@ -358,7 +360,7 @@ def png(**chunks: str) -> bytes:
 
 def test_what_is_sent_to_the_server_is_unwrapped():
     body = json.dumps({"prompt": shapes.sd15(), "client_id": "x", "extra_data": {}}).encode()
-    assert workflow_import.graph_of("mine", body) == shapes.sd15()
+    assert exports.graph_of("mine", body) == shapes.sd15()
 
 
 def test_the_graph_is_read_out_of_a_picture_that_comfyui_saved():
@@ -366,7 +368,7 @@ def test_the_graph_is_read_out_of_a_picture_that_comfyui_saved():
     noted = copy.deepcopy(graph)
     noted["2"]["is_changed"] = [float("nan")]  # type: ignore[assignment]
     data = png(prompt=json.dumps(noted), workflow="{}")
-    assert workflow_import.graph_of("mine", data) == graph
+    assert exports.graph_of("mine", data) == graph
 
 
 @pytest.mark.parametrize("side", ["2", "3"])
@@ -420,7 +422,7 @@ def test_one_text_for_both_sides_is_the_prompt():
 )
 def test_what_is_no_export_is_refused_with_the_reason(data, says):
     with pytest.raises(WorkflowFault) as caught:
-        workflow_import.graph_of("mine", data)
+        exports.graph_of("mine", data)
     assert says in caught.value.message
 
 
@@ -449,14 +451,14 @@ def test_numbers_that_json_has_no_word_for_are_refused():
     graph = shapes.sd15()
     graph["5"]["inputs"]["denoise"] = float("inf")
     with pytest.raises(WorkflowFault, match="NaN, Infinity"):
-        workflow_import.written(workflow_find.imported("mine", graph, Told()))
+        exports.written(infer.imported("mine", graph, Told()))
 
 
 def test_half_a_surrogate_pair_is_refused():
     graph = shapes.sd15()
     graph["7"]["inputs"]["filename_prefix"] = "\ud800"
     with pytest.raises(WorkflowFault, match="surrogate"):
-        workflow_import.written(workflow_find.imported("mine", graph, Told()))
+        exports.written(infer.imported("mine", graph, Told()))
 
 
 def test_ten_thousand_loras_are_imported_at_once():
@@ -470,7 +472,7 @@ def test_ten_thousand_loras_are_imported_at_once():
     began = time.process_time()
     found = imported(graph)
     assert len(found.models) == 10_001
-    assert len(workflow_import.report(found)) > 20_000
+    assert len(exports.report(found)) > 20_000
     assert flow_of(found).defaults["lora_10000"] == "9999.safetensors"
     assert time.process_time() - began < 10
 

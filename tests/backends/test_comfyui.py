@@ -20,9 +20,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from imagen import config, workflow
 from imagen.backends import Ask, Lost, Sought, Wait, open_backend
-from imagen.backends.comfyui import ComfyUI as Backend
+from imagen.backends.comfyui.backend import ComfyUI as Backend
+from imagen.config import loader as configuration
 from imagen.errors import (
     BadImage,
     IdTaken,
@@ -34,9 +34,10 @@ from imagen.errors import (
     Stopped,
 )
 from imagen.ledger import Ledger
-from imagen.record import Record, checked
-from imagen.render import Around, Renderer
-from imagen.request import TOOL, Told
+from imagen.records.record import Record, checked
+from imagen.records.request import TOOL, Told
+from imagen.render.renderer import Around, Renderer
+from imagen.workflows import template
 from servers.comfyui import TEXT, Answer, ComfyUI
 
 ID = "5f0c8d5e-5d2f-4a6b-9d0a-1c2b3a4d5e6f"
@@ -45,7 +46,7 @@ FAST = {"poll_min_s": 0.001, "poll_max_s": 0.02, "retry_s": 0.01, "patience_s": 
 PAGE = Answer(200, b"<html>please log in</html>", "text/html")
 Make = Callable[..., Renderer]
 Later = Callable[[Callable[[], Any]], None]
-Settings = Callable[..., config.Config]
+Settings = Callable[..., configuration.Config]
 Open = Callable[..., Backend]
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -79,11 +80,11 @@ def once_polled(server: ComfyUI, until: Callable[..., Any]) -> Later:
 def settings(server: ComfyUI, tmp_path: Path) -> Settings:
     """Give a function that writes a configuration with one instance, `comfy`, and loads it."""
 
-    def written(**more: Any) -> config.Config:
+    def written(**more: Any) -> configuration.Config:
         instance = {"type": "comfyui", "url": server.url, **FAST, **more}
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump({"backends": {"comfy": instance}}))
-        return config.load(str(path))
+        return configuration.load(str(path))
 
     return written
 
@@ -168,7 +169,7 @@ def images_in(folder: Path) -> list[str]:
 
 def a_workflow(folder: Path, change: dict[str, Any]) -> str:
     """Write the workflow of FLUX.1 with nodes added or replaced; give its path."""
-    tree = json.loads((workflow.BUNDLED / "flux1-schnell.json").read_bytes())
+    tree = json.loads((template.BUNDLED / "flux1-schnell.json").read_bytes())
     path = folder / "mine.json"
     path.write_text(json.dumps({**tree, **change}))
     return str(path)
@@ -228,7 +229,7 @@ def test_the_bytes_are_written_as_they_came(server: ComfyUI, make: Make) -> None
 def test_the_end_of_one_wait_does_not_cut_short_what_is_asked_later(
     server: ComfyUI, backend: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagen.backends.comfyui._AT_LEAST_S", 1.5)
+    monkeypatch.setattr("imagen.backends.comfyui.backend._AT_LEAST_S", 1.5)
     server.held, one = True, backend()
     plan = one.plan(Ask(asked(), "a cat", None, ID))
     wait = Wait(time.monotonic(), lambda _: None)
@@ -800,7 +801,7 @@ def test_a_queue_of_a_strange_shape_is_a_fault_of_the_server(
 def test_a_workflow_without_a_place_for_seed_and_prompt_says_so(
     server: ComfyUI, make: Make, tmp_path: Path
 ) -> None:
-    graph = json.loads((workflow.BUNDLED / "flux1-schnell.json").read_text())
+    graph = json.loads((template.BUNDLED / "flux1-schnell.json").read_text())
     graph["6"]["inputs"]["text"], graph["31"]["inputs"]["seed"] = "always this", 42
     (tmp_path / "fixed.json").write_text(json.dumps(graph))
     (made,) = rendered(make(workflow="./fixed.json"))
@@ -1317,7 +1318,7 @@ def test_a_placeholder_without_a_value_is_named(
 def test_a_placeholder_takes_the_instances_value_zero_too(
     server: ComfyUI, make: Make, tmp_path: Path, shift: float
 ) -> None:
-    tree = json.loads((workflow.BUNDLED / "flux1-schnell.json").read_bytes())
+    tree = json.loads((template.BUNDLED / "flux1-schnell.json").read_bytes())
     tree["_imagen"]["defaults"]["shift"] = 1.15
     tree["30"]["inputs"]["max_shift"] = "${shift}"
     rendered(make(workflow=a_workflow(tmp_path, tree), shift=shift))
@@ -1377,7 +1378,7 @@ def test_a_new_model_is_one_json_file_and_a_few_lines_of_yaml(
             checkpoint: sd3.5_medium.safetensors
         """
     )
-    loaded = config.load(str(tmp_path / "config.yaml"))
+    loaded = configuration.load(str(tmp_path / "config.yaml"))
     told = Told(out_dir=tmp_path / "out")
     renderer = Renderer(loaded, Ledger(None), told, Around(tmp_path / "state"))
     request = {"prompt": "a cat", "id": ID, "seed": 7, "width": 1000, "backend": "medium"}

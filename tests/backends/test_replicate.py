@@ -17,10 +17,12 @@ import requests
 import requests_mock as mocked
 from PIL import Image
 
-from imagen import http, image, replicate_api, replicate_outputs
+from imagen import http
 from imagen.backends import Ask, Instance, Lost, Plan, Sought, Wait
-from imagen.backends import replicate as module
-from imagen.backends.replicate import Replicate, Unauthorized
+from imagen.backends.replicate import backend as module
+from imagen.backends.replicate import outputs as output_files
+from imagen.backends.replicate import responses
+from imagen.backends.replicate.backend import Replicate, Unauthorized
 from imagen.errors import (
     AnswerLost,
     ConfigFault,
@@ -35,6 +37,7 @@ from imagen.errors import (
     Throttled,
     Unreachable,
 )
+from imagen.images import codec
 
 API = "https://api.replicate.com"
 SCHNELL, DEV = "black-forest-labs/flux-schnell", "black-forest-labs/flux-dev"
@@ -42,7 +45,7 @@ VERSION = "c846a69991daf4c0e5d016514849d14ee5b2e6846ce6b9d6f21369e564cfe51e"
 CREATE = f"{API}/v1/models/{SCHNELL}/predictions"
 LIST, ONE = f"{API}/v1/predictions", f"{API}/v1/predictions/p1"
 IMAGE = "https://replicate.delivery/p1/out-0.png"
-PNG = image.encode_png(Image.linear_gradient("L").resize((16, 16)), {})
+PNG = codec.encode_png(Image.linear_gradient("L").resize((16, 16)), {})
 TOKEN = "r8_the-token-of-the-tests"
 FAST = {"poll_s": 0.001, "retry_s": 0.001, "settle_s": 0.02, "patience_s": 0.05}
 NOBODY = Lost(0.0, None, 0.0, lambda _: False)
@@ -808,7 +811,7 @@ def test_a_picture_is_found_in_whatever_a_model_returns(web, output):
 
 
 def test_pictures_come_in_the_order_of_the_output(web):
-    second = image.encode_png(Image.new("RGB", (16, 16)), {})
+    second = codec.encode_png(Image.new("RGB", (16, 16)), {})
     web.get(ONE, json=prediction(output={"b": [{"x": in_base64(second)}], "a": IMAGE}))
     web.get(IMAGE, content=PNG)
     assert opened().collect("p1", soon(), None).images == [second, PNG]
@@ -843,7 +846,7 @@ def test_a_data_address_that_holds_nothing_ends_it(web, output):
 
 
 def test_a_data_address_that_is_too_long_is_not_decoded(web, monkeypatch):
-    monkeypatch.setattr(replicate_outputs, "MOST_DATA", 100)
+    monkeypatch.setattr(output_files, "MOST_DATA", 100)
     web.get(ONE, json=prediction(output=in_base64(PNG)))
     assert ended_for_good(opened().collect("p1", soon(), None)).raw is None
 
@@ -879,7 +882,7 @@ def test_no_more_files_are_fetched_than_were_planned_and_a_few(web):
     web.get(ONE, json=prediction(output=urls))
     backend = opened(prices={SCHNELL: {"amount": 0.01, "unit": "image"}})
     found = backend.collect("p1", soon(), backend.plan(ask(options={"num_outputs": 2})))
-    assert (len(found.images), web.call_count) == (2 + replicate_outputs.MORE, 11)
+    assert (len(found.images), web.call_count) == (2 + output_files.MORE, 11)
     assert (found.meta["outputs_left"], found.cost_usd) == (390, 4)
     assert len(found.meta["outputs"]) == 20
 
@@ -888,8 +891,8 @@ def test_an_output_without_end_is_read_only_so_far():
     deep: Any = IMAGE
     for _ in range(1000):
         deep = [deep]
-    assert replicate_api.addresses(deep) == []
-    assert len(replicate_api.addresses([IMAGE] * 10_000)) == 1000
+    assert responses.addresses(deep) == []
+    assert len(responses.addresses([IMAGE] * 10_000)) == 1000
 
 
 # -- one file of several ---------------------------------------------------------------------------

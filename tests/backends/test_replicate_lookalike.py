@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagen import http, image
+from imagen import http
 from imagen.backends import Ask, Instance, Lost, Sought, Wait
-from imagen.backends.replicate import Replicate as Backend
+from imagen.backends.replicate.backend import Replicate as Backend
 from imagen.errors import (
     AnswerLost,
     BadImage,
@@ -35,6 +35,7 @@ from imagen.errors import (
     ServerFault,
     Unreachable,
 )
+from imagen.images import codec
 from servers.replicate import (
     DEV,
     NO_CREDIT,
@@ -51,7 +52,7 @@ from servers.replicate import (
 FAST = {"poll_s": 0.005, "retry_s": 0.005, "settle_s": 0.02, "patience_s": 3, "read_s": 10}
 # only where the server stays silent or away: a machine may stand still for longer
 IMPATIENT = {"patience_s": 0.2, "read_s": 0.5}
-PNG = image.encode_png(Image.linear_gradient("L").resize((16, 16)), {})
+PNG = codec.encode_png(Image.linear_gradient("L").resize((16, 16)), {})
 FOUND = Answer(200, PNG, "image/png")
 Open = Callable[..., Backend]
 
@@ -442,7 +443,7 @@ def _lenient(_response: Any) -> Any:
 
 
 def test_an_image_that_trickles_in_is_given_up(server, backend, monkeypatch):
-    monkeypatch.setattr(http, "BODY_S", 0.3)
+    monkeypatch.setattr("imagen.http.client.BODY_S", 0.3)
     server.fail("GET /files", Answer(200, PNG * 5000, "image/png", trickle_s=0.01), times=2)
     handle = submit(backend())
     fault = fault_of(lambda: fetch(backend(**IMPATIENT), handle))
@@ -462,7 +463,7 @@ def test_an_error_page_is_fetched_once_more_and_only_then_believed(server, backe
     page = Answer(200, b"<html>sorry</html>", "text/html; charset=utf-8")
     server.fail("GET /files", page)
     one = backend()
-    assert image.kind(fetch(one, submit(one)).images[0]) == "png"
+    assert codec.kind(fetch(one, submit(one)).images[0]) == "png"
     server.fail("GET /files", page, times=2)
     found = fetch(one, submit(one))
     assert (type(found.fault), found.fault.billed, found.images) == (NotAnImage, "yes", [])

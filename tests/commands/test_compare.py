@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
 
-from imagen import record
+from imagen.records import record
 from paid import QUICK, SCHNELL
 from processes import children_of, kill_alone, kill_tree
 from servers.comfyui import ComfyUI

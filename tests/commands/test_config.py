@@ -10,7 +10,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from imagen import config_init, record
+from imagen.cli import first_config
+from imagen.records import record
 from servers.comfyui import ComfyUI
 
 SAMPLE_INSTANCES = [
@@ -502,6 +503,6 @@ def test_two_inits_at_once_leave_one_whole_file(tool):
 
 def test_the_default_backend_of_init_is_a_comfyui_only_where_one_answers():
     with ComfyUI() as server:
-        assert config_init.default_backend(server.url) == "flux-schnell-local"
+        assert first_config.default_backend(server.url) == "flux-schnell-local"
         url = server.url
-    assert config_init.default_backend(url) == "mock"
+    assert first_config.default_backend(url) == "mock"

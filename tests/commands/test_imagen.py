@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import imagen
-from imagen.tools import TOOLS
+from imagen.cli.tools import TOOLS
 
 BIN = Path(__file__).parents[2] / "bin"
 

@@ -20,8 +20,8 @@ import psycopg2
 import pytest
 
 from imagen import db
-from imagen.jobs import MOST_CLAIMS
-from imagen.slots import LOST_S
+from imagen.queue.jobs import MOST_CLAIMS
+from imagen.queue.pool import LOST_S
 from processes import children_of, descendants, is_alive
 from servers.comfyui import ComfyUI
 from servers.replicate import (

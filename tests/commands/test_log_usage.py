@@ -15,7 +15,7 @@ from contextlib import suppress
 import pytest
 
 from imagen.ledger import Ledger
-from imagen.record import MAX_SEED
+from imagen.records.record import MAX_SEED
 
 MADE = {
     "prompt": "a cat",
@@ -231,7 +231,7 @@ def test_what_could_not_be_sent_is_sent_after_the_rest_though_no_record_comes(
     tool, cloud, rest, database, until
 ):
     """As in a worker that has nothing more to do."""
-    short = "from imagen import outbox; outbox.REST_S = 0.5\n"
+    short = "from imagen.usage import outbox; outbox.REST_S = 0.5\n"
     start = "from imagen.commands.log_usage import main; main()"
     rest.gateway.instead += [(503, {"Retry-After": "60"}, b"{}")] * 2
     child = tool.start("log-usage", argv=[sys.executable, "-c", short + start], env=cloud)

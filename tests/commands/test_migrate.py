@@ -10,9 +10,9 @@ from contextlib import closing
 
 import pytest
 
-from imagen import db, migrations
-from imagen.db import Database, DatabaseBusy, DatabaseFault
-from imagen.migrations import Migration, State
+from imagen import db
+from imagen.db import Database, DatabaseBusy, DatabaseFault, migrations
+from imagen.db.migrations import Migration, State
 from servers import postgres
 
 NAMES = [one.name for one in migrations.read()]

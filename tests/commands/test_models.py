@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from imagen import workflow
+from imagen.workflows import template
 from seeds import SEED
 from servers.filehost import Fault, FileHost
 
@@ -93,8 +93,8 @@ def test_list_names_every_file_of_the_bundled_workflows(tool):
     named = {(row["workflow"], row["folder"], row["file"]) for row in rows}
     assert named == {
         (name, one.folder, one.file)
-        for name in workflow.bundled()
-        for one in workflow.load(name).needs({})
+        for name in template.bundled()
+        for one in template.load(name).needs({})
     }
     assert all(row["licence"] and row["source"].startswith("https://") for row in rows)
     (schnell,) = (row for row in rows if row["file"] == "flux1-schnell.safetensors")
@@ -536,4 +536,4 @@ def test_what_verify_misses_is_brought_by_what_it_says(models, wanting, folder):
 
 def test_verify_without_a_workflow_says_which_one_brings_a_bundled_file(models):
     hints = {row["error"]["hint"] for row in models("verify").records}
-    assert hints == {f"imagen-models fetch {name}" for name in workflow.bundled()}
+    assert hints == {f"imagen-models fetch {name}" for name in template.bundled()}

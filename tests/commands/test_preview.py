@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from imagen import record
+from imagen.records import record
 
 STAND_IN = """#!/bin/sh
 part=$(mktemp "$SHOWN/XXXXXX")

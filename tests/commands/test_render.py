@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagen import record
 from imagen.ledger import Ledger
-from imagen.record import DRAWN_SEEDS, MAX_SEED
+from imagen.records import record
+from imagen.records.record import DRAWN_SEEDS, MAX_SEED
 
 SMALL = ("--size", "64x64")
 TINY = {"width": 64, "height": 64}

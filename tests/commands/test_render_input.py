@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagen import record
+from imagen.records import record
 
 SMALL = ("--size", "64x64")
 UP = "../../x"

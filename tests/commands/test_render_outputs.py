@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagen import image
+from imagen.images import codec
 from paid import Paid
 from servers.replicate import TROUBLE, Answer, problem
 
@@ -57,7 +57,7 @@ def files_in(out_dir: Path) -> list[str]:
 # -- pictures of every kind ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [one for one in image.FORMATS if image.can_decode(one)])
+@pytest.mark.parametrize("form", [one for one in codec.FORMATS if codec.can_decode(one)])
 def test_a_picture_of_every_format_is_kept_byte_for_byte(paid, form):
     data = picture(form)
     returns(paid, {"image": data_url(data, f"image/{form}"), "caption": "a cat"})

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from imagen import record
+from imagen.records import record
 
 COLOURS = [(200, 30, 30), (20, 160, 40), (30, 40, 210), (210, 200, 20), (140, 20, 150), (9, 9, 9)]
 SMALL = ("--cell", 48, "--output", "sheet.png")

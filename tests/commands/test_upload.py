@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from imagen.ledger import Ledger
-from imagen.record import MAX_SEED
+from imagen.records.record import MAX_SEED
 from servers.gateway import AS_IT_IS, JSON, Answer
 from servers.supabase import BUCKET
 from uploads import DAY, NOT_SET_UP, before, belongs, emptied, made, rows

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import shapes
-from imagen import workflow
+from imagen.workflows import template
 from servers.comfyui import TROUBLE, ComfyUI
 
 
@@ -33,7 +33,7 @@ def local(url: str, **settings: Any) -> str:
 def test_the_bundled_workflows_are_listed(tool):
     ran = tool("workflow", "list")
     assert ran.status == 0
-    assert [row["name"] for row in ran.records] == workflow.bundled()
+    assert [row["name"] for row in ran.records] == template.bundled()
     assert ran.records[0]["models"][0] == "flux1-schnell.safetensors"
     assert (ran.records[0]["width"], ran.records[0]["steps"]) == (1024, 4)
 
@@ -79,14 +79,14 @@ def test_show_says_where_each_placeholder_stands(tool):
 
 def test_show_raw_is_the_file_itself(tool):
     ran = tool("workflow", "show", "--raw", "flux2-klein")
-    assert ran.out == (workflow.BUNDLED / "flux2-klein.json").read_bytes()
+    assert ran.out == (template.BUNDLED / "flux2-klein.json").read_bytes()
 
 
 # -- check -----------------------------------------------------------------------------------------
 
 
 def test_the_bundled_workflows_are_sound(tool):
-    ran = tool("workflow", "check", *workflow.bundled())
+    ran = tool("workflow", "check", *template.bundled())
     assert (ran.status, ran.out) == (0, b"")
     assert ran.err.count(": sound\n") == 3
     assert tool("workflow", "check", "-q", "sd35-medium").err == ""
@@ -239,8 +239,8 @@ def test_an_export_and_what_is_asked_becomes_a_workflow_that_loads(tool, tmp_pat
     export = written(tmp_path, shapes.SHAPES[name]())
     ran = tool("workflow", "import", export, "-o", "made.json", *answers)
     assert (ran.status, ran.err) == (0, "")
-    made = workflow.load(str(tmp_path / "made.json"))
-    assert workflow.fill(made, {}) == shapes.SHAPES[name]()
+    made = template.load(str(tmp_path / "made.json"))
+    assert template.fill(made, {}) == shapes.SHAPES[name]()
     found = {line["placeholder"] for line in ran.records if line["what"] == "found"}
     assert found == made.placeholders()
 
@@ -261,7 +261,7 @@ def test_an_import_is_rendered_by_a_server_as_the_export_was(tool, tmp_path, con
 def test_without_a_file_the_workflow_goes_to_stdout_and_the_report_to_stderr(tool):
     ran = tool("workflow", "import", "-", stdin=json.dumps(shapes.sd15()))
     assert ran.status == 0
-    assert workflow.parse("x", ran.out).places()["seed"] == [("5", "seed")]
+    assert template.parse("x", ran.out).places()["seed"] == [("5", "seed")]
     assert '${prompt} ← 2.text (CLIPTextEncode) = "a photo of a lighthouse"' in ran.err
     assert "left: 5.denoise (KSampler) = 1" in ran.err
     assert tool("workflow", "import", "-q", "-", stdin=json.dumps(shapes.sd15())).err == ""
@@ -280,7 +280,7 @@ def test_a_picture_of_comfyui_is_an_export_too(tool, tmp_path):
     (tmp_path / "ComfyUI_00001_.png").write_bytes(out.getvalue())
     ran = tool("workflow", "import", "ComfyUI_00001_.png")
     assert ran.status == 0
-    assert workflow.fill(workflow.parse("x", ran.out), {}) == shapes.sd15()
+    assert template.fill(template.parse("x", ran.out), {}) == shapes.sd15()
 
 
 def test_a_file_that_is_there_is_not_replaced_unless_told(tool, tmp_path):
@@ -291,7 +291,7 @@ def test_a_file_that_is_there_is_not_replaced_unless_told(tool, tmp_path):
     assert "--force" in ran.err
     assert (tmp_path / "made.json").read_text() == "mine"
     assert tool("workflow", "import", export, "-o", "made.json", "--force").status == 0
-    assert workflow.load(str(tmp_path / "made.json")).defaults["steps"] == 20
+    assert template.load(str(tmp_path / "made.json")).defaults["steps"] == 20
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
@@ -308,7 +308,7 @@ def test_only_a_file_can_be_replaced(tool, tmp_path, force):
     nowhere = tool("workflow", "import", export, "-o", "none/x.json", *force)
     assert "no folder none (hint: make it first)" in nowhere.err
     dash = tool("workflow", "import", export, "-o", "-", *force)
-    assert workflow.parse("x", dash.out).places()["seed"] and not (tmp_path / "-").exists()
+    assert template.parse("x", dash.out).places()["seed"] and not (tmp_path / "-").exists()
 
 
 def test_a_file_whose_name_is_no_utf_8_is_read_and_named_without_it(tool, tmp_path):

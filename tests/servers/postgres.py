@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from imagen import db, migrations
+from imagen import db
+from imagen.db import migrations
 
 from .guarded import Guarded, new_folder
 from .ports import reserved_port

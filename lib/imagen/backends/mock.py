@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import disk, files, image
+from .. import disk
+from ..config.settings import Key, expanded
 from ..errors import (
     AnswerLost,
     ConfigFault,
@@ -31,8 +32,8 @@ from ..errors import (
     Unreachable,
     suggest,
 )
-from ..image import scene
-from ..settings import Key, expanded
+from ..files import paths
+from ..images import codec, scene
 from . import Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
 KEYS = {"faults": Key("faults")}
@@ -125,7 +126,7 @@ class Mock:
         accepted = json.dumps({**plan.payload, "accepted_at": time.time()}).encode()
         try:
             self._memory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files.publish(self._accepted(handle), accepted, replace=True, durable=False)
+            paths.publish(self._accepted(handle), accepted, replace=True, durable=False)
         except OSError:
             if self._rules_of(plan.payload):
                 raise
@@ -204,7 +205,7 @@ class Mock:
         if self._struck(payload, "flat"):
             picture.paste(0, (0, 0, width, height))
         text = {"prompt": prompt, "seed": str(seed), "backend": self._name, **also}
-        return image.encode_png(picture, text)
+        return codec.encode_png(picture, text)
 
     def _rules_of(self, payload: dict[str, Any]) -> list[Rule]:
         return [*payload.get("faults", []), *self._rules]

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
+from ..config.loader import Config
+from ..config.settings import Fault, Key, check_keys
 from ..errors import ConfigFault, Refused, suggest
-from ..settings import Fault, Key, check_keys
 from .base import Backend, Instance
 
 TYPES = ("mock", "comfyui", "replicate")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import DONE, FAILED, ConfigFault, Refused
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..config.loader import Config
 
 _CHECK_S = 4.0  # that the requests of a check may take
 _MARGIN_S = 0.5  # after which whoever still has no answer is given up
@@ -30,10 +30,10 @@ Examples:
 @click.option("--check", is_flag=True, help="Ask the servers for 5 s; exit 1 if one is not ok.")
 def main(common: Common, names: tuple[str, ...], check: bool) -> int:
     """One line for each instance: a table on a terminal, JSON lines in a pipe."""
-    from .. import config
-    from ..pipe import write_out
+    from ..cli.pipe import write_out
+    from ..config import loader
 
-    values = config.load(common.config_file)
+    values = loader.load(common.config_file)
     as_table = sys.stdout is not None and sys.stdout.isatty()
     rows = []
     for row in _rows(values, list(names) or list(values.backends), check):
@@ -47,17 +47,18 @@ def main(common: Common, names: tuple[str, ...], check: bool) -> int:
 
 def _rows(values: Config, names: list[str], check: bool) -> Iterator[dict[str, Any]]:
     """Yield a line for each instance, in their order; with `check` all are asked at once."""
-    from .. import backends, config
+    from .. import backends
+    from ..config import loader
 
     until = time.monotonic() + _CHECK_S
     lines: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = []
     for name in names:
         if name not in values.backends:
-            backends.open_backend(name, values, config.ledger_path().parent)
+            backends.open_backend(name, values, loader.ledger_path().parent)
         row: dict[str, Any] = {"name": name, "type": values.backends[name]["type"]}
 
         def look(name: str = name) -> dict[str, Any]:
-            backend = backends.open_backend(name, values, config.ledger_path().parent)
+            backend = backends.open_backend(name, values, loader.ledger_path().parent)
             status = backend.status(check, until)
             return {**backend.about(), "status": str(status), "checked": check, **status.lacks}
 
@@ -103,7 +104,7 @@ def _in_thread(look: Callable[[], dict[str, Any]], until: float) -> Callable[[],
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """Lay the rows out in columns; the status is green or red where colour is welcome."""
-    from ..pipe import visible
+    from ..cli.pipe import visible
 
     names = ["name", "type", "model", "workflow", "status"]
     cells = [names, *([visible(str(row.get(name, ""))) for name in names] for row in rows)]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .. import options
-from ..chain import NOTHING, Extra
-from ..command import Common, tool
+from ..cli import render_options as request_options
+from ..cli.processes import NOTHING, Extra
+from ..cli.tool import Common, tool
 from ..errors import (
     FAILED,
     INTERRUPTED,
@@ -25,12 +25,12 @@ from ..errors import (
 )
 
 if TYPE_CHECKING:
-    from ..compare import Turn
-    from ..comparison import Comparisons
-    from ..config import Config
-    from ..delivery import Delivery
-    from ..record import Record
-    from ..request import Request
+    from ..cli.delivery import Delivery
+    from ..config.loader import Config
+    from ..records.record import Record
+    from ..records.request import Request
+    from ..render.comparison import Comparisons
+    from ..sheets.comparison_page import Turn
 
 EXAMPLES = """
 Examples:
@@ -59,28 +59,30 @@ class ComparisonSpec(NamedTuple):
 @click.argument("prompt")
 @click.option("--backends", required=True, metavar="A,B", help="Backend instances, in this order.")
 @click.option("--seeds", metavar="N,N", help="Several seeds, a column each.")
-@options.render_options(*_NOT)
+@request_options.render_options(*_NOT)
 @click.pass_context
 def main(context: click.Context, /, common: Common, prompt: str, **said: Any) -> int:
     """The same request and seed go to each backend, one after the other. Writes a folder with each
     image, sheet.png, compare.json and compare.html; prints each member's record as it is done, the
     sheet's record last. A backend that fails leaves its error in its cell.
     """
-    from .. import backends, compare, config
-    from ..record import is_unicode
+    from .. import backends
+    from ..config import loader
+    from ..records.record import is_unicode
+    from ..sheets import comparison_page
 
     if prompt == "-" or not is_unicode(prompt):
         raise UsageFault("the prompt is not UTF-8, or -, which compare does not read")
-    options.check_prompts("imagen-compare", [prompt])
-    values = config.load(common.config_file)
-    chosen = compare.words(said["backends"], "--backends")
+    request_options.check_prompts("imagen-compare", [prompt])
+    values = loader.load(common.config_file)
+    chosen = comparison_page.words(said["backends"], "--backends")
     for name in chosen:
-        backends.open_backend(name, values, config.ledger_path().parent)
+        backends.open_backend(name, values, loader.ledger_path().parent)
     spec = _read_spec(prompt, said, values, chosen)
-    passed = list(options.as_arguments(context, but=_OURS))
+    passed = list(request_options.as_arguments(context, but=_OURS))
     passed += ["--config", str(values.path)] if values.path else []
     if said["dry_run"]:
-        turns = list(compare.turns(spec.request["id"], chosen, spec.seeds))
+        turns = list(comparison_page.turns(spec.request["id"], chosen, spec.seeds))
         return _dry(common, turns, passed, prompt)
     with ExitStack() as stack:
         run = _begin(common, spec, bool(said["no_ledger"]), stack)
@@ -91,14 +93,18 @@ def _read_spec(prompt: str, said: dict[str, Any], values: Any, chosen: list[str]
     """Return what is compared; without a seed, one is drawn for all."""
     import uuid
 
-    from .. import compare, comparison, request
-    from ..prompt import styled
+    from ..records import request
+    from ..records.styles import styled
+    from ..render import comparison
+    from ..sheets import comparison_page
 
-    told = options.told(said, values)
+    told = request_options.told(said, values)
     told.defaults.pop("backend", None)
     told.default_backend = None
-    numbers = compare.words(said["seeds"], "--seeds") if said["seeds"] else []
-    lines: list[Record] = [{"prompt": prompt, "seed": options.typed(one)} for one in numbers]
+    numbers = comparison_page.words(said["seeds"], "--seeds") if said["seeds"] else []
+    lines: list[Record] = [
+        {"prompt": prompt, "seed": request_options.typed(one)} for one in numbers
+    ]
     requests = [request.requests_of(one, told)[0] for one in lines or [{"prompt": prompt}]]
     first, seeds = requests[0], [one["seed"] for one in requests]
     digest = comparison.digest(first, chosen, None if "seed" in first.drawn else seeds)
@@ -111,11 +117,13 @@ def _read_spec(prompt: str, said: dict[str, Any], values: Any, chosen: list[str]
 
 def _begin(common: Common, spec: ComparisonSpec, no_ledger: bool, stack: ExitStack) -> Run:
     """Begin the comparison, or take up what an earlier run left of it."""
-    from .. import caller, compare, config, pipe
-    from ..comparison import Comparisons, Question
-    from ..delivery import Delivery
+    from ..cli import caller, pipe
+    from ..cli.delivery import Delivery
+    from ..config import loader
     from ..ledger import Comparison, required
     from ..ledger.journal import Asker
+    from ..render.comparison import Comparisons, Question
+    from ..sheets import comparison_page
 
     def new_folder(seed: int) -> Path:
         return _folder(spec.out_dir, spec.request["prompt"], seed)
@@ -125,14 +133,14 @@ def _begin(common: Common, spec: ComparisonSpec, no_ledger: bool, stack: ExitSta
         folder = new_folder(spec.seeds[0]).absolute()
         entry = Comparison("", spec.request["id"], spec.seeds, str(folder))
     else:
-        comparisons = Comparisons(required(config.ledger_path()), common.report.note, spec.wait_s)
+        comparisons = Comparisons(required(loader.ledger_path()), common.report.note, spec.wait_s)
         asker = Asker(spec.id is not None, spec.digest, caller.caller())
         question = Question(spec.id, asker, spec.seeds, new_folder)
         entry, is_taken_up = comparisons.claim(question, spec.new, stack)
-        path = config.ledger_path()
+        path = loader.ledger_path()
         delivery = Delivery(path, pipe.reader(), common.report.note, entry.run)
     request = {**spec.request, "id": entry.id, "seed": entry.seeds[0]}
-    turns = list(compare.turns(entry.id, spec.backends, entry.seeds))
+    turns = list(comparison_page.turns(entry.id, spec.backends, entry.seeds))
     folder = Path(entry.folder)
     folder.mkdir(parents=True, exist_ok=True)
     extra = NOTHING
@@ -145,17 +153,20 @@ def _begin(common: Common, spec: ComparisonSpec, no_ledger: bool, stack: ExitSta
 def _folder(out_dir: Path, prompt: str, seed: int) -> Path:
     from datetime import UTC, datetime
 
-    from .. import files, naming
+    from ..files import paths
+    from ..records import naming
 
     today = datetime.now(UTC).date().isoformat()
     try:
-        return files.new_folder(out_dir, today, f"{naming.slug(prompt)}-{seed}-compare")
+        return paths.new_folder(out_dir, today, f"{naming.slug(prompt)}-{seed}-compare")
     except OSError as fault:
         raise from_os(fault, "cannot write the comparison") from None
 
 
 def _dry(common: Common, turns: list[Turn], passed: list[str], prompt: str) -> int:
-    from .. import chain, compare, record
+    from ..cli import processes
+    from ..records import record
+    from ..sheets import comparison_page
 
     plans: list[Record] = []
     status = 0
@@ -166,8 +177,8 @@ def _dry(common: Common, turns: list[Turn], passed: list[str], prompt: str) -> i
 
     for turn in turns:
         stage = _stage(turn, [*passed, "--dry-run"], prompt)
-        status = worse(status, chain.run([stage], on_line, reads_stdin=False)[0])
-    common.pipe.write({"plans": len(plans), **compare.prices(plans)})
+        status = worse(status, processes.run([stage], on_line, reads_stdin=False)[0])
+    common.pipe.write({"plans": len(plans), **comparison_page.prices(plans)})
     return status
 
 
@@ -225,11 +236,12 @@ class Run:
 
     def member(self, turn: Turn, passed: list[str]) -> int:
         """Render one member and write its record; gives imagen-render's status."""
-        from .. import chain, record
+        from ..cli import processes
+        from ..records import record
 
         output = ["--output", str(self._folder / turn.file)]
         stage = _stage(turn, [*passed, *output], self._request["prompt"])
-        (status,) = chain.run(
+        (status,) = processes.run(
             [stage], lambda line: self._write(record.parse(line)), False, self._extra
         )
         if turn.id not in [one.get("id") for one in self.records]:
@@ -240,11 +252,11 @@ class Run:
 
     def _missing(self, turn: Turn, status: int) -> Record:
         """Return the record of a member whose render ended without one."""
-        from .. import compare
+        from ..sheets import comparison_page
 
         if self._comparisons is None or status not in INTERRUPTED:
-            return compare.unanswered(turn, self._request, status)
-        return self._comparisons.record_of(compare.member(turn, self._request))
+            return comparison_page.unanswered(turn, self._request, status)
+        return self._comparisons.record_of(comparison_page.member(turn, self._request))
 
     def _write(self, member: Record) -> None:
         self.records.append(member)
@@ -266,24 +278,29 @@ class Run:
         """Write compare.json and compare.html anew."""
         import json
 
-        from .. import compare, files
+        from ..files import paths
+        from ..sheets import comparison_page
 
-        summary = compare.summary(self._request["id"], self._request, self.turns, self.records)
+        summary = comparison_page.summary(
+            self._request["id"], self._request, self.turns, self.records
+        )
         text = json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
-        files.publish(self._folder / "compare.json", text.encode(), replace=True)
-        files.publish(self._folder / "compare.html", compare.page(summary), replace=True)
+        paths.publish(self._folder / "compare.json", text.encode(), replace=True)
+        paths.publish(self._folder / "compare.html", comparison_page.page(summary), replace=True)
 
     def sheet(self) -> int:
         """Draw the sheet; over the one that an earlier run of this comparison drew."""
-        from .. import chain, compare, record
+        from ..cli import processes
+        from ..records import record
+        from ..sheets import comparison_page
 
         columns = str(len({turn.seed for turn in self.turns}))
         output = ["--output", str(self._folder / "sheet.png"), "--columns", columns]
         force = ["--force"] if self._is_taken_up else []
-        title = ["--label", compare.LABEL, "--title", self._request["prompt"]]
-        stage = chain.argv("imagen-sheet", *output, *force, *title)
+        title = ["--label", comparison_page.LABEL, "--title", self._request["prompt"]]
+        stage = processes.argv("imagen-sheet", *output, *force, *title)
         lines = b"".join(map(record.line, self.records))
-        return chain.feed(stage, lines, self.common.pipe.write)
+        return processes.feed(stage, lines, self.common.pipe.write)
 
     def finish(self) -> None:
         """Journal that all of it was written to the caller."""
@@ -295,10 +312,10 @@ class Run:
 
 
 def _stage(turn: Turn, passed: list[str], prompt: str) -> list[str]:
-    from .. import chain
+    from ..cli import processes
 
     own = [f"--backend={turn.backend}", f"--seed={turn.seed}", f"--id={turn.id}"]
-    return chain.argv("imagen-render", *passed, *own, "--", prompt)
+    return processes.argv("imagen-render", *passed, *own, "--", prompt)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import DONE, REFUSED, ConfigFault, UsageFault
 
 if TYPE_CHECKING:
-    from ..config import Config
-    from ..pipe import Report
+    from ..cli.pipe import Report
+    from ..config.loader import Config
 
 EXAMPLES = """
 Examples:
@@ -33,21 +33,21 @@ def main(common: Common, what: str, which: str | None) -> int:
     """
     import json
 
-    from .. import config
-    from ..pipe import write_out
+    from ..cli.pipe import write_out
+    from ..config import loader
 
     if which and what not in ("validate", "schema"):
         raise UsageFault(f"{what} takes nothing more")
     if what == "init":
         _init(common)
     elif what == "sample":
-        write_out(config.SAMPLE.read_bytes())
+        write_out(loader.SAMPLE.read_bytes())
     elif what == "path":
-        write_out(os.fsencode(f"{config.find(common.config_file) or config.default_path()}\n"))
+        write_out(os.fsencode(f"{loader.find(common.config_file) or loader.default_path()}\n"))
     elif what == "schema":
         write_out(json.dumps(_schema(which), indent=2, ensure_ascii=False).encode() + b"\n")
     elif what == "show":
-        _show(config.load(common.config_file), common)
+        _show(loader.load(common.config_file), common)
     else:
         return _validate(common.report, which or common.config_file)
     return DONE
@@ -55,21 +55,23 @@ def main(common: Common, what: str, which: str | None) -> int:
 
 def _init(common: Common) -> None:
     """Write the first configuration file; ConfigFault when there is one already."""
-    from .. import config, config_init, files
+    from ..cli import first_config
+    from ..cli.pipe import write_out
+    from ..config import loader
     from ..errors import from_os
-    from ..pipe import write_out
+    from ..files import paths
 
-    path = config.chosen_path(common.config_file).absolute()
+    path = loader.chosen_path(common.config_file).absolute()
     taken = ConfigFault(
         f"{path} is there already", hint="imagen-config sample prints one to compare with it"
     )
     if os.path.lexists(path):
         raise taken
-    text, note = config_init.first_file()
+    text, note = first_config.first_file()
     os.umask(0o077)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.publish(path, text.encode())
+        paths.publish(path, text.encode())
     except FileExistsError:
         raise taken from None
     except OSError as fault:
@@ -81,7 +83,7 @@ def _init(common: Common) -> None:
 
 
 def _schema(which: str | None) -> dict[str, Any]:
-    from .. import record
+    from ..records import record
 
     if which in ("request", "record"):
         return record.schema(which)
@@ -97,22 +99,23 @@ def _schema(which: str | None) -> dict[str, Any]:
 
 
 def _validate(report: Report, named: str | None) -> int:
-    from .. import backends, config, settings
-    from ..pipe import write_out
+    from .. import backends
+    from ..cli.pipe import write_out
+    from ..config import loader, settings
 
-    path = config.find(named)
-    parsed = config.parse(path) if path else config.Parsed({}, {}, [])
+    path = loader.find(named)
+    parsed = loader.parse(path) if path else loader.Parsed({}, {}, [])
     faults = [settings.Fault(place, "stands twice") for place in parsed.twice]
     faults += parsed.faults()
     if path:
         for name, said in _instances(parsed.tree):
             faults += backends.faults(backends.Instance(name, said, path.parent, path.parent))
-    for fault in sorted(faults, key=lambda fault: config.line_of(fault.place, parsed.lines)):
-        where = f"{path}:{config.line_of(fault.place, parsed.lines)}: {'.'.join(fault.place)}"
+    for fault in sorted(faults, key=lambda fault: loader.line_of(fault.place, parsed.lines)):
+        where = f"{path}:{loader.line_of(fault.place, parsed.lines)}: {'.'.join(fault.place)}"
         report.fault(where, ConfigFault(fault.message, hint=fault.hint))
     if faults:
         return REFUSED
-    values = config.load(named)
+    values = loader.load(named)
     if lacking := _cloud_lacks(values):
         report.say(lacking)
     write_out(
@@ -142,12 +145,12 @@ def _instances(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _show(values: Config, common: Common) -> None:
-    from .. import config, settings
+    from ..config import loader, settings
 
-    for key, value, source in config.all_values(values):
-        line = {"key": key, "value": config.shown(key, value), "source": source}
+    for key, value, source in loader.all_values(values):
+        line = {"key": key, "value": loader.shown(key, value), "source": source}
         if key.endswith("_env") and isinstance(value, str):
-            line["secret"] = settings.SECRET if config.secret(value) else None
+            line["secret"] = settings.SECRET if loader.secret(value) else None
         common.pipe.write(line)
 
 

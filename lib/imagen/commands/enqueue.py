@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .. import options
-from ..command import Common, tool
+from ..cli import render_options as request_options
+from ..cli.tool import Common, tool
 from ..errors import TEMPORARY, AnswerLost, ImagenError, Refused, Unreachable, UsageFault
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..cli.option_effects import OptionEffects
+    from ..cli.pipe import Line
+    from ..config.loader import Config
     from ..db import Address
     from ..ledger import Ledger
-    from ..option_effects import OptionEffects
-    from ..pipe import Line
-    from ..queued import Row
-    from ..record import Record
-    from ..request import Request, Told
+    from ..queue.job_request import Row
+    from ..records.record import Record
+    from ..records.request import Request, Told
 
 EXAMPLES = """
 Examples:
@@ -48,7 +48,7 @@ NOT_HERE = (  # of render's options: what is up to the worker, or to what reads 
 )
 @click.option("--owner", metavar="UUID", help="Whose images these are, whatever a line says.")
 @click.option("--database-url", metavar="URL", help="Database address, over $IMAGEN_DATABASE_URL.")
-@options.render_options(*NOT_HERE)
+@request_options.render_options(*NOT_HERE)
 def main(
     common: Common,
     prompts: tuple[str, ...],
@@ -61,25 +61,28 @@ def main(
     """Each request becomes a row of imagen.jobs, which a worker makes into an image. The same id is
     queued once. Finished and pending lines are passed on.
     """
-    from .. import config, db, pipe, record
+    from .. import db
+    from ..cli import pipe
+    from ..cli.option_effects import OptionEffects
+    from ..config import loader
     from ..ledger import required
-    from ..option_effects import OptionEffects
+    from ..records import record
 
     if prompts:
-        options.check_prompts("imagen-enqueue", prompts)
+        request_options.check_prompts("imagen-enqueue", prompts)
         hint = """echo '{"prompt": "a cat"}' | imagen-enqueue"""
         raise UsageFault("requests are lines of stdin", hint=hint)
-    values = config.load(common.config_file)
-    told = options.told(said, values)
+    values = loader.load(common.config_file)
+    told = request_options.told(said, values)
     told.default_backend = None  # the worker's own
     if owner is not None and record.canonical_uuid(owner) is None:
         raise UsageFault(f"--owner takes a UUID, not {owner[:40]!r}")
     if not pipe.stdin_waits():
         raise UsageFault("no requests", hint="imagen-enqueue < requests.jsonl")
-    where = db.chosen(database_url, config.secret(db.VARIABLE))
+    where = db.chosen(database_url, loader.secret(db.VARIABLE))
     effects = OptionEffects(said, told)
     asked = Asked(told, owner, values, priority, follows, effects)
-    enqueue = Enqueue(common, where, required(config.ledger_path()), asked)
+    enqueue = Enqueue(common, where, required(loader.ledger_path()), asked)
     common.pipe.hint = _hint
     try:
         lines = pipe.read(sys.stdin.buffer, PLAIN, enqueue.send, plain_beside_json=True)
@@ -88,13 +91,13 @@ def main(
         enqueue.follow()
     finally:
         enqueue.close()
-    return options.tell_unused(common.pipe, effects)
+    return request_options.tell_unused(common.pipe, effects)
 
 
 def _checked(lines: Iterable[Line], told: Told, common: Common) -> Iterator[Line]:
     """Look into the lines that are to be queued: each key once, and none that only looks right."""
-    from ..line_checks import UnknownKeys, check_equal_keys
-    from ..request import fate
+    from ..records.checks import UnknownKeys, check_equal_keys
+    from ..records.request import fate
 
     unknown = UnknownKeys()
     for line in lines:
@@ -141,7 +144,7 @@ class Enqueue:
 
     def _connect(self) -> None:
         from ..db import Database
-        from ..jobs import Queue
+        from ..queue.jobs import Queue
 
         self._database = Database(self._where, "imagen-enqueue")
         self._queue = Queue(self._database)
@@ -153,10 +156,10 @@ class Enqueue:
 
     def step(self, line: Record) -> Iterable[Record] | None:
         """Take a line's requests; what has its image or its error is passed on."""
-        from .. import queued
-        from ..request import fate, requests_of
+        from ..queue import job_request
+        from ..records.request import fate, requests_of
 
-        if queued.is_tried_again(line.get("error")):
+        if job_request.is_tried_again(line.get("error")):
             line = {name: value for name, value in line.items() if name != "error"}
         what = fate(line, self._asked.told)
         self._asked.effects.look_at(line, what)
@@ -170,7 +173,7 @@ class Enqueue:
         return ()
 
     def _row(self, request: Request) -> Row:
-        from .. import queued
+        from ..queue import job_request
 
         told, owner, values, priority, *_ = self._asked
         owner = owner or request.get("owner_user_id") or values["supabase.owner_user_id"]
@@ -178,7 +181,7 @@ class Enqueue:
             hint = "--owner, or supabase.owner_user_id of the configuration"
             raise Refused("no owner_user_id: nobody could see the image", hint=hint)
         job_id = self._ledger.render_id(request["id"])
-        return queued.row_of(request, job_id, owner.lower(), priority, told.count is not None)
+        return job_request.row_of(request, job_id, owner.lower(), priority, told.count is not None)
 
     def send(self) -> None:
         """Insert what waits, and write its lines; a signal waits for both."""
@@ -229,18 +232,18 @@ class Enqueue:
             self._failed(dict(request), fault)
 
     def _failed(self, line: Record, fault: ImagenError) -> None:
-        from .. import pipe
+        from ..cli import pipe
 
         self._common.pipe.failed(pipe.name_of(line, ""), fault)
         self._common.pipe.write({**line, "error": fault.as_record("imagen-enqueue")})
 
     def _said(self, request: Request, row: Row, there: dict[str, Any] | None) -> None:
-        from .. import queued
+        from ..queue import job_request
 
-        line = queued.line_of(request, row)
+        line = job_request.line_of(request, row)
         try:
             if there:
-                queued.check_same(row, there, request)
+                job_request.check_same(row, there, request)
         except ImagenError as fault:
             self._failed(dict(request), fault)
             return
@@ -254,7 +257,7 @@ class Enqueue:
 
     def follow(self) -> None:
         """Wait for what was queued, and write the record of each as it ends."""
-        from ..follow import Follower
+        from ..queue.watch import Follower
 
         if self._followed:
             says = "queued, waiting for their end (imagen-jobs shows them)"
@@ -271,9 +274,10 @@ class Enqueue:
             follower.close()
 
     def _ended(self, line: Record, row: dict[str, Any]) -> None:
-        from .. import pipe, queued
+        from ..cli import pipe
+        from ..queue import job_request
 
-        made = queued.record_of(line, row)
+        made = job_request.record_of(line, row)
         if "error" in made:  # to run the same again would find the same job, and it failed
             fault = ImagenError.of_record({**made["error"], "retry": "never"}, made)
             self._common.pipe.failed(pipe.name_of(made, ""), fault)

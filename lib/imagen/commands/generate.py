@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import options
-from ..command import Common, tool
+from ..cli import render_options as request_options
+from ..cli.tool import Common, tool
 from ..errors import BadLine, UsageFault
 
 if TYPE_CHECKING:
-    from ..config import Config
-    from ..record import Record
+    from ..config.loader import Config
+    from ..records.record import Record
 
 EXAMPLES = """
 Examples:
@@ -27,7 +27,7 @@ Examples:
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
 @click.option("--resume", is_flag=True, help="Finish what earlier runs left open.")
-@options.render_options()
+@request_options.render_options()
 @click.option("--no-cloud", is_flag=True, help="Do not upload, whatever the configuration says.")
 @click.option("--preview/--no-preview", default=None, help="Show always, or never.")
 @click.pass_context
@@ -35,20 +35,21 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
     """Renders like imagen-render, then does what is set up behind it, and says on stderr where each
     image is. The exit status is render's: what fails later is a warning, the image is safe.
     """
-    from .. import chain, config, pipe
+    from ..cli import pipe, processes
+    from ..config import loader
 
-    values = config.load(common.config_file)
-    options.told(said, values)
-    options.check_resume(said, prompts)
-    options.check_prompts("imagen-generate", prompts)
+    values = loader.load(common.config_file)
+    request_options.told(said, values)
+    request_options.check_resume(said, prompts)
+    request_options.check_prompts("imagen-generate", prompts)
     reads_stdin = not said["resume"] and (not prompts or prompts == ("-",))
     if reads_stdin and not pipe.stdin_waits():
         raise UsageFault("no prompt", hint="imagen-generate 'a cat in a fishbowl'")
     shared = ["--config", str(values.path)] if values.path else []
-    passed = [*options.as_arguments(context), *shared, *_flags(common, said)]
-    render = chain.argv("imagen-render", *passed, "--", *prompts)
+    passed = [*request_options.as_arguments(context), *shared, *_flags(common, said)]
+    render = processes.argv("imagen-render", *passed, "--", *prompts)
     if said["dry_run"] or said["output"] == "-":
-        chain.replace_process(render)  # nothing comes behind it
+        processes.replace_process(render)  # nothing comes behind it
     stages = {"imagen-render": render, **_later_stages(said, values, shared)}
     first, *others = _run(common, list(stages.values()), reads_stdin, not said["no_ledger"])
     for name, status in zip(list(stages)[1:], others, strict=True):
@@ -59,7 +60,8 @@ def main(context: click.Context, /, common: Common, prompts: tuple[str, ...], **
 
 def _later_stages(said: dict[str, Any], values: Config, shared: list[str]) -> dict[str, list[str]]:
     """Return the stages behind imagen-render, as the configuration and the options want them."""
-    from .. import chain, preview, upload
+    from ..cli import processes, tmux
+    from ..cloud import upload
 
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     names = {}
@@ -67,21 +69,22 @@ def _later_stages(said: dict[str, Any], values: Config, shared: list[str]) -> di
         names["imagen-upload"] = ["--best-effort"]
     if not said["no_ledger"]:
         names["imagen-log-usage"] = ["--best-effort"]
-    mode = preview.mode(said["preview"], values["output.preview"])
-    if preview.wanted(mode, on_terminal, os.environ):
+    mode = tmux.mode(said["preview"], values["output.preview"])
+    if tmux.wanted(mode, on_terminal, os.environ):
         names["imagen-preview"] = ["--preview", "--best-effort"]
-    return {name: chain.argv(name, *options_, *shared) for name, options_ in names.items()}
+    return {name: processes.argv(name, *options_, *shared) for name, options_ in names.items()}
 
 
 def _run(
     common: Common, commands: list[list[str]], reads_stdin: bool, has_ledger: bool
 ) -> list[int]:
     """Run the pipeline; each record that reaches the caller is journaled as delivered."""
-    from .. import chain, config, pipe
-    from ..delivery import Delivery
+    from ..cli import pipe, processes
+    from ..cli.delivery import Delivery
+    from ..config import loader
 
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    delivery = Delivery(config.ledger_path(), pipe.reader(), common.report.note)
+    delivery = Delivery(loader.ledger_path(), pipe.reader(), common.report.note)
 
     def on_line(line: bytes) -> None:
         record = _parse(line)
@@ -92,10 +95,10 @@ def _run(
             delivery.written(record)
 
     if not has_ledger:
-        return chain.run(commands, on_line, reads_stdin)
+        return processes.run(commands, on_line, reads_stdin)
     with delivery.running() as descriptor:
-        extra = chain.Extra(pipe.render_environment(delivery.run, descriptor), (descriptor,))
-        return chain.run(commands, on_line, reads_stdin, extra)
+        extra = processes.Extra(pipe.render_environment(delivery.run, descriptor), (descriptor,))
+        return processes.run(commands, on_line, reads_stdin, extra)
 
 
 def _flags(common: Common, said: dict[str, Any]) -> list[str]:
@@ -109,7 +112,7 @@ def _flags(common: Common, said: dict[str, Any]) -> list[str]:
 
 
 def _parse(line: bytes) -> Record:
-    from .. import record
+    from ..records import record
 
     try:
         return record.parse(line)

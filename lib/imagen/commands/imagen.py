@@ -6,9 +6,9 @@ import importlib
 import sys
 
 from .. import __version__
+from ..cli.pipe import Report, drop_stdout, write_out
+from ..cli.tools import TOOLS
 from ..errors import ImagenError, ReaderGone, suggest
-from ..pipe import Report, drop_stdout, write_out
-from ..tools import TOOLS
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import DONE, Refused, UsageFault
 
 if TYPE_CHECKING:
-    from ..jobs import Queue
+    from ..queue.jobs import Queue
 
 EXAMPLES = """
 Examples:
@@ -48,13 +48,16 @@ def main(
     failed or cancelled jobs again, by their ids or all that --status, --since and --code choose; an
     ID is the whole id, its beginning, or the id that imagen-enqueue was given.
     """
-    from .. import config, db, jobs, usage
+    from .. import db
+    from ..config import loader
+    from ..queue import jobs
+    from ..usage import cost_log
 
     choice = Choice(said["status"], said["since"], said["code"], said["even_paid"])
     _check(action, ids, choice)
-    from_time = usage.asked_time("--since", choice.since, datetime.now(UTC))
-    config.load(common.config_file)
-    where = db.chosen(database_url, config.secret(db.VARIABLE))
+    from_time = cost_log.asked_time("--since", choice.since, datetime.now(UTC))
+    loader.load(common.config_file)
+    where = db.chosen(database_url, loader.secret(db.VARIABLE))
     with closing(db.Database(where, "imagen-jobs")) as database:
         queue = jobs.Queue(database)
         if action == "show":
@@ -180,16 +183,16 @@ def _job_id(queue: Queue, text: str) -> str:
 
     Raise Refused if that is none, or more than one.
     """
-    from .. import config
+    from ..config import loader
     from ..ledger import required
-    from ..record import canonical_uuid
+    from ..records.record import canonical_uuid
 
     if whole := canonical_uuid(text):
         return whole
     candidates = []
     if re.fullmatch(r"[0-9a-f]{4}[0-9a-f-]*", text.lower()) and len(text.replace("-", "")) < 32:
         candidates = queue.ids_from(text.lower())
-    with closing(required(config.ledger_path())) as ledger:
+    with closing(required(loader.ledger_path())) as ledger:
         candidates += queue.status_of([ledger.render_id(text)])
     if len(candidates) > 1:
         hint = f"more of it: {candidates[0]}, {candidates[1]}"
@@ -210,14 +213,14 @@ def _nothing(choice: Choice) -> str:
 
 
 def _write(common: Common, rows: list[dict[str, Any]], nothing: str) -> None:
-    from .. import table
-    from ..pipe import visible, write_out
+    from .. import tables
+    from ..cli.pipe import visible, write_out
 
     if sys.stdout is None or not sys.stdout.isatty():
         for row in rows:
             common.pipe.write({name: value for name, value in row.items() if value is not None})
     elif rows:
-        write_out(table.aligned(SHOWN, [_for_people(row) for row in rows], visible).encode())
+        write_out(tables.aligned(SHOWN, [_for_people(row) for row in rows], visible).encode())
     else:
         common.report.note(nothing)
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import ImagenError, UsageFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..config import Config
-    from ..joblines import Rules
-    from ..worker import Connected
+    from ..config.loader import Config
+    from ..queue.verdict import Rules
+    from ..queue.worker import Connected
 
 EXAMPLES = """
 Examples:
@@ -48,9 +48,12 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
     PIPELINE is run by sh -c and kept running. TERM lets the running image finish; a second one puts
     it back.
     """
-    from .. import config, db, machine_ledger, pipe, signals, worker
+    from .. import db, signals
+    from ..cli import pipe
+    from ..config import loader
+    from ..queue import ledger_writer, worker
 
-    values = config.load(common.config_file)
+    values = loader.load(common.config_file)
     rules = _rules(values)
     if unknown := [name for name in said["names"] if name not in rules.backends]:
         raise UsageFault(f"jobs may not use the backend {unknown[0]!r}", hint="worker.backends")
@@ -65,13 +68,13 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
         grace_s=said["grace"],
         drain=drain,
     )
-    if config.is_only_the_mock(values) and not said["names"]:
-        common.report.note(f"jobs without a backend: {config.ONLY_THE_MOCK}")
-    where = db.chosen(said["database_url"], config.secret(db.VARIABLE))
+    if loader.is_only_the_mock(values) and not said["names"]:
+        common.report.note(f"jobs without a backend: {loader.ONLY_THE_MOCK}")
+    where = db.chosen(said["database_url"], loader.secret(db.VARIABLE))
     pipe.one_line_at_a_time()
     stops, wakes = signals.counted()
     tell = common.report.say
-    ledger = machine_ledger.MachineLedger(config.ledger_path(), tell)
+    ledger = ledger_writer.MachineLedger(loader.ledger_path(), tell)
     os.environ[pipe.DELIVERED_BY] = ledger.run
     with ledger.lives():
         return worker.Worker(about, lambda: _connected(where, stops), tell, ledger).run(
@@ -80,8 +83,9 @@ def main(common: Common, pipeline: tuple[str, ...], drain: bool, **said: Any) ->
 
 
 def _connected(where: Any, stops: Callable[[], int]) -> Connected:
-    from .. import db, jobs
-    from ..worker import Connected
+    from .. import db
+    from ..queue import jobs
+    from ..queue.worker import Connected
 
     def must_hurry() -> bool:
         return stops() > 0
@@ -105,7 +109,7 @@ def _connected(where: Any, stops: Callable[[], int]) -> Connected:
 
 def _rules(values: Config) -> Rules:
     """Give what jobs may use: what worker.backends lists, else every instance that is free."""
-    from ..joblines import Rules
+    from ..queue.verdict import Rules
 
     listed = values["worker.backends"]
     names = listed if listed is not None else [one for one in values.backends if _free(one, values)]
@@ -113,21 +117,24 @@ def _rules(values: Config) -> Rules:
 
 
 def _free(name: str, values: Config) -> bool:
-    from .. import backends, config
+    from .. import backends
+    from ..config import loader
 
     try:
-        return not backends.open_backend(name, values, config.ledger_path().parent).paid
+        return not backends.open_backend(name, values, loader.ledger_path().parent).paid
     except ImagenError:
         return False
 
 
 def _default_pipeline(values: Config) -> str:
     """Give the pipeline that a person would type, without upload where there is no cloud."""
-    from .. import chain
+    from ..cli import processes
 
     shared = ["--config", str(values.path)] if values.path else []
     tools = ["imagen-render", *(["imagen-upload"] if values["supabase.url"] else [])]
-    return " | ".join(shlex.join(chain.argv(one, *shared)) for one in [*tools, "imagen-log-usage"])
+    return " | ".join(
+        shlex.join(processes.argv(one, *shared)) for one in [*tools, "imagen-log-usage"]
+    )
 
 
 if __name__ == "__main__":

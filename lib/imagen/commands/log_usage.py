@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import TEMPORARY, ImagenError, UsageFault
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..config.loader import Config
     from ..ledger import Ledger
-    from ..outbox import Outbox
-    from ..record import Record
-    from ..usage import Row
+    from ..records.record import Record
+    from ..usage.cost_log import Row
+    from ..usage.outbox import Outbox
 
 EXAMPLES = """
 Examples:
@@ -39,9 +39,10 @@ def main(common: Common, sink: str | None, best_effort: bool) -> int:
     """Records in, the same records out with usage_id. A row has the sha256 of the prompt, never the
     prompt. What cannot be sent to Supabase is kept in the ledger and sent by the next run.
     """
-    from .. import config, pipe
+    from ..cli import pipe
+    from ..config import loader
 
-    values = config.load(common.config_file)
+    values = loader.load(common.config_file)
     if not pipe.stdin_waits():
         raise UsageFault("no records", hint="imagen-render 'a cat' | imagen-log-usage")
     log = Log(common, values, sink or values["usage.sink"], best_effort)
@@ -68,10 +69,11 @@ class Log:
 
     def step(self, record: Record) -> Iterable[Record] | None:
         """Log what a record cost; it gets the id of the row."""
-        from .. import caller, pipe, usage
+        from ..cli import caller, pipe
+        from ..usage import cost_log
 
         try:
-            row = usage.row_of(record, caller.caller, datetime.now(UTC))
+            row = cost_log.row_of(record, caller.caller, datetime.now(UTC))
             if row is None:
                 return None
             self._opened().usage.add(row, self._keeps, self._sends)
@@ -114,19 +116,21 @@ class Log:
         say(where, fault)
 
     def _opened(self) -> Ledger:
-        from .. import config, ledger
+        from .. import ledger
+        from ..config import loader
 
         if self._ledger is None:
-            self._ledger = ledger.required(config.ledger_path())
+            self._ledger = ledger.required(loader.ledger_path())
         return self._ledger
 
     def _box(self) -> Outbox:
-        from .. import config, outbox
-        from ..supabase import USAGE_SCHEMA, Project, Tables
+        from ..cloud.supabase import USAGE_SCHEMA, Project, Tables
+        from ..config import loader
+        from ..usage import outbox
 
         def connect() -> Tables:
             name = self._values["supabase.service_key_env"]
-            url, key = self._values["supabase.url"], config.secret(name)
+            url, key = self._values["supabase.url"], loader.secret(name)
             return Tables(Project(url, key, name, outbox.PATIENCE_S), USAGE_SCHEMA)
 
         if self._outbox is None:

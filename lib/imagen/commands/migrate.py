@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import DONE, UsageFault
 
 if TYPE_CHECKING:
     from ..db import Database
-    from ..migrations import Migration
+    from ..db.migrations import Migration
 
 EXAMPLES = """
 Examples:
@@ -34,13 +34,15 @@ def main(
     """Each is applied in a transaction, in order, once. A password belongs into the variable or
     ~/.pgpass, never on the command line.
     """
-    from .. import config, db, migrations
+    from .. import db
+    from ..config import loader
+    from ..db import migrations
 
     if status and (bootstrap or dry_run):
         raise UsageFault("--status goes with no other option")
     files = migrations.read()
-    config.load(common.config_file)
-    where = db.chosen(database_url, config.secret(db.VARIABLE))
+    loader.load(common.config_file)
+    where = db.chosen(database_url, loader.secret(db.VARIABLE))
     database = db.Database(where, "imagen-migrate")
     try:
         done = 0
@@ -60,7 +62,7 @@ def _lines(
     database: Database, files: list[Migration], bootstrap: bool, dry_run: bool, status: bool
 ) -> Iterator[dict[str, Any]]:
     """Do what was asked, and yield a line for each thing done or found."""
-    from .. import migrations
+    from ..db import migrations
 
     if not dry_run and not status:
         if bootstrap:
@@ -81,7 +83,7 @@ def _lines(
 
 
 def _write(common: Common, line: dict[str, Any]) -> None:
-    from ..pipe import write_out
+    from ..cli.pipe import write_out
 
     if sys.stdout is not None and sys.stdout.isatty():
         more = line.get("applied_at", f"{line['ms']} ms" if "ms" in line else "")

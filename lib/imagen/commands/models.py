@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import ConfigFault, ImagenError, Refused, UsageFault
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..config import Config
-    from ..hub import Hub
-    from ..models import Place, Tell
-    from ..pipe import Report
-    from ..workflow import Model
+    from ..cli.pipe import Report
+    from ..config.loader import Config
+    from ..models.files import Place, Tell
+    from ..models.source import Hub
+    from ..workflows.template import Model
 
 EXAMPLES = """
 Examples:
@@ -59,19 +59,19 @@ def main(
     list shows each file, fetch downloads those that are not there, verify compares size and sha256.
     A broken download goes on where it stopped, and no file is ever overwritten.
     """
-    from .. import config
-    from .. import options as of_render
-    from ..hub import Hub
+    from ..cli import render_options as of_render
+    from ..config import loader
+    from ..models.source import Hub
 
     if dry_run and what != "fetch":
         raise UsageFault(f"{what} takes no --dry-run")
     if what == "fetch" and not (workflows or backend):
         raise UsageFault("fetch takes a workflow", hint="imagen-models list shows the bundled ones")
-    values = config.load(common.config_file)
+    values = loader.load(common.config_file)
     folder = _folder(values, models_dir, what)
     given = dict(of_render.pair("--option", text) for text in options)
     wanted = [*_wanted(values, workflows, backend, given)]
-    token = config.secret("HF_TOKEN") if what == "fetch" else None
+    token = loader.secret("HF_TOKEN") if what == "fetch" else None
     fetching = _fetching(common, workflows, backend, models_dir, options)
     work = Work(common, Hub(values["models.url"], token), fetching)
     placed = [*work.placed(wanted if what == "list" else work.once(wanted), folder)]
@@ -107,8 +107,8 @@ def _fetching(
 
 
 def _folder(values: Config, named: str | None, what: str) -> Path | None:
-    from .. import settings
-    from ..record import is_unicode
+    from ..config import settings
+    from ..records.record import is_unicode
 
     folder = settings.expanded(named).absolute() if named else values["models.dir"]
     if folder is not None and not is_unicode(str(folder)):
@@ -125,26 +125,28 @@ def _wanted(
     values: Config, names: tuple[str, ...], backend: str | None, given: dict[str, Any]
 ) -> Iterator[tuple[str, Model]]:
     """Yield the model files of a backend and of workflows, each with its workflow's name."""
-    from .. import backends, config, workflow
+    from .. import backends
+    from ..config import loader
+    from ..workflows import template
 
     if backend:
-        opened: Any = backends.open_backend(backend, values, config.ledger_path().parent)
+        opened: Any = backends.open_backend(backend, values, loader.ledger_path().parent)
         if not hasattr(opened, "needs"):
             raise UsageFault(f"the backend {backend} is no ComfyUI: it has no model files")
         yield from ((opened.workflow.name, model) for model in opened.needs(given))
-    for name in names or ([] if backend else workflow.bundled()):
-        found = workflow.load(name)
+    for name in names or ([] if backend else template.bundled()):
+        found = template.load(name)
         yield from ((found.name, model) for model in found.needs(given))
 
 
 def _check_room(wanted: Iterable[Wanted]) -> None:
     """Raise FileFault when there is no room for what is to come."""
-    from .. import models
+    from ..models import files
 
-    models.check_room(
+    files.check_room(
         (place.path, model.size - place.bytes)
         for _, model, place in wanted
-        if place and model.size and model.sources and place.state in (models.ABSENT, models.PARTIAL)
+        if place and model.size and model.sources and place.state in (files.ABSENT, files.PARTIAL)
     )
 
 
@@ -196,30 +198,30 @@ class Work:
 
     def planned(self, one: Wanted) -> dict[str, Any]:
         """Give what would be fetched."""
-        from .. import download, models
+        from ..models import download, files
 
         assert one.place
-        if one.place.state in (models.ABSENT, models.PARTIAL):
+        if one.place.state in (files.ABSENT, files.PARTIAL):
             download.check_source(one.model, one.place.path)
         return self.row(one)
 
     def fetched(self, one: Wanted) -> dict[str, Any]:
         """Fetch a file unless it is there."""
-        from .. import download, models
+        from ..models import download, files
 
         model, place = one.model, one.place
         assert place
-        if place.state == models.WRONG_SIZE:
-            raise models.in_the_way(place, model)
-        left = model.sources and models.part_of(place.path).exists()  # by a process that died
-        if place.state == models.PRESENT and not left:
+        if place.state == files.WRONG_SIZE:
+            raise files.in_the_way(place, model)
+        left = model.sources and files.part_of(place.path).exists()  # by a process that died
+        if place.state == files.PRESENT and not left:
             return self.row(one)
         if model.accept:
             says = f"{model.licence}, to be accepted at {model.accept}"
             self._common.report.note(f"{model.file}: {says}")
         with _told(self._common.report, model.file) as tell:
             source = download.fetch(model, place.path, self._hub, tell, self._note)
-        now = {"state": models.PRESENT, "bytes": place.path.stat().st_size}
+        now = {"state": files.PRESENT, "bytes": place.path.stat().st_size}
         return {**self.row(one), **now, **({"source": source, "fetched": True} if source else {})}
 
     def _note(self, text: str) -> None:
@@ -229,29 +231,29 @@ class Work:
 
     def verified(self, one: Wanted) -> dict[str, Any]:
         """Compare the bytes that are there with what is known of them."""
-        from .. import models
+        from ..models import files
 
         model, place = one.model, one.place
         assert place
-        if place.state in (models.ABSENT, models.PARTIAL):
+        if place.state in (files.ABSENT, files.PARTIAL):
             hint = self._fetching(one.workflow)
-            raise models.WrongFile(f"it is not at {place.path}", hint=hint, state="missing")
-        if place.state == models.WRONG_SIZE:
-            raise models.in_the_way(place, model)
+            raise files.WrongFile(f"it is not at {place.path}", hint=hint, state="missing")
+        if place.state == files.WRONG_SIZE:
+            raise files.in_the_way(place, model)
         with _told(self._common.report, model.file) as tell:
-            found = models.digest(place.path, tell)
-        models.check_digest(found, place.path, model)
+            found = files.digest(place.path, tell)
+        files.check_digest(found, place.path, model)
         return {**self.row(one), "sha256": found, "state": "ok" if model.sha256 else "unknown"}
 
     def write(self, one: Wanted, step: Any) -> None:
         """Do the step, and write what comes of it; a failure is a line too."""
-        from .. import models
+        from ..models import files
 
         try:
             try:
                 row = step(one)
             except OSError as found:
-                raise models.of_the_disk(found, "cannot read it") from None
+                raise files.of_the_disk(found, "cannot read it") from None
         except ImagenError as fault:
             self._common.pipe.failed(one.model.file, fault)
             said = {"state": getattr(fault, "state", "failed")}
@@ -262,32 +264,32 @@ class Work:
 
     def end(self) -> None:
         """Write the table of a terminal."""
-        from .. import models, table
-        from ..pipe import visible, write_out
+        from .. import tables
+        from ..cli.pipe import visible, write_out
+        from ..models import files
 
         if self._as_table and self._rows:
             sizes = [
-                {"size": models.readable(row["size"])} if "size" in row else {}
-                for row in self._rows
+                {"size": files.readable(row["size"])} if "size" in row else {} for row in self._rows
             ]
             rows = [{**row, **size} for row, size in zip(self._rows, sizes, strict=True)]
-            write_out(table.aligned(SHOWN, rows, visible).encode())
+            write_out(tables.aligned(SHOWN, rows, visible).encode())
 
 
 def _looked(folder: Path, model: Model) -> Place:
-    from .. import models
+    from ..models import files
 
     try:
-        return models.look(folder, model)
+        return files.look(folder, model)
     except OSError as found:
-        raise models.of_the_disk(found, "cannot look for it") from None
+        raise files.of_the_disk(found, "cannot look for it") from None
 
 
 @contextmanager
 def _told(report: Report, label: str) -> Iterator[Tell]:
     """Give what shows how far a file is: a bar on a terminal, nothing elsewhere."""
-    from .. import models
-    from ..pipe import visible
+    from ..cli.pipe import visible
+    from ..models import files
 
     if not report.shows:
         yield lambda _done, _of: None
@@ -300,7 +302,7 @@ def _told(report: Report, label: str) -> Iterator[Tell]:
             bar.length = of
             step = done - bar.pos
             if step < 0 or step * 500 >= (of or done) or done == of:
-                bar.update(step, models.readable(done))
+                bar.update(step, files.readable(done))
 
         yield tell
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import FileFault, PreviewFault, UsageFault
 
 if TYPE_CHECKING:
-    from ..pipe import Line
-    from ..record import Record
+    from ..cli.pipe import Line
+    from ..records.record import Record
 
 EXAMPLES = """
 Examples:
@@ -34,22 +34,23 @@ def main(common: Common, files: tuple[str, ...], best_effort: bool, **said: bool
     """
     from pathlib import Path
 
-    from .. import config, pipe, preview
+    from ..cli import pipe, tmux
+    from ..config import loader
 
-    values = config.load(common.config_file)
-    mode = preview.mode(said["preview"], values["output.preview"])
+    values = loader.load(common.config_file)
+    mode = tmux.mode(said["preview"], values["output.preview"])
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    shows = preview.wanted(mode, on_terminal, os.environ)
+    shows = tmux.wanted(mode, on_terminal, os.environ)
 
     def step(record: Record) -> Iterable[Record] | None:
         path = record.get("file")
         if not shows or not isinstance(path, str) or "error" in record or "pending" in record:
             return None
         try:
-            preview.check(os.environ)
+            tmux.check(os.environ)
             if not Path(path).is_file():
                 raise FileFault(f"no such file: {path}", retry="never")
-            preview.show(path)
+            tmux.show(path)
         except (PreviewFault, FileFault) as fault:
             if not best_effort:
                 raise
@@ -62,7 +63,7 @@ def main(common: Common, files: tuple[str, ...], best_effort: bool, **said: bool
 def _source(files: tuple[str, ...]) -> Iterable[Line]:
     from pathlib import Path
 
-    from .. import pipe
+    from ..cli import pipe
 
     if files:
         paths = (str(Path(name).absolute()) for name in files)

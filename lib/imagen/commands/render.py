@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import options
-from ..command import Common, tool
+from ..cli import render_options as request_options
+from ..cli.tool import Common, tool
 from ..errors import TEMPORARY, ImagenError, Refused, UsageFault
 
 if TYPE_CHECKING:
+    from ..cli.option_effects import OptionEffects
+    from ..cli.pipe import Line
     from ..ledger import Ledger
-    from ..option_effects import OptionEffects
-    from ..pipe import Line
-    from ..record import Record
-    from ..render import Around, Renderer
-    from ..request import Told
+    from ..records.record import Record
+    from ..records.request import Told
+    from ..render.renderer import Around, Renderer
 
 EXAMPLES = """
 Examples:
@@ -36,31 +36,31 @@ FEW = 3  # lines: of so many each is named that is pending
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @click.option("--lines", is_flag=True, help="stdin is plain text, one prompt a line.")
 @click.option("--resume", is_flag=True, help="List and finish what earlier runs left open.")
-@options.render_options()
+@request_options.render_options()
 def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **said: Any) -> int:
     """Each PROMPT is one image; without any, request lines (JSON) are read from stdin. Finished
     lines are passed on, pending ones collected, failed ones tried again where that is safe.
     """
-    from .. import config
+    from ..cli.option_effects import OptionEffects
+    from ..config import loader
     from ..ledger import Ledger, required
-    from ..option_effects import OptionEffects
-    from ..render import Renderer
-    from ..request import Request, Told, fate
+    from ..records.request import Request, Told, fate
+    from ..render.renderer import Renderer
 
-    options.check_resume({**said, "resume": resume, "lines": lines}, prompts)
+    request_options.check_resume({**said, "resume": resume, "lines": lines}, prompts)
     dry_run = said["dry_run"]
-    values = config.load(common.config_file)
-    told = options.told(said, values)
+    values = loader.load(common.config_file)
+    told = request_options.told(said, values)
     source = None if resume else _source(prompts, lines, told.output)
-    is_mock = config.is_only_the_mock(values)
+    is_mock = loader.is_only_the_mock(values)
     if told.output == "-":
         common.pipe.to_stderr = True
-    ledger = Ledger(None) if said["no_ledger"] else required(config.ledger_path())
+    ledger = Ledger(None) if said["no_ledger"] else required(loader.ledger_path())
     renderer = Renderer(values, ledger, told, _around(common, told, ledger))
     teller = Teller(common, _collect_hint(told, resume, said["no_ledger"]))
     common.pipe.hint = teller.hint
     if source is None:
-        options.tell_unused_by_resume(common.report, said)
+        request_options.tell_unused_by_resume(common.report, said)
         return _resumed(common, renderer, ledger, teller, dry_run)
 
     def step(line: Record) -> Iterable[Record] | None:
@@ -78,18 +78,19 @@ def main(common: Common, prompts: tuple[str, ...], lines: bool, resume: bool, **
     with teller:
         notes = common.report.note
         common.pipe.each(_requests(source, told, said["id"], effects, notes), step)
-    return options.tell_unused(common.pipe, effects)
+    return request_options.tell_unused(common.pipe, effects)
 
 
 def _around(common: Common, told: Told, ledger: Ledger) -> Around:
-    from .. import caller, config, pipe
-    from ..delivery import RenderWatch
-    from ..render import Around
+    from ..cli import caller, pipe
+    from ..cli.delivery import RenderWatch
+    from ..config import loader
+    from ..render.renderer import Around
 
     run, reader = pipe.outer_program()
     watch = RenderWatch(ledger.path, reader)
     return Around(
-        state=config.ledger_path().parent,
+        state=loader.ledger_path().parent,
         caller=caller.caller,
         before_submit=lambda: pipe.check_reader(reader),
         tell=common.report.progress,
@@ -113,7 +114,7 @@ def _resumed(
     common: Common, renderer: Renderer, ledger: Ledger, teller: Teller, dry_run: bool
 ) -> int:
     """Say what the journal has open or in doubt, and finish what can be; --dry-run only prints."""
-    from ..pipe import Line, name_of
+    from ..cli.pipe import Line, name_of
 
     open_ones = [ledger.journal.entry(one) for one in ledger.journal.unfinished()]
     lines = [Line(one.id, record=one.about()) for one in open_ones if one]
@@ -135,7 +136,7 @@ def _doubts(ledger: Ledger) -> list[Record]:
     """Return what is over, and nobody knows whether it was billed; what is open is looked for."""
     import time
 
-    from .. import reconcile
+    from ..usage import reconcile
 
     submits = ledger.journal.doubts(time.time() - RECENT_S)
     over = [one for one in submits if one.billed == "unknown" and one.last]
@@ -171,19 +172,20 @@ class Teller:
 
     def tell_mock(self) -> None:
         """Say once that the mock's images are no pictures of what was asked for."""
-        from .. import config
+        from ..config import loader
 
         if not self._mock_is_told:
             self._mock_is_told = True
-            self._report.note(config.ONLY_THE_MOCK)
+            self._report.note(loader.ONLY_THE_MOCK)
 
     def tell_of(self, records: Iterable[Record]) -> Iterator[Record]:
         """Tell of each record that passes."""
-        from .. import outcome, pipe
+        from ..cli import pipe
+        from ..render import result
 
         for one in records:
             name = pipe.name_of(one, "")
-            if changes := outcome.changes(one.get("fidelity", {})):
+            if changes := result.changes(one.get("fidelity", {})):
                 self._report.note(f"{name}: {changes}")
             if "extension" in one.get("warnings", []):
                 self._report.note(f"{one['file']} is a {one['format']}, whatever its name says")
@@ -202,7 +204,7 @@ class Teller:
 
     def hint(self, fault: ImagenError) -> str | None:
         """Return what to do about a fault; what may be paid already is collected."""
-        from ..pipe import run_again, soon
+        from ..cli.pipe import run_again, soon
 
         if fault.retry == "reconcile" and not fault.hint and fault.record:
             name = shlex.quote(str(fault.record.get("id", "ID")))
@@ -214,12 +216,12 @@ class Teller:
 
 
 def _source(prompts: tuple[str, ...], lines: bool, output: str | None) -> Iterator[Line]:
-    from .. import pipe
+    from ..cli import pipe
 
     if prompts and prompts != ("-",):
         if "-" in prompts or lines:
             raise UsageFault("prompts come from the command line or from stdin, not from both")
-        options.check_prompts("imagen-render", prompts)
+        request_options.check_prompts("imagen-render", prompts)
         if len(prompts) > 1 and output:
             raise UsageFault(f"--output takes one image, here are {len(prompts)} prompts")
         return (pipe.line_of(f"prompt {n}", text) for n, text in enumerate(prompts, 1))
@@ -240,9 +242,9 @@ def _requests(
     note: Callable[[str], None],
 ) -> Iterator[Line]:
     """Turn each line into the requests that it stands for; what is passed on stays as it is."""
-    from ..line_checks import UnknownKeys, check_equal_keys
-    from ..pipe import Line
-    from ..request import fate, requests_of
+    from ..cli.pipe import Line
+    from ..records.checks import UnknownKeys, check_equal_keys
+    from ..records.request import fate, requests_of
 
     made, unknown = 0, UnknownKeys()
     for line in source:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import NO_UTF_8, BadLine, RenderFailed, UsageFault, as_unicode
 
 if TYPE_CHECKING:
-    from ..record import Record
+    from ..records.record import Record
 
 EXAMPLES = """
 Examples:
@@ -57,27 +57,30 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
     and its record. Each cell has an address as in a spreadsheet: letter = column, number = row. The
     sheet carries the record of every member, so that --pick can tell which image was meant.
     """
-    from .. import config, contact, ledger, pipe, sheet
-    from .. import files as names
+    from .. import ledger
+    from ..cli import pipe
+    from ..config import loader
+    from ..files import paths as names
+    from ..sheets import contact_sheet, layout
 
     if said.pop("lists") | bool(said["pick"]):
         if len(files) != 1:
             raise UsageFault(
                 "--pick and --list take one sheet", hint="imagen-sheet --pick B3 x.png"
             )
-        for member in contact.members_of(Path(files[0]), said["pick"]):
+        for member in contact_sheet.members_of(Path(files[0]), said["pick"]):
             common.pipe.write(member)
         return common.pipe.status
     if said["output"]:  # before anything is rendered for us
         names.check_exactly(Path(said["output"]).absolute(), said["force"])
     found = _members(common, files, said.pop("null"))
-    members = list(islice(found, sheet.most_cells(said["cell"])))  # so many are refused below
+    members = list(islice(found, layout.most_cells(said["cell"])))  # so many are refused below
     if not members:
         raise UsageFault("nothing to put on a sheet", hint="imagen-render 'a cat' | imagen-sheet")
     del said["pick"]
-    wanted = contact.Wanted(config.load(common.config_file)["output.dir"], **said)
-    book = ledger.opened(config.ledger_path(), common.report.note)
-    made, faults = contact.make(members, wanted, book)
+    wanted = contact_sheet.Wanted(loader.load(common.config_file)["output.dir"], **said)
+    book = ledger.opened(loader.ledger_path(), common.report.note)
+    made, faults = contact_sheet.make(members, wanted, book)
     for number, why in faults.items():
         where = pipe.name_of(members[number], made["cells"][number]["address"])
         common.pipe.failed(where, RenderFailed(why))
@@ -87,7 +90,7 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
 
 def _members(common: Common, named: tuple[str, ...], null: bool) -> Iterator[Record]:
     """Give the members' records: of images named, with their sidecars, or of the lines on stdin."""
-    from .. import pipe
+    from ..cli import pipe
 
     if null and (named or not pipe.stdin_waits()):
         raise UsageFault("-0 takes the images from stdin", hint="find -print0 | imagen-sheet -0")
@@ -106,7 +109,8 @@ def _members(common: Common, named: tuple[str, ...], null: bool) -> Iterator[Rec
 
 
 def _of_images(common: Common, named: tuple[str, ...]) -> Iterator[Record]:
-    from .. import files, record
+    from ..files import paths
+    from ..records import record
 
     ids: set[Any] = set()
     for name in named:
@@ -114,11 +118,11 @@ def _of_images(common: Common, named: tuple[str, ...]) -> Iterator[Record]:
             raise UsageFault(f"no such file: {name}")
     for path in map(Path, named):
         is_folder = record.is_unicode(str(path)) and path.is_dir()
-        for image in files.images_in(path) if is_folder else [path]:
+        for image in paths.images_in(path) if is_folder else [path]:
             if not record.is_unicode(str(image.absolute())):
                 common.pipe.failed(as_unicode(image.name), BadLine(NO_UTF_8))
                 continue
-            member = files.record_of(image)
+            member = paths.record_of(image)
             if not (is_folder and "members" in member):  # the sheets made there
                 yield _told_apart(member, ids)
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import ImagenError, Refused, UsageFault
 
 if TYPE_CHECKING:
-    from ..config import Config
+    from ..cli.pipe import Line
+    from ..cloud.upload import Image, Target
+    from ..config.loader import Config
     from ..ledger import Ledger, Uploads
-    from ..pipe import Line
-    from ..record import Record
-    from ..upload import Image, Target
+    from ..records.record import Record
 
 EXAMPLES = """
 Examples:
@@ -45,10 +45,10 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
     fails for now is kept in the ledger, and --retry-pending tries it again. With --signed-url, the
     ID of an image that is in the cloud is enough.
     """
-    from .. import config
+    from ..config import loader
 
     _check(said, files)
-    upload = Upload(common, config.load(common.config_file), said)
+    upload = Upload(common, loader.load(common.config_file), said)
     try:
         if said["repair"]:
             return upload.repair(said["apply"])
@@ -70,7 +70,7 @@ class Upload:
 
     def __init__(self, common: Common, values: Config, said: dict[str, Any]) -> None:
         """Take where it goes; nothing is opened before the first record."""
-        from ..pipe import Report
+        from ..cli.pipe import Report
 
         self._common = common
         self._values = values
@@ -89,7 +89,7 @@ class Upload:
 
     def dry(self, record: Record) -> Iterable[Record] | None:
         """Give what would be sent."""
-        from .. import upload
+        from ..cloud import upload
 
         if passes(record):
             return None
@@ -111,7 +111,8 @@ class Upload:
         return checked
 
     def _uploaded(self, record: Record) -> Iterator[Record]:
-        from .. import pipe, signing
+        from ..cli import pipe
+        from ..cloud import signing
         from ..errors import from_os
 
         made = record
@@ -130,7 +131,7 @@ class Upload:
 
     def _in_cloud(self, record: Record) -> Record:
         """Give where an image is in the cloud; it is brought there unless an address is enough."""
-        from .. import signing
+        from ..cloud import signing
 
         image_id = signing.image_id_of(record) if self._seconds and not self._again else None
         if image_id is None:
@@ -140,7 +141,7 @@ class Upload:
     def _judged(self, record: Record) -> Image:
         from pathlib import Path
 
-        from .. import upload
+        from ..cloud import upload
 
         if not isinstance(record.get("file"), str):
             raise Refused("no file: there is no image to upload")
@@ -149,7 +150,7 @@ class Upload:
 
     def _brought(self, image: Image) -> Record:
         """Bring one up. Whatever stops us once it is kept, --retry-pending goes on with it."""
-        from .. import upload
+        from ..cloud import upload
 
         try:
             stream = upload.opened(image)
@@ -172,7 +173,7 @@ class Upload:
 
     def _without_file(self, image: Image) -> Record:
         """Finish what was begun, if only the row was lacking; else it can never be any more."""
-        from .. import upload
+        from ..cloud import upload
 
         if not self._again:
             upload.opened(image).close()
@@ -204,19 +205,21 @@ class Upload:
                 self._common.report.fault("nothing is kept for --retry-pending", fault)
 
     def _kept(self) -> Uploads:
-        from .. import config, ledger
+        from .. import ledger
+        from ..config import loader
 
         if self._ledger is None:
-            self._ledger = ledger.required(config.ledger_path())
+            self._ledger = ledger.required(loader.ledger_path())
         return self._ledger.uploads
 
     def _target(self) -> Target:
-        from .. import config, storage, supabase, upload
+        from ..cloud import storage, supabase, upload
+        from ..config import loader
 
         if self._at is None:
             values = self._values
             name = values["supabase.service_key_env"]
-            project = supabase.Project(values["supabase.url"], config.secret(name), name)
+            project = supabase.Project(values["supabase.url"], loader.secret(name), name)
             self._at = upload.Target(
                 supabase.Tables(project, values["supabase.schema"]),
                 storage.Bucket(project, values["supabase.bucket"]),
@@ -225,7 +228,7 @@ class Upload:
 
     def pending(self) -> list[Line]:
         """Give what is kept, as lines."""
-        from ..pipe import Line
+        from ..cli.pipe import Line
 
         return [Line(str(one.get("id")), record=one) for one in self._kept().kept()]
 
@@ -233,7 +236,7 @@ class Upload:
         """List what is apart, and mend it; 1 when something stays apart."""
         from datetime import UTC, datetime
 
-        from .. import repair
+        from ..cloud import repair
         from ..errors import DONE, FAILED
 
         status, folder = DONE, self._values["output.dir"]
@@ -279,7 +282,7 @@ def _is_id(name: str) -> bool:
     """Whether an argument is the id of an image in the cloud, not a file."""
     from pathlib import Path
 
-    from ..record import canonical_uuid
+    from ..records.record import canonical_uuid
 
     return canonical_uuid(name) is not None and not Path(name).exists()
 
@@ -288,16 +291,16 @@ def _record_of(name: str) -> Record:
     """Give the record of an image's FILE, or of an ID all that it says."""
     from pathlib import Path
 
-    from .. import files
-    from ..record import canonical_uuid
+    from ..files import paths
+    from ..records.record import canonical_uuid
 
     if _is_id(name):
         return {"id": name, "cloud": {"image_id": canonical_uuid(name)}}
-    return files.record_of(Path(name))
+    return paths.record_of(Path(name))
 
 
 def _source(files: tuple[str, ...]) -> Iterable[Line]:
-    from .. import pipe
+    from ..cli import pipe
 
     if files:
         return (pipe.line_of_file(name, _record_of(name)) for name in files)

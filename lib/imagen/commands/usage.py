@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import DONE, FAILED, ImagenError, UsageFault, worse
 
 if TYPE_CHECKING:
     from ..backends import Account, Ran
-    from ..config import Config
+    from ..config.loader import Config
     from ..ledger import Ledger
-    from ..usage import Row
+    from ..usage.cost_log import Row
 
 EXAMPLES = """
 Examples:
@@ -68,17 +68,19 @@ def main(common: Common, **said: Any) -> int:
     as unpriced and is not part of cost_usd. Days are UTC. --reconcile exits 1 when something
     differs.
     """
-    from .. import config, ledger, usage
+    from .. import ledger
+    from ..config import loader
+    from ..usage import cost_log
 
     _check(said)
-    values = config.load(common.config_file)
-    keys, span = usage.asked_keys(said["by"]), _span(said["since"], said["until"])
+    values = loader.load(common.config_file)
+    keys, span = cost_log.asked_keys(said["by"]), _span(said["since"], said["until"])
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     form = said["form"] or ("table" if on_terminal else "json")
     if said["reconcile"]:
-        return _reconciled(common, values, ledger.required(config.ledger_path()), span, form)
+        return _reconciled(common, values, ledger.required(loader.ledger_path()), span, form)
     if said["budget"]:
-        return _budget(common, values, ledger.required(config.ledger_path()), form)
+        return _budget(common, values, ledger.required(loader.ledger_path()), form)
     if said["settle"] is not None:
         return _settle(common, said["settle"], said["billed"], form)
     source = said["source"] or ("supabase" if values["usage.sink"] == "supabase" else "local")
@@ -86,11 +88,13 @@ def main(common: Common, **said: Any) -> int:
     if said["raw"]:
         _write(common, _columns(source), list(rows) if form == "table" else rows, form)
         return DONE
-    sums, total = usage.groups(rows, keys)
+    sums, total = cost_log.groups(rows, keys)
     last = {**dict.fromkeys(keys, ""), **total}
     if keys:
         last[keys[0]] = "total"
-    _write(common, [*keys, *usage.SUMS], [*sums, last] if form == "table" and keys else sums, form)
+    _write(
+        common, [*keys, *cost_log.SUMS], [*sums, last] if form == "table" and keys else sums, form
+    )
     return DONE
 
 
@@ -109,11 +113,11 @@ def _check(said: dict[str, Any]) -> None:
 
 
 def _span(since: str | None, until: str | None) -> Span:
-    from .. import usage
+    from ..usage import cost_log
 
     now = datetime.now(UTC)
-    first = usage.asked_time("--since", since, now)
-    last = usage.asked_time("--until", until, now)
+    first = cost_log.asked_time("--since", since, now)
+    last = cost_log.asked_time("--until", until, now)
     if first and last and first >= last:
         raise UsageFault(f"--until {until} is not after --since {since}")
     return Span(first or "", last or "")
@@ -126,24 +130,28 @@ def _columns(source: str) -> Sequence[str]:
 
 
 def _rows(common: Common, values: Config, source: str, span: Span) -> Iterable[Row]:
-    from .. import config, ledger, supabase, usage
+    from .. import ledger
+    from ..cloud import supabase
+    from ..config import loader
+    from ..usage import cost_log
 
     if source == "local":
-        book = ledger.required(config.ledger_path())
+        book = ledger.required(loader.ledger_path())
         limits = {name: said for name, said in span._asdict().items() if said}
         rows = book.usage.complete(**limits)
         _note_doubts(common, book, rows)
         return rows
     name = values["supabase.service_key_env"]
-    url, key = values["supabase.url"], config.secret(name)
+    url, key = values["supabase.url"], loader.secret(name)
     tables = supabase.Tables(supabase.Project(url, key, name), supabase.USAGE_SCHEMA)
     found = supabase.usage_rows(tables, span.since or None, span.until or None)
-    return (usage.of_supabase(row, _columns(source)) for row in found)
+    return (cost_log.of_supabase(row, _columns(source)) for row in found)
 
 
 def _note_doubts(common: Common, book: Ledger, rows: list[Row]) -> None:
     """Say what these sums hold that is not certain, and what may still come to them."""
-    from .. import budget, caller
+    from ..cli import caller
+    from ..render import budget
 
     doubtful = sum(row["billed"] == "unknown" for row in rows)
     if doubtful:
@@ -156,24 +164,25 @@ def _note_doubts(common: Common, book: Ledger, rows: list[Row]) -> None:
 
 
 def _write(common: Common, columns: Sequence[str], rows: Iterable[Row], form: str) -> None:
-    from .. import table
-    from ..pipe import visible, write_out
+    from .. import tables as text_tables
+    from ..cli.pipe import visible, write_out
 
     if form == "json":
         for row in rows:
             common.pipe.write(row)
     elif form == "csv":
-        for line in table.csv_lines(columns, rows, visible):
+        for line in text_tables.csv_lines(columns, rows, visible):
             write_out(line.encode())
     else:
-        write_out(table.aligned(columns, [*rows], visible).encode())
+        write_out(text_tables.aligned(columns, [*rows], visible).encode())
 
 
 # -- the budget, and what is settled by hand -------------------------------------------------------
 
 
 def _budget(common: Common, values: Config, ledger: Ledger, form: str) -> int:
-    from .. import budget, caller
+    from ..cli import caller
+    from ..render import budget
 
     caps = budget.Caps.of(values.values, values.path)
     spent = ledger.journal.spent(caller.caller())
@@ -190,9 +199,11 @@ def _budget(common: Common, values: Config, ledger: Ledger, form: str) -> int:
 
 
 def _settle(common: Common, name: str, billed: str, form: str) -> int:
-    from .. import config, ledger, settle
+    from .. import ledger
+    from ..config import loader
+    from ..usage import settle
 
-    rows = settle.settle(ledger.required(config.ledger_path()), name, billed)
+    rows = settle.settle(ledger.required(loader.ledger_path()), name, billed)
     _write(common, settle.COLUMNS, rows, form)
     return DONE
 
@@ -203,8 +214,8 @@ def _settle(common: Common, name: str, billed: str, form: str) -> int:
 def _reconciled(common: Common, values: Config, ledger: Ledger, span: Span, form: str) -> int:
     from pathlib import Path
 
-    from .. import reconcile
-    from ..pipe import run_again
+    from ..cli.pipe import run_again
+    from ..usage import reconcile
 
     since = datetime.now(UTC).timestamp() - _RECENT_S
     since = datetime.fromisoformat(span.since).timestamp() if span.since else since
@@ -265,13 +276,14 @@ _MARGIN_S = 24 * 3600  # our clock and the provider's are compared
 
 def _accounts(values: Config) -> tuple[list[Account], dict[str, str]]:
     """Give a backend for each account that lists what it ran, and the instances by model."""
-    from .. import backends, config
+    from .. import backends
+    from ..config import loader
 
     accounts: dict[str, Account] = {}
     models: dict[str, str] = {}
     for name, settings in values.backends.items():
         if settings.get("type") == "replicate":
-            backend: Any = backends.open_backend(name, values, config.ledger_path().parent)
+            backend: Any = backends.open_backend(name, values, loader.ledger_path().parent)
             accounts.setdefault(backend.account(), backend)
             models.setdefault(backend.about()["model"].partition(":")[0], name)
     if not accounts:

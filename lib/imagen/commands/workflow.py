@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..command import Common, tool
+from ..cli.tool import Common, tool
 from ..errors import DONE, FAILED, REFUSED, ImagenError, UsageFault, worse
 
 if TYPE_CHECKING:
-    from ..config import Config
-    from ..workflow import Workflow
-    from ..workflow_check import Finding
+    from ..config.loader import Config
+    from ..workflows.check import Finding
+    from ..workflows.template import Workflow
 
 EXAMPLES = """
 Examples:
@@ -74,24 +74,25 @@ def _on_terminal() -> bool:
 
 
 def _list(common: Common) -> int:
-    from .. import config, workflow_show
-    from ..pipe import visible, write_out
+    from ..cli.pipe import visible, write_out
+    from ..config import loader
+    from ..workflows import describe
 
     rows = []
-    for row in _rows(common, config.load(common.config_file)):
+    for row in _rows(common, loader.load(common.config_file)):
         rows.append(row)
         if not _on_terminal():
             common.pipe.write(row)
     if _on_terminal():
-        write_out(workflow_show.listed(rows, visible).encode())
+        write_out(describe.listed(rows, visible).encode())
     return common.pipe.status
 
 
 def _rows(common: Common, values: Config) -> Iterator[dict[str, Any]]:
     """Give the bundled workflows, then those of the configuration; one that is broken is said."""
-    from .. import workflow, workflow_show
+    from ..workflows import describe, template
 
-    users: dict[str, list[str]] = {name: [] for name in workflow.bundled()}
+    users: dict[str, list[str]] = {name: [] for name in template.bundled()}
     for name, instance in values.backends.items():
         if instance.get("type") == "comfyui":
             users.setdefault(str(instance.get("workflow") or "flux1-schnell"), []).append(name)
@@ -99,38 +100,38 @@ def _rows(common: Common, values: Config) -> Iterator[dict[str, Any]]:
     for name, backends in users.items():
         try:
             path = (
-                str(workflow.path_of(name, folder).absolute()) if workflow.is_path(name) else None
+                str(template.path_of(name, folder).absolute()) if template.is_path(name) else None
             )
-            yield workflow_show.row(workflow.load(name, folder), backends, path)
+            yield describe.row(template.load(name, folder), backends, path)
         except ImagenError as fault:
             common.pipe.failed(f"backend {', '.join(backends)}", fault)
 
 
 def _show(common: Common, name: str, raw: bool) -> int:
-    from .. import workflow, workflow_show
+    from ..cli.pipe import visible, write_out
     from ..disk import open_named
-    from ..pipe import visible, write_out
+    from ..workflows import describe, template
 
-    flow = workflow.load(name)
+    flow = template.load(name)
     if raw:
-        with open_named(workflow.path_of(name)) as stream:
+        with open_named(template.path_of(name)) as stream:
             write_out(stream.read())
     elif _on_terminal():
-        write_out(workflow_show.page(workflow_show.about(flow), visible).encode())
+        write_out(describe.page(describe.about(flow), visible).encode())
     else:
-        common.pipe.write(workflow_show.about(flow))
+        common.pipe.write(describe.about(flow))
     return DONE
 
 
 def _check(common: Common, names: tuple[str, ...], instance: str | None) -> int:
     """Check each; one that cannot be read, or a server that does not answer, is said."""
-    from .. import workflow, workflow_check
+    from ..workflows import check, template
 
     backend: Any = _opened(common, instance) if instance else None
     for name in names or [None]:
         try:
-            flow = backend.workflow if name is None else workflow.load(name)
-            found = backend.judged(flow) if backend else workflow_check.findings(flow)
+            flow = backend.workflow if name is None else template.load(name)
+            found = backend.judged(flow) if backend else check.findings(flow)
             status = _told(common, flow, found)
         except ImagenError as fault:
             common.pipe.failed(name or "", fault)
@@ -140,10 +141,11 @@ def _check(common: Common, names: tuple[str, ...], instance: str | None) -> int:
 
 
 def _opened(common: Common, name: str) -> Any:
-    from .. import backends, config
+    from .. import backends
+    from ..config import loader
 
-    values = config.load(common.config_file)
-    opened = backends.open_backend(name, values, config.ledger_path().parent)
+    values = loader.load(common.config_file)
+    opened = backends.open_backend(name, values, loader.ledger_path().parent)
     if not hasattr(opened, "judged"):
         raise UsageFault(f"backend {name} is no ComfyUI: it has no workflow to check")
     return opened
@@ -151,39 +153,40 @@ def _opened(common: Common, name: str) -> Any:
 
 def _told(common: Common, flow: Workflow, found: list[Finding]) -> int:
     """Write what was found; 2 when the workflow must be changed, 1 when only the server must."""
-    from .. import workflow_check, workflow_classes, workflow_show
-    from ..pipe import visible, write_out
+    from ..cli.pipe import visible, write_out
+    from ..workflows import check, check_server, describe
 
     for one in found:
         record = {"workflow": flow.name, **one.as_record()}
         if _on_terminal():
-            write_out(f"{visible(workflow_show.finding(record))}\n".encode())
+            write_out(f"{visible(describe.finding(record))}\n".encode())
         else:
             common.pipe.write(record)
-    common.report.note(f"{flow.name}: {workflow_check.counted(found) or 'sound'}")
+    common.report.note(f"{flow.name}: {check.counted(found) or 'sound'}")
     errors = [one for one in found if one.severity == "error"]
-    lacks = all(workflow_classes.lacking(one) for one in errors)
+    lacks = all(check_server.lacking(one) for one in errors)
     return (FAILED if lacks else REFUSED) if errors else DONE
 
 
 def _import(common: Common, source: str, said: dict[str, Any]) -> int:
     """Write the workflow to its file, the report to stdout; without a file, report to stderr."""
-    from .. import workflow, workflow_find, workflow_found, workflow_import, workflow_show
-    from ..pipe import visible, write_out
+    from ..cli.pipe import visible, write_out
+    from ..workflows import describe, template
+    from ..workflows.importing import draft, export, infer
 
-    told = workflow_found.Told(
+    told = draft.Told(
         said["output_node"], said["samplers"], said["prompt"], said["negative"], said["latent"]
     )
-    name = "stdin" if source == "-" else workflow.name_of(Path(source))
+    name = "stdin" if source == "-" else template.name_of(Path(source))
     output = None if said["output"] == "-" else said["output"]
-    graph = workflow_import.graph_of(name, _read(source))
-    found = workflow_find.imported(name, graph, told)
-    data = workflow_import.written(found)
-    lines = [line.as_record() for line in workflow_import.report(found)]
+    graph = export.graph_of(name, _read(source))
+    found = infer.imported(name, graph, told)
+    data = export.written(found)
+    lines = [line.as_record() for line in export.report(found)]
     if output:
         _write(Path(output), data, said["force"])
     for line in lines:
-        text = workflow_show.line(line)
+        text = describe.line(line)
         if not output:
             common.report.note(text)
         elif _on_terminal():
@@ -196,12 +199,12 @@ def _import(common: Common, source: str, said: dict[str, Any]) -> int:
 
 
 def _write(output: Path, data: bytes, force: bool) -> None:
-    from .. import files
     from ..errors import OutputTaken, from_os
+    from ..files import paths
 
     try:
-        files.check_free(output, force)
-        files.publish(output, data, replace=force)
+        paths.check_free(output, force)
+        paths.publish(output, data, replace=force)
     except FileExistsError:
         raise OutputTaken(f"the output file exists: {output}") from None
     except OSError as fault:
@@ -210,11 +213,11 @@ def _write(output: Path, data: bytes, force: bool) -> None:
 
 def _read(source: str) -> bytes:
     """Read an export, from stdin too; MAX_EXPORT bytes at most."""
-    from .. import workflow_import
     from ..disk import open_named
     from ..errors import Refused, from_os
+    from ..workflows.importing import export
 
-    limit = workflow_import.MAX_EXPORT
+    limit = export.MAX_EXPORT
     try:
         if source == "-":
             data = sys.stdin.buffer.read(limit + 1) if sys.stdin else b""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .. import retry
 from ..disk import make_folder
 from ..errors import TEMPORARY, ImagenError, Refused
-from . import locks
+from ..files import locks
 
 if TYPE_CHECKING:
     import sqlite3

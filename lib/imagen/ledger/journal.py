@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import clock
 from ..clock import Instant
 from .database import Database
-from .spend import Spent, spent
+from .spending import Spent, spent
 
 if TYPE_CHECKING:
     import sqlite3

@@ -1,0 +1,1 @@
+"""The command line: pipes, options, exit statuses, terminals."""

@@ -1,0 +1,1 @@
+"""Supabase: images and rows in the cloud."""

@@ -1,0 +1,1 @@
+"""The configuration: its keys, its file, the prices of models."""

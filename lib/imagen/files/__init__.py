@@ -1,0 +1,1 @@
+"""Files: names reserved, images and sidecars written whole, locks."""

@@ -1,0 +1,1 @@
+"""Images: the one importer of Pillow."""

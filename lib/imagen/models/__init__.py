@@ -1,0 +1,1 @@
+"""Model files: where they belong, where they come from, fetching them."""

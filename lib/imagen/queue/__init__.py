@@ -1,0 +1,1 @@
+"""Queued jobs in PostgreSQL, and the worker that runs them."""

@@ -1,0 +1,1 @@
+"""Records and requests: one JSON object a line."""

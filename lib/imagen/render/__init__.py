@@ -1,0 +1,1 @@
+"""One render, from the request to its files; paid once."""

@@ -1,0 +1,1 @@
+"""The cost log: what was paid, and what is in doubt."""

@@ -1,0 +1,1 @@
+"""ComfyUI workflows as data: loaded, checked, filled."""

@@ -1,0 +1,1 @@
+"""Make a workflow of an export of ComfyUI."""
