@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import shapes
-from backends.test_comfyui_lookalike import ANSWERS, body_of
+from comfyui_recorded import ANSWERS, body_of
 from imagen.errors import WorkflowFault
 from imagen.workflows import check, check_server, template
 from imagen.workflows.check import UNKNOWN, Finding

@@ -21,10 +21,9 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from PIL import Image
 
-from servers.comfyui import DATA, ComfyUI
+from comfyui_recorded import ANSWERS, GRAPHS, HISTORIES, RECORDED, body_of, changed
+from servers.comfyui import ComfyUI
 
-RECORDED = json.loads((DATA / "recorded.json").read_text())
-ANSWERS, HISTORIES, GRAPHS = (RECORDED[name] for name in ("answers", "histories", "graphs"))
 CACHING = [
     "ok_success",
     "cached",
@@ -54,22 +53,6 @@ def ask(url: str, method: str, path: str, body: Any = None) -> tuple[int, str | 
     if kind and "json" in kind:
         return response.status, kind, json.loads(data)
     return response.status, kind, data if kind and "image" in kind else data.decode()
-
-
-def changed(value: Any, change: Any) -> Any:
-    """Merge a change into a copy of a graph; null takes a key away (RFC 7396)."""
-    if not isinstance(change, dict):
-        return change
-    merged = dict(value)
-    for key, one in change.items():
-        merged[key] = changed(merged.get(key, {}), one)
-    return {key: one for key, one in merged.items() if key not in change or one is not None}
-
-
-def body_of(exchange: dict[str, Any]) -> Any:
-    if "graph" in exchange:
-        return {"prompt": changed(GRAPHS[exchange["graph"]], exchange["change"])}
-    return exchange.get("body")
 
 
 def same_shape(one: Any, other: Any) -> bool:
