@@ -31,14 +31,14 @@ help:
 
 $(RUN): pyproject.toml
 	@[ -e $(RUN) ] || echo 'setting up $(VENV), once; this needs the network' >&2
-	@PYTHON='$(PYTHON)' sh tests/make_venv.sh '$(VENV)'
+	@PYTHON='$(PYTHON)' sh tests/support/make_venv.sh '$(VENV)'
 	@$(PIP) --editable .
 	@$(VENV)/bin/python -m compileall -q lib
 	@touch $(RUN)
 
 $(TESTED): $(RUN)
 	@$(PIP) --editable '.[test]'
-	@sh tests/get_postgrest.sh '$(VENV)'
+	@sh tests/support/get_postgrest.sh '$(VENV)'
 	@touch $(TESTED)
 
 $(LINTED): $(TESTED)
@@ -49,7 +49,7 @@ demo: $(RUN)
 	@sh docs/demo.sh
 
 demo-worker: $(TESTED)
-	@PYTHONPATH=tests $(VENV)/bin/python docs/demo_worker.py demo-output/worker
+	@PYTHONPATH=tests/support $(VENV)/bin/python docs/demo_worker.py demo-output/worker
 
 # The bytecode of the tests is kept, also where $PYTHONDONTWRITEBYTECODE says otherwise: to make it
 # takes each of pytest's processes 10 s. Few tests are handed out at a time, for the long ones come first.
@@ -59,36 +59,36 @@ test: $(TESTED) postgrest
 
 # What npm could not install the last time is tried again.
 postgrest: $(TESTED)
-	@[ ! -e '$(VENV)/no-postgrest' ] || sh tests/get_postgrest.sh '$(VENV)'
+	@[ ! -e '$(VENV)/no-postgrest' ] || sh tests/support/get_postgrest.sh '$(VENV)'
 
 $(OFFICIAL)/.installed: pyproject.toml
-	@PYTHON='$(PYTHON)' sh tests/make_venv.sh '$(OFFICIAL)'
+	@PYTHON='$(PYTHON)' sh tests/support/make_venv.sh '$(OFFICIAL)'
 	@$(PIP_OFFICIAL) --editable '.[test,official]'
-	@sh tests/get_postgrest.sh '$(OFFICIAL)'
+	@sh tests/support/get_postgrest.sh '$(OFFICIAL)'
 	@touch $@
 
 official: $(OFFICIAL)/.installed
-	@IMAGEN_OFFICIAL=1 $(OFFICIAL)/bin/python -m pytest tests/test_storage_official.py
+	@IMAGEN_OFFICIAL=1 $(OFFICIAL)/bin/python -m pytest tests/cloud/test_storage_official.py
 
 dev-cloud: $(TESTED) postgrest
-	@PYTHONPATH=tests exec $(VENV)/bin/python -m servers.supabase --port '$(PORT)'
+	@PYTHONPATH=tests/support exec $(VENV)/bin/python -m servers.supabase --port '$(PORT)'
 
 lint: $(LINTED)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/mypy
-	@if command -v shellcheck >/dev/null; then sh tests/shell_files.sh | tr '\n' '\0' | xargs -0 shellcheck; \
+	@if command -v shellcheck >/dev/null; then sh tests/support/shell_files.sh | tr '\n' '\0' | xargs -0 shellcheck; \
 	else echo 'lint: no shellcheck here, shell files not checked (Debian: apt install shellcheck)'; fi
 
 docs: $(TESTED)
-	@$(VENV)/bin/python tests/docs_sync.py --write
+	@$(VENV)/bin/python tests/support/docs_sync.py --write
 
 soak: $(TESTED)
-	@IMAGEN_SOAK=334 $(VENV)/bin/python -m pytest -n auto tests/test_killed.py
-	@IMAGEN_SOAK=1000 $(VENV)/bin/python -m pytest -n 2 tests/test_worker_chaos.py
-	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/test_install_comfyui.py
-	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/test_jobs.py -k finished_jobs
-	@IMAGEN_SOAK=2000 $(VENV)/bin/python -m pytest -n auto tests/test_matrix.py
+	@IMAGEN_SOAK=334 $(VENV)/bin/python -m pytest -n auto tests/scenarios/test_killed.py
+	@IMAGEN_SOAK=1000 $(VENV)/bin/python -m pytest -n 2 tests/scenarios/test_worker_chaos.py
+	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/systemd/test_install_comfyui.py
+	@IMAGEN_SOAK=1 $(VENV)/bin/python -m pytest tests/queue/test_jobs.py -k finished_jobs
+	@IMAGEN_SOAK=2000 $(VENV)/bin/python -m pytest -n auto tests/scenarios/test_matrix.py
 
 install-systemd: $(RUN)
 	@sh systemd/install.sh "$${ENV_FILE-}"
@@ -101,7 +101,7 @@ bench: $(TESTED)
 	@$(VENV)/bin/python bench/run.py
 
 wheel-check: $(TESTED)
-	@sh tests/wheel_check.sh '$(VENV)/bin/python'
+	@sh tests/support/wheel_check.sh '$(VENV)/bin/python'
 
 clean:
 	rm -rf $(VENV) $(OFFICIAL) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

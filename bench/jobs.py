@@ -25,7 +25,7 @@ from measure import BIN, show
 from peers import PEERS
 
 TOP = Path(__file__).resolve().parents[1]
-sys.path.append(str(TOP / "tests"))
+sys.path.append(str(TOP / "tests/support"))
 
 from servers import postgres  # noqa: E402
 from servers.postgrest import NoPostgrest  # noqa: E402

@@ -17,7 +17,7 @@ from imagen.render import renderer as rendering
 from imagen.workflows import template
 from measure import show
 
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[1] / "tests/support"
 
 
 def main(state: str, rounds: int = 40, script_rounds: int = 10) -> None:

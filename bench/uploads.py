@@ -137,7 +137,9 @@ def _records(state: Path, name: str, count: int, size: int) -> Iterator[dict[str
 @contextmanager
 def served() -> Iterator[dict[str, str]]:
     """Serve a throw-away project; give the variables that point there."""
-    path = os.pathsep.join([str(TOP / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(TOP / "tests/support"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     child = subprocess.Popen(
         [sys.executable, "-m", "servers.supabase"],
         env={**os.environ, "PYTHONPATH": path},

@@ -355,7 +355,7 @@ def test_data_is_linked_from_the_checkout(name):
 
 def test_lint_checks_every_shell_file(needs, tmp_path):
     git = needs("git", "git")
-    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/support").mkdir(parents=True)
     for name, first in {
         "run": "#!/bin/sh",
         "an other": "#!/usr/bin/env bash",
@@ -367,13 +367,13 @@ def test_lint_checks_every_shell_file(needs, tmp_path):
     }.items():
         (tmp_path / name).write_text(f"{first}\n")
     (tmp_path / "link").symlink_to("run")
-    script = tmp_path / "tests/shell_files.sh"
-    script.write_text((ROOT / "tests/shell_files.sh").read_text())
+    script = tmp_path / "tests/support/shell_files.sh"
+    script.write_text((ROOT / "tests/support/shell_files.sh").read_text())
     (tmp_path / ".gitignore").write_text("/untracked\n")
     for command in (["init", "-q"], ["add", "."]):
         subprocess.run([git, *command], cwd=tmp_path, check=True)
     found = subprocess.run(["sh", script], capture_output=True, text=True, check=True).stdout
-    assert found.split("\n") == ["an other", "run", "strict.sh", "tests/shell_files.sh", ""]
+    assert found.split("\n") == ["an other", "run", "strict.sh", "tests/support/shell_files.sh", ""]
 
 
 def test_gitignore_has_rooted_patterns_only():

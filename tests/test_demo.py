@@ -8,7 +8,7 @@ TOP = Path(__file__).parents[1]
 
 def test_the_worker_demo_makes_three_images_and_leaves_nothing_running(cluster, tool):
     argv = [sys.executable, str(TOP / "docs/demo_worker.py"), "made"]
-    done = tool("demo", argv=argv, env={"PYTHONPATH": str(TOP / "tests")}, timeout=90)
+    done = tool("demo", argv=argv, env={"PYTHONPATH": str(TOP / "tests/support")}, timeout=90)
     mark = str(tool.folder / "made").encode()
     assert done.status == 0, done.err
     shown = done.out.decode()

@@ -1,7 +1,7 @@
 """imagen-render after an answer was lost: what it looks for, when it sends again, what stays open.
 
-What is paid for is counted by the Replicate look-alike. tests/test_matrix.py has the faults crossed
-with the programs; here stand the cases that need words of their own.
+What is paid for is counted by the Replicate look-alike. tests/scenarios/test_matrix.py has the
+faults crossed with the programs; here stand the cases that need words of their own.
 """
 
 from __future__ import annotations

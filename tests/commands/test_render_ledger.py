@@ -1,7 +1,7 @@
 """imagen-render and its journal: pay once, whatever happens in between.
 
 What is paid for is counted by the Replicate look-alike. That a render killed at any step is paid
-once stands in tests/test_killed.py.
+once stands in tests/scenarios/test_killed.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The ComfyUI backend: one adapter, workflows as data.
 
-What a real server does is recorded; the look-alike in tests/servers/comfyui.py is held to it.
+What a real server does is recorded; the look-alike in tests/support/servers/comfyui.py is held
+to it.
 """
 
 from __future__ import annotations
