@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -16,8 +18,10 @@ BOTH = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Give the handlers back as they were."""
-    before = {number: signal.getsignal(number) for number, _ in BOTH}
+    numbers = [*(number for number, _ in BOTH), signal.SIGALRM]
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -92,3 +96,34 @@ def test_a_hold_inside_of_what_is_dropped_does_not_let_it_out():
     assert done
     with pytest.raises(Stopped):
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("number", "status"), BOTH)
+def test_a_signal_whose_exception_is_lost_comes_again(number, status):
+    """C code may clear what a handler raises in it."""
+    signals.install()
+    with pytest.raises(Stopped) as caught:
+        with suppress(Stopped):  # as C code does
+            signal.raise_signal(number)
+        time.sleep(30)
+    assert caught.value.status == status
+
+
+def test_a_signal_that_is_lost_while_something_is_held_comes_when_it_is_done():
+    signals.install()
+    with pytest.raises(Stopped) as caught:
+        with suppress(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with signals.held():
+            time.sleep(0.2)
+        raise AssertionError("it never came")
+    assert caught.value.status == 143
+
+
+def test_a_signal_that_somebody_heeds_comes_once():
+    signals.install()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except Stopped as stopped:
+        stopped.heeded = True
+    time.sleep(0.2)

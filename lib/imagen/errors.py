@@ -308,7 +308,12 @@ class PreviewFault(ImagenError):
 
 
 class Stopped(BaseException):
-    """A signal asked the process to end; `status` is 130 (INT) or 143 (TERM)."""
+    """A signal asked the process to end; `status` is 130 (INT) or 143 (TERM).
+
+    Whoever catches it says that it is `heeded`: one that goes away without was lost on its way.
+    """
+
+    heeded = False
 
     def __init__(self, status: int) -> None:
         """Take the exit status."""

@@ -12,9 +12,25 @@ from types import FrameType
 
 from .errors import Stopped
 
+_AGAIN_S = 0.05  # after an exception that was lost, until it is raised again
 _holds = 0
-_waiting: Stopped | None = None
+_waiting: int | None = None  # the exit status of a signal that is put off
+_lost = 0  # the exit status of a signal whose exception was lost
 _woken: int | None = None  # where a byte arrives with each signal
+
+
+class _Raised(Stopped):
+    """A Stopped that is raised again when it is lost before anybody heeds it.
+
+    C code clears what a handler raises in it: `open` does, where CPython asks a new file for its
+    position (`_buffered_init`). Then the exception goes away, and the signal with it.
+    """
+
+    def __del__(self) -> None:
+        global _lost  # noqa: PLW0603 - see _on
+        if not self.heeded and signal.getsignal(signal.SIGALRM) is _again:
+            _lost = self.status
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
 
 
 def install() -> None:
@@ -27,15 +43,28 @@ def install() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on)
+    signal.signal(signal.SIGALRM, _again)
+
+
+def end() -> None:
+    """Raise nothing again: the process is ending because of a signal, or for another reason."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def _on(number: int, _frame: FrameType | None) -> None:
+    _raise(128 + number)
+
+
+def _again(_number: int, _frame: FrameType | None) -> None:
+    _raise(_lost)
+
+
+def _raise(status: int) -> None:
     global _waiting  # noqa: PLW0603 - a handler has no other place for it
-    stopped = Stopped(128 + number)
     if _holds:
-        _waiting = stopped
+        _waiting = status
     else:
-        raise stopped
+        raise _Raised(status)
 
 
 def counted() -> tuple[Callable[[], int], int]:
@@ -100,8 +129,8 @@ def held() -> Iterator[None]:
     try:
         yield
     finally:
-        if stopped := _release():
-            raise stopped
+        if status := _release():
+            raise _Raised(status)
 
 
 @contextmanager
@@ -115,11 +144,11 @@ def dropped() -> Iterator[None]:
         _release()
 
 
-def _release() -> Stopped | None:
-    """End a block; after the outermost one return the signal that came meanwhile."""
+def _release() -> int | None:
+    """End a block; after the outermost one return the status of a signal that came meanwhile."""
     global _holds, _waiting  # noqa: PLW0603 - see above
     _holds -= 1
     if _holds:
         return None
-    stopped, _waiting = _waiting, None
-    return stopped
+    status, _waiting = _waiting, None
+    return status

@@ -359,8 +359,9 @@ def memories(tool) -> list[str]:
 
 
 def ended(child) -> tuple[int, list[dict[str, Any]], str]:
-    out, err = child.stdout.read(), child.stderr.read().decode()
-    return child.wait(60), [json.loads(line) for line in out.splitlines()], err
+    child.stdin = None  # it is closed
+    out, err = child.communicate(timeout=60)
+    return child.returncode, [json.loads(line) for line in out.splitlines()], err.decode()
 
 
 def test_an_interrupt_cancels_our_own_render_and_ends_with_130(tool, waiting, out_dir):

@@ -152,6 +152,7 @@ def _forward(children: list[subprocess.Popen[bytes]], step: Callable[[], Any]) -
             step()
             return
         except Stopped as stopped:
+            stopped.heeded = True
             if children:
                 children[0].send_signal(stopped.status - 128)
 

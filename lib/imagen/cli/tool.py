@@ -58,6 +58,7 @@ class Tool(click.Command):
             status = super().main(args, tool, standalone_mode=False)
             return status if isinstance(status, int) else 0
         except BaseException as fault:  # noqa: BLE001 - what is not ours is raised again below
+            signals.end()
             return _status_of(fault, tool)
 
 

@@ -387,6 +387,7 @@ class Renderer:
         except ImagenError as fault:
             raise self._ended(job, fault) from None
         except Stopped as stopped:
+            stopped.heeded = True
             if job.finished:
                 raise
             handle = job.handle or _chosen_handle(job)
@@ -396,7 +397,8 @@ class Renderer:
                 raise
             try:
                 became = f"interrupted; {self._cancel(job, handle)}"
-            except Stopped:
+            except Stopped as second:
+                second.heeded = True
                 became = "interrupted twice; the render may go on, it was not cancelled"
             paid = backends.as_paid(job.backend)
             money: dict[str, Any] = {}
