@@ -359,9 +359,9 @@ def memories(tool) -> list[str]:
 
 
 def ended(child) -> tuple[int, list[dict[str, Any]], str]:
-    child.stdin = None  # it is closed
-    out, err = child.communicate(timeout=60)
-    return child.returncode, [json.loads(line) for line in out.splitlines()], err.decode()
+    status = child.wait(60)  # what it says fits into its pipes
+    out, err = child.stdout.read(), child.stderr.read().decode()
+    return status, [json.loads(line) for line in out.splitlines()], err
 
 
 def test_an_interrupt_cancels_our_own_render_and_ends_with_130(tool, waiting, out_dir):
