@@ -1,4 +1,4 @@
--- imagen.jobs.record: the record of a job that is over (docs/record.md): its file, its place in the
+-- imagen.jobs.record: the record of a job that is over (docs/reference/record.md): its file, its place in the
 -- cloud, its cost. Whoever reads the job reads it. The worker writes it with the job's end, shortened
 -- to 256 KiB; a job that is queued again has none, whichever release queues it.
 

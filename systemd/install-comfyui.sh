@@ -414,7 +414,7 @@ last_words() {
     127.* | ::1 | localhost) is_ours=yes ;;
     *) is_ours='' ;;
     esac
-    [ "$is_ours" ] || echo "$name: it listens on $address without authentication (hint: a firewall; docs/setup-comfyui-mrock.md)" >&2
+    [ "$is_ours" ] || echo "$name: it listens on $address without authentication (hint: a firewall; docs/guide/comfyui.md)" >&2
     address=${address%%,*}
     case $address in *:*) address="[$address]" ;; esac
     say "next: curl -sS http://$address:${at:-${port:-8188}}/system_stats; journalctl -u comfyui; models go to $data/models"

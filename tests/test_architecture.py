@@ -1,4 +1,4 @@
-"""The plan of the house (docs/architecture.md) holds: who imports whom, and names that rhyme."""
+"""The plan (docs/development/architecture.md) holds: who imports whom, and names that rhyme."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_a_tool_is_its_module_its_link_its_script_its_page_and_its_test(name):
     assert (PACKAGE / "commands" / f"{module}.py").is_file()
     assert (ROOT / "bin" / f"imagen-{name}").is_symlink()
     assert PYPROJECT["project"]["scripts"][f"imagen-{name}"] == f"imagen.commands.{module}:main"
-    assert (ROOT / "docs" / f"imagen-{name}.md").is_file()
+    assert (ROOT / "docs/tools" / f"imagen-{name}.md").is_file()
     assert (ROOT / "tests" / "commands" / f"test_{module}.py").is_file()
 
 

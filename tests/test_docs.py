@@ -187,7 +187,7 @@ def test_every_kind_of_generated_part_is_used():
 
 @pytest.mark.parametrize("tool", ["imagen", *(f"imagen-{name}" for name in TOOLS)])
 def test_every_tool_has_its_page_with_its_help(tool):
-    page = TOP / "docs" / f"{tool}.md"
+    page = TOP / "docs/tools" / f"{tool}.md"
     assert f"help {tool.removeprefix('imagen-')}" in docs_sync.blocks(page)
 
 
@@ -223,7 +223,7 @@ def test_named_files_are_there(page):
 
 
 def test_every_module_stands_in_the_architecture():
-    text = (TOP / "docs/architecture.md").read_text()
+    text = (TOP / "docs/development/architecture.md").read_text()
     for path in sorted(LIB.rglob("[a-z]*.py")):
         module = path.relative_to(LIB)
         names = [module.as_posix(), *(f"{folder}/" for folder in module.parts[:-1])]
@@ -235,7 +235,7 @@ def source() -> str:
 
 
 def test_every_error_code_is_explained():
-    text = (TOP / "docs/record.md").read_text()
+    text = (TOP / "docs/reference/record.md").read_text()
     codes = {
         *re.findall(r'code="(\w+)"', source()),
         *(one.code for one in docs_sync.error_classes()),
@@ -244,7 +244,7 @@ def test_every_error_code_is_explained():
 
 
 def test_every_environment_variable_is_explained():
-    text = (TOP / "docs/imagen-config.md").read_text()
+    text = (TOP / "docs/tools/imagen-config.md").read_text()
     ours = r"\b(?:IMAGEN[A-Z]*|XDG|SUPABASE|REPLICATE)_[A-Z_]+\b"
     named = set(re.findall(rf"{ours}|\bNO_COLOR\b", source()))
     assert {variable for variable in named if f"`{variable}`" not in text.replace("$", "")} == set()
@@ -253,7 +253,7 @@ def test_every_environment_variable_is_explained():
 def help_examples() -> Iterator[tuple[str, str]]:
     """Give each example of each help text, as its page has it: a test holds the page to it."""
     for tool in TOOLS:
-        page = (TOP / f"docs/imagen-{tool}.md").read_text()
+        page = (TOP / f"docs/tools/imagen-{tool}.md").read_text()
         for line in page.partition("Examples:")[2].partition("\n```\n")[0].splitlines():
             if line.strip().startswith(("imagen", "echo", "printf")):
                 yield tool, line.strip()

@@ -54,7 +54,7 @@ class ImagenError(Exception):
         return TEMPORARY if self.retry in ("safe", "after") else FAILED
 
     def as_record(self, tool: str) -> dict[str, Any]:
-        """Give the record's `error` object (docs/record.md)."""
+        """Give the record's `error` object (docs/reference/record.md)."""
         found = {
             "tool": tool,
             "code": self.code,
@@ -199,7 +199,7 @@ class MissingModel(ImagenError):
     code = "missing_model"
     scope = "setup"
     files: Iterable[str] = ()
-    hint = "docs/setup-comfyui-mrock.md says where it belongs"
+    hint = "docs/guide/comfyui.md says where it belongs"
 
 
 class ServerTooOld(ImagenError):

@@ -138,7 +138,8 @@ MOCK = "no default_backend is configured, so the mock draws: test images, no rea
 def test_the_mock_is_named_once_when_it_is_used_only_because_nothing_is_configured(tool, name):
     ran = tool(name, "a cat", "a dog", *SMALL, env=NOTHING)
     assert (ran.status, len(ran.records)) == (0, 2)
-    assert ran.err.splitlines()[0].startswith(f"imagen-render: {MOCK} (hint: docs/backends.md")
+    hint = "(hint: docs/reference/backends.md"
+    assert ran.err.splitlines()[0].startswith(f"imagen-render: {MOCK} {hint}")
     assert ran.err.count(MOCK) == 1
     assert tool(name, "a cat", *SMALL, "-q", env=NOTHING).err == ""
 

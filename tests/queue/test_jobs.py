@@ -1015,7 +1015,7 @@ def test_a_page_queues_reads_and_cancels_through_postgrest(database, rest):
 
 def test_the_pages_curl_lines_queue_and_cancel(database, rest, needs, tmp_path):
     needs("curl", "curl")
-    page = (docs_sync.TOP / "docs/imagen-enqueue.md").read_text()
+    page = (docs_sync.TOP / "docs/tools/imagen-enqueue.md").read_text()
     insert, cancel, look = re.findall(r"^curl (?:.*\\\n)*.*", page, re.MULTILINE)
     token = rest.key("authenticated", sub=OWNER)
     (tmp_path / "headers").write_text(f"apikey: x\nAuthorization: Bearer {token}\n")

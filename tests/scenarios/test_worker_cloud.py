@@ -1,8 +1,8 @@
 """From a signed-in user's INSERT to the image in the cloud, through a real imagen-listen.
 
 Always against the project of tests/support/servers. With IMAGEN_WORKER_INTEGRATION=1 against the
-one that the environment names as well (docs/operate.md says how); what it makes there it takes away
-again.
+one that the environment names as well (docs/guide/operate.md says how); what it makes there it
+takes away again.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _help(tool: str) -> str:
 
 
 def _tools(page: Path) -> str:
-    folder = os.path.relpath(TOP / "docs", page.parent)
+    folder = os.path.relpath(TOP / "docs/tools", page.parent)
     rows = [
         [f"[imagen-{name}]({os.path.normpath(f'{folder}/imagen-{name}.md')})", says]
         for name, says in TOOLS.items()

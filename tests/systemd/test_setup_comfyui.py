@@ -1,4 +1,4 @@
-"""What docs/setup-comfyui-mrock.md shows is tried: by curl, through nginx, by its error codes."""
+"""What docs/guide/comfyui.md shows is tried: by curl, through nginx, by its error codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagen.workflows import template
 from servers.comfyui import ComfyUI
 from servers.ports import reserved_port
 
-PAGE = (docs_sync.TOP / "docs/setup-comfyui-mrock.md").read_text()
+PAGE = (docs_sync.TOP / "docs/guide/comfyui.md").read_text()
 TOKEN = "0123456789abcdef" * 4
 NGINX = """
 daemon off;

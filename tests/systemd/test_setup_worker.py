@@ -1,4 +1,4 @@
-"""What docs/setup-worker-mriver.md shows is tried: the role of its own, and a job by SQL."""
+"""What docs/guide/worker.md shows is tried: the role of its own, and a job by SQL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import docs_sync
 
-PAGE = (docs_sync.TOP / "docs/setup-worker-mriver.md").read_text()
+PAGE = (docs_sync.TOP / "docs/guide/worker.md").read_text()
 OWNER = "00000000-0000-0000-0000-00000000000a"
 
 

@@ -9,7 +9,7 @@ from ..http import Server
 LOCAL = "flux-schnell-local"
 NOTES = {
     "mock": "the default backend is the mock, which draws test images: no ComfyUI answers at {url}"
-    " (docs/setup-comfyui-mrock.md sets one up; then change default_backend)",
+    " (docs/guide/comfyui.md sets one up; then change default_backend)",
     LOCAL: "the default backend is {name}, the ComfyUI that answers at {url}",
 }
 

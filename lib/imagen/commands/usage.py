@@ -189,7 +189,7 @@ def _budget(common: Common, values: Config, ledger: Ledger, form: str) -> int:
     if caps.any:
         _write(common, budget.COLUMNS, budget.rows(caps, spent, caller.caller()), form)
     else:
-        common.report.say("no budget is configured (hint: docs/ledger.md, Spend caps)")
+        common.report.say("no budget is configured (hint: docs/reference/ledger.md, Spend caps)")
     for one in budget.stale(spent.reserved, spent.now):
         age = budget.lasting(spent.now - one.since)
         ends = f"imagen-render --resume, or imagen-usage --settle {one.id} --billed yes|no"

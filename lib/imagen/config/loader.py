@@ -81,7 +81,7 @@ def load(flag: str | None) -> Config:
 
 ONLY_THE_MOCK = (
     "no default_backend is configured, so the mock draws: test images, no real pictures"
-    " (hint: docs/backends.md shows how to get real ones)"
+    " (hint: docs/reference/backends.md shows how to get real ones)"
 )
 
 

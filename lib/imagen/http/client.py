@@ -51,7 +51,7 @@ class Server:
     it ends whole within `limit_s`.
 
     Errors say what is proven: Unreachable and ConfigFault are raised only where no byte of the
-    request has left, AnswerLost wherever one may have (docs/decisions/0013-never-sent.md).
+    request has left, AnswerLost wherever one may have: decision 0013-never-sent.
     """
 
     def __init__(

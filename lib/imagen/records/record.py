@@ -1,7 +1,7 @@
 """The record: one JSON object a line, and what its fields may hold. Pure.
 
 `FIELDS` is the one place where a field is defined: the checks, the JSON Schema and the table in
-docs/record.md all come from it.
+docs/reference/record.md all come from it.
 """
 
 from __future__ import annotations

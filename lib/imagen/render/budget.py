@@ -27,7 +27,7 @@ class Unpriced(Refused):
     """Nobody knows what it costs, and a budget is set"""
 
     code = "unpriced"
-    hint = "give its price under prices in the configuration (docs/ledger.md)"
+    hint = "give its price under prices in the configuration (docs/reference/ledger.md)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -554,7 +554,7 @@ def test_a_missing_model_that_a_request_names_points_to_the_page(
 ) -> None:
     fault = failure(make(), options={"unet": "mine.safetensors"})
     assert fault.code == "missing_model"
-    assert "docs/setup-comfyui-mrock.md" in str(fault.hint)
+    assert "docs/guide/comfyui.md" in str(fault.hint)
 
 
 def with_a_sound_output(folder: Path) -> str:

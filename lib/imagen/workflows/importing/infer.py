@@ -66,7 +66,7 @@ def _samplers(found: Import, told: Told, output: str) -> list[str]:
     known = trace.samplers(found.graph, [output])
     if not known:
         where = graphs.named(found.graph, output)
-        hint = "docs/backends.md says how to put placeholders in by hand"
+        hint = "docs/reference/backends.md says how to put placeholders in by hand"
         raise found.refused(f"no sampler leads to {where}", hint=hint)
     if told.samplers:
         chosen = [_among(found, "sampler", one, known) for one in dict.fromkeys(told.samplers)]
