@@ -31,7 +31,7 @@ from imagen.records import record
 from imagen.workflows import template
 
 TOP = Path(__file__).parents[2]
-PAGES = [TOP / "README.md", *sorted((TOP / "docs").rglob("*.md"))]
+PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *sorted((TOP / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"<!-- begin: (.+?) -->\n(.*?)<!-- end: \1 -->\n", re.DOTALL)
 _COLUMNS = 88
 
