@@ -356,6 +356,14 @@ def as_bytes(stdin: bytes | str | list[dict[str, Any]]) -> bytes:
     return stdin.encode() if isinstance(stdin, str) else stdin
 
 
+@pytest.fixture(autouse=True)
+def no_signal_comes_again() -> Iterator[None]:
+    """A signal that a test has caught from our handlers is not raised again in another one."""
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def python() -> Iterator[Preloaded | None]:
     """A Python with our modules loaded, that tools are forked from; None where each is new."""

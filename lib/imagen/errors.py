@@ -173,6 +173,15 @@ class Rejected(ImagenError):
     headers: Mapping[str, str] = {}
 
 
+class Unauthorized(ImagenError):
+    """The server does not accept the token or the key"""
+
+    code = "unauthorized"
+    status = 401
+    body = b""
+    headers: Mapping[str, str] = {}
+
+
 class Throttled(ImagenError):
     """The server asks to wait"""
 

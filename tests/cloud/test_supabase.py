@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from imagen.cloud import supabase
-from imagen.cloud.supabase import Project, Tables, Unauthorized
+from imagen.cloud.supabase import KeyRefused, Project, Tables
 from imagen.errors import ConfigFault, Rejected, ServerFault, Throttled, Unreachable
 from servers import postgres
 from servers.gateway import JSON, Answer, Front
@@ -174,7 +174,7 @@ def test_an_expired_key_is_said_once_and_names_its_variable(rest):
     expired = rest.key(lasts_s=-60)
     with (
         closing(Tables(Project(rest.url, expired, VARIABLE), "mai")) as tables,
-        pytest.raises(Unauthorized, match="JWT expired") as caught,
+        pytest.raises(KeyRefused, match="JWT expired") as caught,
     ):
         supabase.send_usage(tables, [row()])
     assert caught.value.code == "unauthorized"
@@ -187,7 +187,7 @@ def test_an_expired_key_is_said_once_and_names_its_variable(rest):
 def test_a_key_that_is_none_is_unauthorized_and_not_shown(key, rest):
     with (
         closing(Tables(Project(rest.url, key, VARIABLE), "mai")) as tables,
-        pytest.raises(Unauthorized) as caught,
+        pytest.raises(KeyRefused) as caught,
     ):
         [*tables.rows("imagen_usage")]
     assert key not in caught.value.as_line()

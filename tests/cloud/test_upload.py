@@ -11,7 +11,7 @@ import pytest
 
 from imagen.cloud import supabase, upload
 from imagen.cloud.storage import Bucket
-from imagen.cloud.supabase import Project, Tables, Unauthorized
+from imagen.cloud.supabase import KeyRefused, Project, Tables
 from imagen.cloud.upload import Different, FileGone, RowMissing, Target
 from imagen.errors import ImagenError, Refused, Rejected, ServerFault, Throttled, Unreachable
 from imagen.files import paths
@@ -541,7 +541,7 @@ def test_only_the_service_key_gets_anything_in(who, cloud, tmp_path):
     opened = Project(cloud.url, key, "MY_KEY")
     with closing(Tables(opened, "imagen")) as tables, pytest.raises(Rejected) as caught:
         brought(made(tmp_path), Target(tables, Bucket(opened, BUCKET)))
-    assert isinstance(caught.value, Unauthorized)
+    assert isinstance(caught.value, KeyRefused)
     assert "$MY_KEY" in caught.value.hint
     assert key not in caught.value.as_line()
     assert (cloud.storage.objects(), rows(cloud)) == ({}, [])

@@ -182,7 +182,7 @@ def test_wait_bounds_the_wait_for_another_run_of_the_id_and_names_one_that_is_st
 def test_a_stopped_run_is_not_waited_for_without_end(paid, sending):
     sending("a cat", "--id=k")
     script = (
-        "import imagen.lock_wait as w; w.STOPPED_S = 1.0;"
+        "import imagen.render.lock_wait as w; w.STOPPED_S = 1.0;"
         " from imagen.commands.render import main; main()"
     )
     argv = [sys.executable, "-c", script, "a cat", "--id=k", "--size=512x512"]
@@ -256,7 +256,7 @@ def test_a_file_is_never_left(tmp_path, name):
 
 PARENT = """
 import os, sys, time
-from imagen import reader
+from imagen.cli import reader
 reader.remember_parent()
 one = reader.Reader(int(sys.argv[1]))
 before = one.is_gone()

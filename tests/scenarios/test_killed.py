@@ -178,8 +178,8 @@ def test_killed_while_it_replaces_an_image_no_sidecar_stands_beside_another_imag
     old = ("--id", "old", "--output", output, "--force", "--new", "--set", "prompt=old")
     assert mock.run(*old).status == 0
     steps = mock.run(*args).steps
-    assert "before files._unlink_durably" in steps
-    assert "after files._unlink_durably" in steps
+    assert "before paths._unlink_durably" in steps
+    assert "after paths._unlink_durably" in steps
     for number in range(len(steps)):
         mock.fresh()
         assert mock.run(*old).status == 0

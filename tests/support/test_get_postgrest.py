@@ -73,9 +73,9 @@ def test_a_reason_is_forgotten_when_it_is_there(venv):
 def test_make_tries_it_again_until_it_is_there_and_then_no_more(venv, tmp_path, needs):
     """The virtual environment is set up: nothing else of it is made."""
     project, make = tmp_path / "project", [needs("make", "make"), "-s", "postgrest"]
-    (project / "tests").mkdir(parents=True)
+    (project / "tests/support").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml", "tests/support/get_postgrest.sh"):
-        shutil.copy(SCRIPT.parents[1] / name, project / name)
+        shutil.copy(SCRIPT.parents[2] / name, project / name)
     venv.rename(project / ".venv")
     for name in (".tools-installed", ".tests-installed"):
         (project / ".venv" / name).touch()

@@ -18,6 +18,7 @@ from ..errors import (
     Rejected,
     ServerFault,
     Throttled,
+    Unauthorized,
     Unreachable,
 )
 from ..http import CONNECT_S, OF_THE_SETUP, TEMPORARY, Answer, Server, excerpt
@@ -30,10 +31,8 @@ Row = dict[str, Any]
 _IGNORING = "return=representation,resolution=ignore-duplicates,missing=default"
 
 
-class Unauthorized(Rejected):
+class KeyRefused(Unauthorized, Rejected):
     """The server does not take the key"""
-
-    code = "unauthorized"
 
 
 class Conflict(Rejected):
@@ -130,7 +129,7 @@ class Project:
         facts = {"status": status, "body": b"", "retry_after_s": fault.retry_after_s}
         if status == 401 or (status == 403 and code in _BAD_KEY):
             hint = f"${self.key_name} must hold this project's service key"
-            return Unauthorized(message, **facts, hint=hint)
+            return KeyRefused(message, **facts, hint=hint)
         if status == 409:
             return Conflict.of(message, found, **facts, hint=_hint(code, status))
         kind: type[ImagenError] = type(fault)

@@ -22,7 +22,7 @@ from imagen.backends import Ask, Instance, Lost, Plan, Sought, Wait
 from imagen.backends.replicate import backend as module
 from imagen.backends.replicate import outputs as output_files
 from imagen.backends.replicate import responses
-from imagen.backends.replicate.backend import Replicate, Unauthorized
+from imagen.backends.replicate.backend import Replicate
 from imagen.errors import (
     AnswerLost,
     ConfigFault,
@@ -35,6 +35,7 @@ from imagen.errors import (
     RenderLost,
     ServerFault,
     Throttled,
+    Unauthorized,
     Unreachable,
 )
 from imagen.images import codec

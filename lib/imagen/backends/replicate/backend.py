@@ -27,6 +27,7 @@ from ...errors import (
     RenderLost,
     ServerFault,
     Throttled,
+    Unauthorized,
     Unreachable,
 )
 from ...http.responses import REFUSALS, proves_refusal
@@ -62,15 +63,6 @@ _RAN_S = 600
 _IDLE_PAGES = 3  # in a row, with nothing that was not listed before
 _GONE = (404, 410)
 _WHO = "Replicate API"
-
-
-class Unauthorized(ImagenError):
-    """The provider does not accept the token"""
-
-    code = "unauthorized"
-    status = 401
-    body = b""
-    headers: Mapping[str, str] = {}
 
 
 def open_instance(instance: Instance) -> Replicate:
