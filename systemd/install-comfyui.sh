@@ -372,8 +372,8 @@ rendered_unit() {
     for group in render video; do
         ! getent group "$group" >/dev/null || groups="${groups:+$groups }$group"
     done
-    home=yes
-    case $folder in /home/* | /root/*) home=read-only ;; esac # below it ReadWritePaths holds
+    home=yes root_home=$(getent passwd root | cut -d: -f6)
+    case $folder in /home/* | "${root_home:-/}"/*) home=read-only ;; esac # below it ReadWritePaths holds
     sed -e "s|/var/lib/comfyui|$(for_sed "$folder")|g" -e "s|/etc/comfyui.env|$(for_sed "$env_file")|g" \
         -e "s|^User=.*|User=$user|" -e "s|^SupplementaryGroups=.*|SupplementaryGroups=$groups|" \
         -e "s|^ProtectHome=.*|ProtectHome=$home|" "$here/comfyui.service"

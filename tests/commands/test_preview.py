@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from imagen.records import record
 
 STAND_IN = """#!/bin/sh
-part=$(mktemp "$SHOWN/XXXXXX")
+part=$(TMPDIR="$SHOWN" mktemp)
 printf '%s\\0' "$@" >"$part"
 mv "$part" "$part.argv"
 exec sleep 60
