@@ -49,9 +49,9 @@ def faults(instance: Instance) -> Iterator[Fault]:
     except Refused as fault:
         yield Fault((*place, "workflow"), fault.message, fault.hint)
         return
-    found = list(check_keys(place, keys, instance.settings))
-    yield from found
-    if not found:
+    problems = list(check_keys(place, keys, instance.settings))
+    yield from problems
+    if not problems:
         try:
             module.open_instance(instance)
         except Refused as fault:

@@ -47,7 +47,7 @@ def _of_host(name: str, number: str, port: str) -> list[Target]:
     if not name or name.startswith(("/", "@")):
         return [where]
     try:
-        found = socket.getaddrinfo(name, port or None, type=socket.SOCK_STREAM)
+        rows = socket.getaddrinfo(name, port or None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return []
-    return [{**where, "hostaddr": ip} for ip in dict.fromkeys(str(entry[4][0]) for entry in found)]
+    return [{**where, "hostaddr": ip} for ip in dict.fromkeys(str(entry[4][0]) for entry in rows)]

@@ -71,11 +71,11 @@ class Ledger:
             return
         with ExitStack() as stack:
             try:
-                held = stack.enter_context(locks.lock(self.path.parent / "locks", name, wait))
+                is_ours = stack.enter_context(locks.lock(self.path.parent / "locks", name, wait))
             except locks.NoLocks as fault:
                 says = f"the ledger {self.path} cannot be used: no lock beside it: {fault}"
                 raise LedgerFault(says) from None
-            yield held
+            yield is_ours
 
     def holder(self, name: str) -> int | None:
         """Return the id of the process that holds the lock of that name, where it is known."""
@@ -89,5 +89,5 @@ class Ledger:
     @contextmanager
     def take_over(self, render_id: str) -> Iterator[bool]:
         """Hold the lock of a render that is dead and over; False when it lives or can go on."""
-        with self.lock(render_id, wait=False) as held:
-            yield held and not self.journal.is_open(render_id)
+        with self.lock(render_id, wait=False) as is_ours:
+            yield is_ours and not self.journal.is_open(render_id)

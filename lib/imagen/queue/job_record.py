@@ -27,8 +27,10 @@ def for_row(made: Mapping[str, Any]) -> Record:
     sizes = {name: _size(name, value) for name, value in shown.items()}
     left_out = {name: None for name, size in sizes.items() if size is None}  # in this order
     total = sum(size for size in sizes.values() if size is not None)
-    known = [(name in FIELDS, -size, name) for name, size in sizes.items() if size is not None]
-    for _, negative_size, name in sorted(known):
+    sizes_by_rank = [
+        (name in FIELDS, -size, name) for name, size in sizes.items() if size is not None
+    ]
+    for _, negative_size, name in sorted(sizes_by_rank):
         if total <= MOST_BYTES:
             break
         left_out[name] = None

@@ -68,17 +68,17 @@ def record_of(line: Record, row: Mapping[str, Any]) -> Record:
 
     Its `file` is a path where the worker is. The line's own id stays.
     """
-    known = {**(row.get("request") or {}), **(row.get("record") or {})}
-    known = {name: value for name, value in known.items() if name != "id"}
-    found = {**line, **known, "job": {"id": row["id"], "attempt": row.get("attempts", 0)}}
-    found["render_id"] = row["id"]
+    fields = {**(row.get("request") or {}), **(row.get("record") or {})}
+    fields = {name: value for name, value in fields.items() if name != "id"}
+    job_line = {**line, **fields, "job": {"id": row["id"], "attempt": row.get("attempts", 0)}}
+    job_line["render_id"] = row["id"]
     if row.get("image_id"):
-        cloud = found.get("cloud")
+        cloud = job_line.get("cloud")
         place = cloud if isinstance(cloud, dict) else {}
-        found["cloud"] = {**place, "image_id": row["image_id"]}
+        job_line["cloud"] = {**place, "image_id": row["image_id"]}
     if row["status"] != "done":
-        found["error"] = error_of(row)
-    return found
+        job_line["error"] = error_of(row)
+    return job_line
 
 
 def error_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -207,8 +207,8 @@ class Queue:
         under_way: bool = False,
     ) -> bool:
         """See QueueLike."""
-        said = {"after_s": after_s, "under_way": under_way}
-        return self._leave(job_id, fence, "pending", **said, error=error, detail=detail)
+        values = {"after_s": after_s, "under_way": under_way}
+        return self._leave(job_id, fence, "pending", **values, error=error, detail=detail)
 
     def put_back(
         self,
@@ -223,8 +223,8 @@ class Queue:
         """See QueueLike."""
         if not answered:  # what is said when it is given up by this
             error, detail = str(POISONOUS["message"]), POISONOUS
-        said = {"attempt": 0, "answered": answered, "after_s": after_s, "under_way": under_way}
-        return self._leave(job_id, fence, "pending", **said, error=error, detail=detail)
+        values = {"attempt": 0, "answered": answered, "after_s": after_s, "under_way": under_way}
+        return self._leave(job_id, fence, "pending", **values, error=error, detail=detail)
 
     def _leave(self, job_id: str, fence: int, status: str, **said: Any) -> bool:
         error = said.get("error")

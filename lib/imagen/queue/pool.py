@@ -254,15 +254,15 @@ class Pipelines:
         if slot.job is None or slot.verdict or made.get("id") != slot.job.id:
             return
         attempts, under_way = slot.job.attempts, slot.released_at is not None
-        found = verdicts.verdict(made, attempts, slot.job.max_attempts, under_way)
-        slot.verdict = found
-        if found.kind in ("retry", "failed"):
+        verdict = verdicts.verdict(made, attempts, slot.job.max_attempts, under_way)
+        slot.verdict = verdict
+        if verdict.kind in ("retry", "failed"):
             if slot.late:
                 slot.verdict = self._late(slot.job)
             elif self.ending or slot.told:
                 slot.verdict = Verdict("back")  # we ended it: that is no attempt of the job's
         elif slot.told and not slot.late and "pending" in made:
-            slot.verdict = found._replace(after_s=0)  # it stopped waiting because we said so
+            slot.verdict = verdict._replace(after_s=0)  # it stopped waiting because we said so
         slot.crashes, slot.deadline = 0, None
         if slot.pipeline:
             slot.pipeline.tree.allow_until(float("inf"))  # what waits for a job sends nothing
