@@ -16,13 +16,12 @@ import io
 import json
 import re
 import socket
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -32,6 +31,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from servers import wire
 from servers.wire import Broken
+
+from .connections import CuttableServer
 
 DATA = Path(__file__).parents[2] / "data" / "comfyui"
 JSON, TEXT = "application/json; charset=utf-8", "text/plain; charset=utf-8"
@@ -157,11 +158,7 @@ class ComfyUI:
     def close(self) -> None:
         """Cut all connections and close the port."""
         self.closed.set()
-        self._http.shutdown()
-        for connection in list(self._http.connections):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._http.server_close()
+        self._http.cut()
         self._thread.join()
 
     def __enter__(self) -> ComfyUI:
@@ -465,25 +462,9 @@ def _error(kind: str, message: str, details: str, **extra: Any) -> dict[str, Any
 # -- HTTP ----------------------------------------------------------------------------------------
 
 
-class _Http(ThreadingHTTPServer):
+class _Http(CuttableServer):
     daemon_threads = False  # so that closing waits for them
-    request_queue_size = 64
-
-    def __init__(self, *args: Any) -> None:
-        self.connections: set[Any] = set()
-        super().__init__(*args)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.connections.discard(request)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
+    block_on_close = True
 
 
 class _Handler(BaseHTTPRequestHandler):

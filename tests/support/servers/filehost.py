@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
+
+from .connections import CuttableServer
 
 
 class Fault(NamedTuple):
@@ -45,7 +46,7 @@ class FileHost:
         self.rate: float | None = None  # bytes a second
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"host": self})
-        self._http = _Http(("127.0.0.1", 0), handler)
+        self._http = CuttableServer(("127.0.0.1", 0), handler)
         self.url = f"http://{name}:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -69,15 +70,6 @@ class FileHost:
         """Take what is to happen to this request."""
         with self._lock:
             return self.faults.pop(0) if self.faults else Fault()
-
-
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # of a client that was killed
-            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

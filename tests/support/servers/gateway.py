@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import http.client
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, Protocol
+from http.server import BaseHTTPRequestHandler
+from typing import NamedTuple, Protocol
+
+from .connections import CuttableServer
 
 OPEN = ("GET /object/sign/", "PUT /object/upload/sign/", "GET /object/public/")  # need no key
 JSON = {"content-type": "application/json; charset=utf-8"}
@@ -64,7 +65,9 @@ class Front:
         self.instead: list[tuple[int, dict[str, str], bytes]] = []  # answers to the next ones
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
-        self._http = _Http(("127.0.0.1", port), type("Handler", (_Handler,), {"front": self}))
+        self._http = CuttableServer(
+            ("127.0.0.1", port), type("Handler", (_Handler,), {"front": self})
+        )
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -128,11 +131,7 @@ class Front:
 
     def stop(self) -> None:
         """Cut all connections and close the port."""
-        self._http.shutdown()
-        for connection in list(self._http.connections):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._http.server_close()
+        self._http.cut()
 
 
 class Responds(Protocol):
@@ -197,28 +196,6 @@ class Unix(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self.path)
-
-
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
-    def __init__(self, *args: Any) -> None:
-        self.connections: set[Any] = set()
-        super().__init__(*args)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.connections.discard(request)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # of a client that was killed
-            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -17,14 +17,13 @@ import hashlib
 import io
 import json
 import socket
-import sys
 import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import formatdate
 from functools import lru_cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,6 +31,8 @@ from PIL import Image
 
 from servers import wire
 from servers.wire import Broken
+
+from .connections import CuttableServer
 
 TOKEN = "r8_the-token-of-the-tests"
 SCHNELL, DEV = "black-forest-labs/flux-schnell", "black-forest-labs/flux-dev"
@@ -189,17 +190,13 @@ class Replicate:
     def open(self, port: int = 0) -> None:
         """Take a port and serve."""
         handler = type("Handler", (_Handler,), {"api": self})
-        self._http = _Http(("127.0.0.1", port), handler)
+        self._http = CuttableServer(("127.0.0.1", port), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
         """Cut all connections and close the port."""
-        self._http.shutdown()
-        for connection in list(self._http.connections):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._http.server_close()
+        self._http.cut()
 
     def __enter__(self) -> Replicate:
         return self
@@ -452,28 +449,6 @@ def _read(raw: bytes) -> Any:
 
 
 # -- HTTP ----------------------------------------------------------------------------------------
-
-
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
-    def __init__(self, *args: Any) -> None:
-        self.connections: set[Any] = set()
-        super().__init__(*args)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.connections.discard(request)
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # of a client that was killed
-            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
