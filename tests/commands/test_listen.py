@@ -649,8 +649,20 @@ def end(worker: Any) -> None:
     assert worker.wait(30) == 0
 
 
+@pytest.fixture
+def finish_elsewhere(queue, listen, until, tmp_path):
+    """Let a worker on a second machine finish a job, and end it."""
+
+    def finish(name: str) -> None:
+        worker = listen(pipeline="exec imagen-render", **machine(tmp_path / "second"))
+        until(lambda: queue.status(name) == "done", 40)
+        end(worker)
+
+    return finish
+
+
 def test_a_create_whose_pipeline_died_with_its_ledger_is_not_paid_again_by_another_worker(
-    queue, listen, until, replicate, tmp_path
+    queue, listen, until, replicate, tmp_path, finish_elsewhere
 ):
     """The put-back says why it waits; yet its create is still on its way."""
     replicate.fail("POST /v1/models", None, after=True, late_s=5)
@@ -668,14 +680,12 @@ def test_a_create_whose_pipeline_died_with_its_ledger_is_not_paid_again_by_anoth
     assert job["released_at"] is not None
     end(first)
     queue.sql("update imagen.jobs set run_after = now()")
-    second = listen(pipeline="exec imagen-render", **machine(tmp_path / "second"))
-    until(lambda: queue.status(name) == "done", 40)
+    finish_elsewhere(name)
     assert (replicate.creates, replicate.asks("POST /v1/models")) == (1, 1)
-    end(second)
 
 
 def test_a_job_that_was_ended_in_its_create_by_the_time_limit_is_not_paid_again_elsewhere(
-    queue, listen, until, replicate, tmp_path
+    queue, listen, until, replicate, tmp_path, finish_elsewhere
 ):
     replicate.fail("POST /v1/models", None, after=True, late_s=6)
     first = listen(
@@ -689,14 +699,12 @@ def test_a_job_that_was_ended_in_its_create_by_the_time_limit_is_not_paid_again_
     assert job["released_at"] is not None
     end(first)
     queue.sql("update imagen.jobs set run_after = now()")
-    second = listen(pipeline="exec imagen-render", **machine(tmp_path / "second"))
-    until(lambda: queue.status(name) == "done", 40)
+    finish_elsewhere(name)
     assert (replicate.creates, replicate.asks("POST /v1/models")) == (1, 1)
-    end(second)
 
 
 def test_what_a_worker_hands_back_unfinished_is_not_paid_again_while_the_list_lags(
-    queue, listen, until, replicate, configure, tmp_path
+    queue, listen, until, replicate, configure, tmp_path, finish_elsewhere
 ):
     keys = "poll_s: 0.01, settle_s: 4, retry_s: 0.01, connect_s: 1, read_s: 5"
     rep = f"{{type: replicate, model: '{SCHNELL}', base_url: '{replicate.url}', {keys}}}"
@@ -708,10 +716,8 @@ def test_what_a_worker_hands_back_unfinished_is_not_paid_again_while_the_list_la
     end(first)
     assert (queue.status(name), queue.job(name)["attempts"]) == ("pending", 0)
     replicate.held = False
-    second = listen(pipeline="exec imagen-render", **machine(tmp_path / "second"))
-    until(lambda: queue.status(name) == "done", 40)
+    finish_elsewhere(name)
     assert (replicate.creates, replicate.asks("POST /v1/models")) == (1, 1)
-    end(second)
 
 
 def test_an_answer_of_a_worker_that_never_looked_leaves_a_create_in_doubt(
