@@ -15,22 +15,10 @@ from imagen.cloud.supabase import Project, Tables
 from imagen.cloud.upload import Target
 from servers.gateway import JSON, Answer, Front
 from servers.supabase import BUCKET
-from uploads import DAY, belongs, emptied, made, rows
+from uploads import DAY, belongs, made, rows
 
 OWNER = "11111111-2222-4333-8444-555555555555"
 PATH = f"{DAY}/a-cat-7.png"
-
-
-@pytest.fixture(scope="module")
-def project(cluster, serve_cloud):
-    with cluster.database() as place, serve_cloud(place) as found:
-        yield found
-
-
-@pytest.fixture
-def cloud(project):
-    emptied(project)
-    return project
 
 
 @pytest.fixture

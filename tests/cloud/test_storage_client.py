@@ -18,21 +18,8 @@ from imagen.errors import AnswerLost, Rejected, ServerFault
 from servers.gateway import JSON, Answer, Front
 from servers.storage import Storage
 from servers.supabase import BUCKET
-from uploads import emptied
 
 LIST = f"POST /storage/v1/object/list/{BUCKET}"
-
-
-@pytest.fixture(scope="module")
-def project(cluster, serve_cloud):
-    with cluster.database() as place, serve_cloud(place) as found:
-        yield found
-
-
-@pytest.fixture
-def cloud(project):
-    emptied(project)
-    return project
 
 
 @pytest.fixture

@@ -26,12 +26,6 @@ LATER = Answer(503, {"Retry-After": "60"}, b"{}")
 ROW, LOOK, PUT = "POST /rest/v1/images", "GET /rest/v1/images", "PUT /storage/v1/object"
 
 
-@pytest.fixture(scope="module")
-def project(cluster, serve_cloud):
-    with cluster.database() as place, serve_cloud(place) as found:
-        yield found
-
-
 @pytest.fixture
 def cloud(project, monkeypatch):
     """An empty project; a server that is down is given up after a moment."""
