@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from subprocess import PIPE
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hypothesis
 import pytest
 from jsonschema import Draft202012Validator
 
-import imagen
 import preloaded
 from imagen.records import record
 from preloaded import ForkedTool, Preloaded
+from real import LIB, missing
 from seeds import SEED, VARIABLE
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from servers.postgrest import Rest
     from servers.supabase import Cloud
 
-LIB = Path(imagen.__file__).resolve().parents[1]
-REQUIRE_REAL = os.environ.get("IMAGEN_REQUIRE_REAL") == "1"
 OURS = ("IMAGEN_", "SUPABASE_", "REPLICATE_", "HF_")
 ALSO = ("TMUX", "TMUX_PANE", "NO_COLOR")
 FOLDERS = {"HOME": "home", "XDG_CONFIG_HOME": "config", "XDG_STATE_HOME": "state"}
@@ -136,13 +134,6 @@ def needs() -> Callable[[str, str], str]:
         return path
 
     return find
-
-
-def missing(what: str) -> NoReturn:
-    """Skip for want of something real, or fail where everything must be real."""
-    if REQUIRE_REAL:
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")

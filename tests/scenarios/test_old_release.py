@@ -14,9 +14,9 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from conftest import LIB, missing
 
 from imagen import db
+from real import LIB, missing
 from servers.replicate import TOKEN
 
 OLD = "0902fa2"  # the last commit whose ledger has no additions

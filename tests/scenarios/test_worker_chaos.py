@@ -15,10 +15,10 @@ from collections import Counter
 from contextlib import contextmanager
 
 import pytest
-from conftest import missing
 
 from chaos import FAULTS, KILLS, Chaos
 from imagen.cloud import upload
+from real import missing
 from servers import postgres
 from servers.replicate import SCHNELL, TOKEN, Replicate
 from uploads import belongs, rows

@@ -18,12 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conftest import LIB, missing
-
 from imagen import db
 from imagen.queue import jobs
 from matrix import CLOCKS, KILLS, LISTS, PROXIES, WIRE, Cell, Observation, Run
 from places import BREAKS, NAME, Limits, Place
+from real import LIB, missing
 from servers import wire
 from servers.proxy import Proxy
 
