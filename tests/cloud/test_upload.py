@@ -14,7 +14,7 @@ from imagen.cloud.storage import Bucket
 from imagen.cloud.supabase import KeyRefused, Project, Tables
 from imagen.cloud.upload import Different, FileGone, RowMissing, Target
 from imagen.errors import ImagenError, Refused, Rejected, ServerFault, Throttled, Unreachable
-from imagen.files import paths
+from imagen.files import sidecars
 from imagen.records import naming, record
 from imagen.records.record import MAX_SEED
 from servers.gateway import AS_IT_IS, JSON, Answer
@@ -290,11 +290,11 @@ def test_an_upload_is_one_look_one_object_and_one_row(cloud, target, tmp_path):
     assert belongs(cloud)
 
 
-@pytest.mark.parametrize("form", paths.SUFFIXES)
+@pytest.mark.parametrize("form", sidecars.SUFFIXES)
 def test_the_bucket_takes_every_format_of_a_record(form, cloud, target, tmp_path):
     one = made(tmp_path, format=form, data=f"bytes of {form}".encode())
     path = brought(one, target)["path"]
-    assert path == f"{DAY}/a-cat-7{paths.SUFFIXES[form]}" and upload.is_path(path)
+    assert path == f"{DAY}/a-cat-7{sidecars.SUFFIXES[form]}" and upload.is_path(path)
     assert cloud.storage.objects() == {path: f"bytes of {form}".encode()}
 
 

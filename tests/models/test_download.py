@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imagen.errors import FileFault, ImagenError, Rejected, Unreachable
-from imagen.files import paths
+from imagen.files import atomic
 from imagen.models import download
 from imagen.models import files as model_files
 from imagen.models.download import Sought, goes_on
@@ -354,7 +354,7 @@ STEPS: list[tuple[Any, str]] = [
     *((os, name) for name in ("fsync", "link", "replace", "mkdir")),
     *((Path, name) for name in ("unlink", "replace", "open")),
     *((download.Part, name) for name in ("begin", "add", "remove", "hash")),
-    *((paths, name) for name in ("publish", "promote", "sync_folder")),
+    *((atomic, name) for name in ("publish", "promote", "sync_folder")),
 ]
 
 

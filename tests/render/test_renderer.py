@@ -38,7 +38,7 @@ from imagen.errors import (
     TooFewImages,
     Unreachable,
 )
-from imagen.files import paths
+from imagen.files import store
 from imagen.http.responses import REFUSALS
 from imagen.images import codec
 from imagen.ledger import Ledger
@@ -348,7 +348,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_line_that_can_be_run_again(
     renderer, backend, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "imagen.files.paths.sync_folder",
+        "imagen.files.store.sync_folder",
         lambda _: (_ for _ in ()).throw(OSError(28, "No space left")),
     )
     with pytest.raises(FileFault) as caught:
@@ -706,13 +706,13 @@ def test_a_pending_line_keeps_the_model_that_it_was_sent_to(renderer, backend):
 def test_a_signal_while_the_image_is_written_waits_until_its_record_is_out(
     renderer, backend, monkeypatch, status
 ):
-    store = paths.store
+    write = store.store
 
     def interrupted(*args: Any) -> Any:
         os.kill(os.getpid(), status - 128)
-        return store(*args)
+        return write(*args)
 
-    monkeypatch.setattr(paths, "store", interrupted)
+    monkeypatch.setattr(store, "store", interrupted)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signals.install()
     try:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from imagen.files.paths import is_intact
+from imagen.files.sidecars import is_intact
 from imagen.ledger import Ledger
 from killing import Ended, Rounds
 from seeds import SEED
@@ -178,8 +178,8 @@ def test_killed_while_it_replaces_an_image_no_sidecar_stands_beside_another_imag
     old = ("--id", "old", "--output", output, "--force", "--new", "--set", "prompt=old")
     assert mock.run(*old).status == 0
     steps = mock.run(*args).steps
-    assert "before paths._unlink_durably" in steps
-    assert "after paths._unlink_durably" in steps
+    assert "before atomic.unlink_durably" in steps
+    assert "after atomic.unlink_durably" in steps
     for number in range(len(steps)):
         mock.fresh()
         assert mock.run(*old).status == 0

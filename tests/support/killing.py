@@ -73,7 +73,7 @@ def _steps() -> list[tuple[Any, str]]:
     from imagen import http
     from imagen.backends import mock
     from imagen.cli import pipe
-    from imagen.files import locks, paths
+    from imagen.files import atomic, locks, reservations, store
     from imagen.ledger.database import Database
     from imagen.ledger.journal import Journal
 
@@ -81,9 +81,11 @@ def _steps() -> list[tuple[Any, str]]:
         *((Journal, name) for name in ("intend", "withdraw", "submitted", "done", "failed")),
         (Journal, "delivered"),
         (Database, "write"),
-        *((paths, name) for name in ("publish", "store", "_move", "sync_folder", "_claimed")),
-        (paths, "_unlink_durably"),
-        (paths.Place, "release"),
+        *((atomic, name) for name in ("publish", "move", "unlink_durably")),
+        *((module, "sync_folder") for module in (atomic, reservations, store)),
+        (store, "store"),
+        (reservations, "_claimed"),
+        (reservations.Place, "release"),
         (locks, "_locked"),
         (mock.Mock, "_accept"),
         (mock.Mock, "collect"),
@@ -108,7 +110,7 @@ def _install(kill_at: int | None, trace: int, count: Path) -> None:
         def stepping(*args: Any, **more: Any) -> Any:
             step(f"before {name}")
             found = function(*args, **more)
-            if name == "paths._move" and args[1].parent.name == "mock":  # the mock has taken it on
+            if name == "atomic.move" and args[1].parent.name == "mock":  # the mock has taken it on
                 with count.open("a") as stream:
                     stream.write(f"{args[1]}\n")
             step(f"after {name}")

@@ -32,7 +32,7 @@ from ..errors import (
     Unreachable,
     suggest,
 )
-from ..files import paths
+from ..files import atomic
 from ..images import codec, scene
 from . import Ask, Collected, Instance, Lost, Plan, Sought, Status, Wait
 
@@ -126,7 +126,7 @@ class Mock:
         accepted = json.dumps({**plan.payload, "accepted_at": time.time()}).encode()
         try:
             self._memory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            paths.publish(self._accepted(handle), accepted, replace=True, durable=False)
+            atomic.publish(self._accepted(handle), accepted, replace=True, durable=False)
         except OSError:
             if self._rules_of(plan.payload):
                 raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ImagenError, Refused
-from ..files import paths
+from ..files import sidecars
 from ..records.record import Record
 from . import upload
 from .upload import Target
@@ -73,7 +73,7 @@ def mend(found: Difference, target: Target, owner: str | None) -> None:
         found.why = "no such image on this machine"
         return
     try:
-        image = upload.judged(paths.record_of(found.file), owner)
+        image = upload.judged(sidecars.record_of(found.file), owner)
         if found.image_id not in (None, image.image_id):
             raise Refused("the file here is of another render")
         with upload.opened(image) as stream:
@@ -105,7 +105,7 @@ def _local(folder: Path, path: str, fits: Any) -> Path | None:
         places.append(taken[1] + taken[2])
     for place in places:
         for file in (folder / place, (folder / place).with_suffix(".jpeg")):
-            record = paths.record_of(file) if file.is_file() else {}
+            record = sidecars.record_of(file) if file.is_file() else {}
             if "render_id" in record and fits(record):
                 return file
     return None

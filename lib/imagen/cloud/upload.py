@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import TEMPORARY, ImagenError, Refused
-from ..files import paths
+from ..files import sidecars
 from ..records import naming
 from ..records.record import Record, canonical_uuid, check_storable, checked
 from .storage import Bucket
 from .supabase import Conflict, Tables
 
-KINDS = {form: f"image/{form}" for form in paths.SUFFIXES}
+KINDS = {form: f"image/{form}" for form in sidecars.SUFFIXES}
 _PATH = re.compile(r"(\d{4}-\d\d-\d\d)/[a-z0-9-]{1,200}\.(png|jpg|webp|gif|avif)", re.ASCII)
 _ALIKE = (
     *("backend", "model", "workflow", "prompt", "negative_prompt", "seed", "steps", "cfg"),
@@ -163,7 +163,7 @@ def path_of(record: Mapping[str, Any]) -> str:
     if not (isinstance(slug, str) and naming.is_slug(slug)):
         raise Refused("no slug, or one that is not [a-z0-9-]: the path in the bucket is made of it")
     file = Path(str(record["file"]))
-    stem, suffix = f"{slug}-{seed}", paths.SUFFIXES[record["format"]]
+    stem, suffix = f"{slug}-{seed}", sidecars.SUFFIXES[record["format"]]
     own = (file.stem == stem or file.stem.startswith(f"{stem}-")) and file.parent.name == date
     own_path = f"{date}/{file.stem}{suffix}"
     return own_path if own and is_path(own_path) else f"{date}/{stem}{suffix}"

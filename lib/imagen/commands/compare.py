@@ -153,12 +153,12 @@ def _begin(common: Common, spec: ComparisonSpec, no_ledger: bool, stack: ExitSta
 def _folder(out_dir: Path, prompt: str, seed: int) -> Path:
     from datetime import UTC, datetime
 
-    from ..files import paths
+    from ..files import reservations
     from ..records import naming
 
     today = datetime.now(UTC).date().isoformat()
     try:
-        return paths.new_folder(out_dir, today, f"{naming.slug(prompt)}-{seed}-compare")
+        return reservations.new_folder(out_dir, today, f"{naming.slug(prompt)}-{seed}-compare")
     except OSError as fault:
         raise from_os(fault, "cannot write the comparison") from None
 
@@ -278,15 +278,15 @@ class Run:
         """Write compare.json and compare.html anew."""
         import json
 
-        from ..files import paths
+        from ..files import atomic
         from ..sheets import comparison_page
 
         summary = comparison_page.summary(
             self._request["id"], self._request, self.turns, self.records
         )
         text = json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
-        paths.publish(self._folder / "compare.json", text.encode(), replace=True)
-        paths.publish(self._folder / "compare.html", comparison_page.page(summary), replace=True)
+        atomic.publish(self._folder / "compare.json", text.encode(), replace=True)
+        atomic.publish(self._folder / "compare.html", comparison_page.page(summary), replace=True)
 
     def sheet(self) -> int:
         """Draw the sheet; over the one that an earlier run of this comparison drew."""

@@ -59,7 +59,7 @@ def _init(common: Common) -> None:
     from ..cli.pipe import write_out
     from ..config import loader
     from ..errors import from_os
-    from ..files import paths
+    from ..files import atomic
 
     path = loader.chosen_path(common.config_file).absolute()
     taken = ConfigFault(
@@ -71,7 +71,7 @@ def _init(common: Common) -> None:
     os.umask(0o077)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        paths.publish(path, text.encode())
+        atomic.publish(path, text.encode())
     except FileExistsError:
         raise taken from None
     except OSError as fault:

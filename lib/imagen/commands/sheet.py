@@ -60,7 +60,7 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
     from .. import ledger
     from ..cli import pipe
     from ..config import loader
-    from ..files import paths as names
+    from ..files import reservations
     from ..sheets import contact_sheet, layout
 
     if said.pop("lists") | bool(said["pick"]):
@@ -72,7 +72,7 @@ def main(common: Common, files: tuple[str, ...], **said: Any) -> int:
             common.pipe.write(member)
         return common.pipe.status
     if said["output"]:  # before anything is rendered for us
-        names.check_exactly(Path(said["output"]).absolute(), said["force"])
+        reservations.check_exactly(Path(said["output"]).absolute(), said["force"])
     found = _members(common, files, said.pop("null"))
     members = list(islice(found, layout.most_cells(said["cell"])))  # so many are refused below
     if not members:
@@ -109,7 +109,7 @@ def _members(common: Common, named: tuple[str, ...], null: bool) -> Iterator[Rec
 
 
 def _of_images(common: Common, named: tuple[str, ...]) -> Iterator[Record]:
-    from ..files import paths
+    from ..files import sidecars
     from ..records import record
 
     ids: set[Any] = set()
@@ -118,11 +118,11 @@ def _of_images(common: Common, named: tuple[str, ...]) -> Iterator[Record]:
             raise UsageFault(f"no such file: {name}")
     for path in map(Path, named):
         is_folder = record.is_unicode(str(path)) and path.is_dir()
-        for image in paths.images_in(path) if is_folder else [path]:
+        for image in sidecars.images_in(path) if is_folder else [path]:
             if not record.is_unicode(str(image.absolute())):
                 common.pipe.failed(as_unicode(image.name), BadLine(NO_UTF_8))
                 continue
-            member = paths.record_of(image)
+            member = sidecars.record_of(image)
             if not (is_folder and "members" in member):  # the sheets made there
                 yield _told_apart(member, ids)
 

@@ -291,12 +291,12 @@ def _record_of(name: str) -> Record:
     """Give the record of an image's FILE, or of an ID all that it says."""
     from pathlib import Path
 
-    from ..files import paths
+    from ..files import sidecars
     from ..records.record import canonical_uuid
 
     if _is_id(name):
         return {"id": name, "cloud": {"image_id": canonical_uuid(name)}}
-    return paths.record_of(Path(name))
+    return sidecars.record_of(Path(name))
 
 
 def _source(files: tuple[str, ...]) -> Iterable[Line]:

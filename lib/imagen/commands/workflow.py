@@ -200,11 +200,11 @@ def _import(common: Common, source: str, said: dict[str, Any]) -> int:
 
 def _write(output: Path, data: bytes, force: bool) -> None:
     from ..errors import OutputTaken, from_os
-    from ..files import paths
+    from ..files import atomic, reservations
 
     try:
-        paths.check_free(output, force)
-        paths.publish(output, data, replace=force)
+        reservations.check_free(output, force)
+        atomic.publish(output, data, replace=force)
     except FileExistsError:
         raise OutputTaken(f"the output file exists: {output}") from None
     except OSError as fault:

@@ -23,7 +23,7 @@ from ..errors import (
     Throttled,
     Unreachable,
 )
-from ..files import locks, paths
+from ..files import atomic, locks
 from ..workflows.template import Model
 from . import files as model_files
 from .files import Tell, WrongFile
@@ -75,7 +75,7 @@ class Part:
         self._file.truncate(0)
         os.fsync(self._file.fileno())
         self.size, self._sha = 0, hashlib.sha256()
-        paths.publish(self._about, json.dumps(about).encode(), replace=True)
+        atomic.publish(self._about, json.dumps(about).encode(), replace=True)
         self.about = about
 
     def add(self, data: bytes) -> None:
@@ -163,7 +163,7 @@ def _fetched(model: Model, path: Path, hub: Hub, tell: Tell, note: Note) -> str 
                 if isinstance(fault, FileFault) or source == model.sources[-1]:
                     raise
                 note(f"{model.file}: {fault.message}; trying the next source")
-        paths.promote(part.path, path)
+        atomic.promote(part.path, path)
         part.remove()
         return hub.address(source)
     finally:

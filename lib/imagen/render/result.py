@@ -11,7 +11,7 @@ from typing import Any
 
 from ..backends import Backend, Collected, Plan
 from ..errors import Refused
-from ..files import paths
+from ..files import reservations
 from ..images import codec
 from ..ledger.journal import Asker
 from ..records import record, styles
@@ -38,7 +38,7 @@ class Job:
     attempts: int = 0
     plan: Plan | None = None
     handle: str | None = None
-    places: list[paths.Place] = field(default_factory=list)
+    places: list[reservations.Place] = field(default_factory=list)
     made: list[Record] = field(default_factory=list)
     may_have_arrived: bool = False
     taken_up: bool = False
@@ -127,7 +127,7 @@ def pending(job: Job, handle: str) -> Record:
     return {**job.record, "attempts": job.attempts or 1, "pending": where}
 
 
-def place_of(places: Sequence[paths.Place]) -> Record:
+def place_of(places: Sequence[reservations.Place]) -> Record:
     """Give the place of the first image as the journal keeps it; nothing when it goes nowhere."""
     if not places:
         return {}

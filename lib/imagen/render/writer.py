@@ -12,7 +12,7 @@ from typing import Any
 from .. import disk
 from ..backends import Collected, Raw
 from ..errors import BadImage, ImagenError, NotAnImage, TooFewImages, from_os
-from ..files import paths
+from ..files import reservations, sidecars, store
 from ..images import codec
 from ..ledger import Entry, Ledger, LedgerBusy, LedgerFault
 from ..records import naming
@@ -56,7 +56,7 @@ class Store:
         """Remove the reservations that a process left when it died after its last step."""
         if self._image_out is None:
             for folder, stem in self._stems(place, request):
-                paths.release(folder, stem, render_id)
+                reservations.release(folder, stem, render_id)
 
     def _stems(self, place: Mapping[str, Any], request: Mapping[str, Any]) -> set[tuple[Path, str]]:
         """Return where the images of a journaled render are: those after a named one are dated."""
@@ -70,15 +70,15 @@ class Store:
         wanted, out = self._told.output, self._image_out
         places = [one.get("file") for one in made]
         elsewhere = bool(wanted) and [str(Path(str(wanted)).absolute())] != places[:1]
-        return bool(made) and not out and not elsewhere and all(map(paths.is_intact, made))
+        return bool(made) and not out and not elsewhere and all(map(sidecars.is_intact, made))
 
     def those_there(self, made: list[Record]) -> list[Record]:
         """Return the records whose images are still there, byte for byte."""
-        return [one for one in made if paths.is_intact(one)]
+        return [one for one in made if sidecars.is_intact(one)]
 
     def changed(self, records: list[Record]) -> list[Record]:
         """Return the records whose files are there with other bytes than were written."""
-        return [one for one in records if _is_file(one.get("file")) and not paths.is_intact(one)]
+        return [one for one in records if _is_file(one.get("file")) and not sidecars.is_intact(one)]
 
     def written(self, job: Job, entry: Entry, made: list[Record]) -> list[Record] | None:
         """Return what an earlier run has written already, brought to where it is wanted now.
@@ -108,11 +108,11 @@ class Store:
         """
         records: dict[int, Record] = {}
         for folder, stem in self._stems(entry.place, entry.request):
-            for one in paths.sidecars(folder, stem):
+            for one in sidecars.sidecars(folder, stem):
                 number, id_ = result.number_of(one, entry.id), str(one.get("id"))
                 ours = entry.render_id if number == 1 else self._ledger.render_id(id_)
                 same = one.get("render_id") == ours and entry.handle in (None, one.get("submit"))
-                if same and paths.is_intact(one):
+                if same and sidecars.is_intact(one):
                     disk.sync_folder(folder)  # its names may not have lasted yet
                     records[number] = one
         return [records[number] for number in sorted(records)]
@@ -177,7 +177,7 @@ class Store:
         place = job.places[0] if job.places else None
         folder, stem = (place.folder, place.stem) if place else self._dated(job.record)
         try:
-            kept = paths.keep_raw(folder, stem, *raw)
+            kept = store.keep_raw(folder, stem, *raw)
         except OSError as error:
             raise from_os(error, "cannot write the file") from None
         if fault.record is not None:
@@ -189,7 +189,7 @@ class Store:
         was = before and Path(before["folder"]) / (before["stem"] + before["suffix"])
         if path != was or not job.was_made or self._told.force or not path.exists():
             return False
-        return not paths.may_replace(path.with_suffix(".json"), job.render_id)
+        return not reservations.may_replace(path.with_suffix(".json"), job.render_id)
 
     def _dated(self, record: Mapping[str, Any]) -> tuple[Path, str]:
         """Return the folder and the stem of an image that nobody named."""
@@ -220,7 +220,7 @@ class Store:
                     place = self._place(job, number, made["render_id"], {})
                     job.places.append(place)
                 try:
-                    return paths.store(place, made, data)
+                    return store.store(place, made, data)
                 except FileExistsError:  # a stranger has taken the name meanwhile: the next one
                     if place.asked_for:
                         raise
@@ -231,21 +231,25 @@ class Store:
 
     def _place(
         self, job: Job, number: int, image_id: str, before: Mapping[str, Any]
-    ) -> paths.Place:
+    ) -> reservations.Place:
         told, take_over = self._told, self._ledger.take_over
         path = Path(told.output).absolute() if told.output and number == 1 else None
         if path is None and before.get("asked_for"):
             path = Path(before["folder"]) / (before["stem"] + before["suffix"])
         try:
             if path is not None and not self._is_taken(job, path, before):
-                ours = job.taken_up and paths.may_replace(path.with_suffix(".json"), job.render_id)
-                return paths.reserve_exactly(path, job.render_id, told.force or ours, take_over)
+                ours = job.taken_up and reservations.may_replace(
+                    path.with_suffix(".json"), job.render_id
+                )
+                return reservations.reserve_exactly(
+                    path, job.render_id, told.force or ours, take_over
+                )
             folder, stem = self._dated(job.record)
             if before:
                 folder, stem = Path(before["folder"]), str(before["stem"])
-            owner = paths.Owner(job.render_id, image_id, job.taken_up)
+            owner = reservations.Owner(job.render_id, image_id, job.taken_up)
             held = {place.stem for place in job.places}
-            return paths.reserve(folder, stem, owner, take_over, held)
+            return reservations.reserve(folder, stem, owner, take_over, held)
         except OSError as fault:
             raise from_os(fault, "cannot write the image") from None
 
@@ -265,7 +269,7 @@ def _as_final(fault: ImagenError, job: Job) -> ImagenError:
 
 
 def _suffix(data: bytes) -> str:
-    return paths.SUFFIXES.get(codec.kind(data) or "", ".bin")
+    return sidecars.SUFFIXES.get(codec.kind(data) or "", ".bin")
 
 
 def _is_file(path: Any) -> bool:

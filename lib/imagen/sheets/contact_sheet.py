@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..disk import read_regular
 from ..errors import Refused, from_os
-from ..files import paths
+from ..files import reservations, store
 from ..images import codec
 from ..ledger import Ledger
 from ..records.record import Record
@@ -68,25 +68,25 @@ def make(
             place.release()
 
 
-def _place(wanted: Wanted, owner: str, ledger: Ledger) -> paths.Place:
+def _place(wanted: Wanted, owner: str, ledger: Ledger) -> reservations.Place:
     try:
         if wanted.output:
             path = Path(wanted.output).absolute()
-            return paths.reserve_exactly(path, owner, wanted.force, ledger.take_over)
+            return reservations.reserve_exactly(path, owner, wanted.force, ledger.take_over)
         today = datetime.now(UTC).date().isoformat()
-        ours = paths.Owner(owner, owner)
-        return paths.reserve(wanted.folder / today, "sheet", ours, ledger.take_over)
+        ours = reservations.Owner(owner, owner)
+        return reservations.reserve(wanted.folder / today, "sheet", ours, ledger.take_over)
     except OSError as fault:
         raise from_os(fault, "cannot write the sheet") from None
 
 
-def _stored(place: paths.Place, record: Record, stream: Any) -> Record:
+def _stored(place: reservations.Place, record: Record, stream: Any) -> Record:
     record["bytes"] = stream.tell()
     stream.seek(0)
     record["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
     stream.seek(0)
     try:
-        return paths.store(place, record, partial(shutil.copyfileobj, stream))
+        return store.store(place, record, partial(shutil.copyfileobj, stream))
     except OSError as fault:
         raise from_os(fault, "cannot write the sheet") from None
 

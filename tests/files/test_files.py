@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from imagen import disk
 from imagen.errors import ImagenError, OutputTaken
-from imagen.files import paths
+from imagen.files import atomic, reservations, sidecars, store
 from imagen.records import naming
 
 
@@ -123,8 +123,10 @@ class Locks:
         yield owner not in self.living
 
 
-def reserve(folder: Path, owner: str = "me", locks: Locks | None = None) -> paths.Place:
-    return paths.reserve(folder, "cat-1", paths.Owner(owner, owner), locks or Locks("other"))
+def reserve(folder: Path, owner: str = "me", locks: Locks | None = None) -> reservations.Place:
+    return reservations.reserve(
+        folder, "cat-1", reservations.Owner(owner, owner), locks or Locks("other")
+    )
 
 
 def test_a_reservation_is_a_dot_file_with_its_owners_id(folder):
@@ -181,8 +183,8 @@ def test_a_reservation_that_is_garbage_is_a_dead_ones(folder):
 # -- a name that was asked for ---------------------------------------------------------------------
 
 
-def exactly(path: Path, *, force: bool = False, locks: Locks | None = None) -> paths.Place:
-    return paths.reserve_exactly(path, "me", force, locks or Locks("other"))
+def exactly(path: Path, *, force: bool = False, locks: Locks | None = None) -> reservations.Place:
+    return reservations.reserve_exactly(path, "me", force, locks or Locks("other"))
 
 
 def test_the_very_name_is_reserved(folder):
@@ -244,17 +246,17 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_published_file_is_whole_and_alone(folder):
-    paths.publish(folder / "a.png", b"data")
+    atomic.publish(folder / "a.png", b"data")
     assert (folder / "a.png").read_bytes() == b"data"
     assert names(folder) == ["a.png"]
 
 
 def test_publishing_never_replaces_unless_told(folder):
-    paths.publish(folder / "a.png", b"old")
+    atomic.publish(folder / "a.png", b"old")
     with pytest.raises(FileExistsError):
-        paths.publish(folder / "a.png", b"new")
+        atomic.publish(folder / "a.png", b"new")
     assert (folder / "a.png").read_bytes() == b"old"
-    paths.publish(folder / "a.png", b"new", replace=True)
+    atomic.publish(folder / "a.png", b"new", replace=True)
     assert (folder / "a.png").read_bytes() == b"new"
     assert names(folder) == ["a.png"]
 
@@ -270,7 +272,7 @@ def test_a_write_that_fails_leaves_nothing(folder, monkeypatch, nameless):
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        paths.publish(folder / "a.png", b"data")
+        atomic.publish(folder / "a.png", b"data")
     assert names(folder) == []
 
 
@@ -280,16 +282,16 @@ def test_a_file_system_without_hard_links_will_do(folder, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(os, "link", no_link)
-    paths.publish(folder / "a.png", b"data")
+    atomic.publish(folder / "a.png", b"data")
     with pytest.raises(FileExistsError):
-        paths.publish(folder / "a.png", b"new")
+        atomic.publish(folder / "a.png", b"new")
     assert (folder / "a.png").read_bytes() == b"data"
     assert names(folder) == ["a.png"]
 
 
 def test_a_long_name_fits_with_its_temporary(folder):
     name = "x" * 240 + ".png"
-    paths.publish(folder / name, b"data")
+    atomic.publish(folder / name, b"data")
     assert names(folder) == [name]
 
 
@@ -298,7 +300,7 @@ RECORD = {"id": "k", "format": "png", "prompt": "a 🐈"}
 
 def test_an_image_is_stored_with_its_record_beside_it(folder):
     place = reserve(folder)
-    made = paths.store(place, RECORD, b"data")
+    made = store.store(place, RECORD, b"data")
     assert made == {**RECORD, "file": str(place.image), "sidecar": str(place.sidecar)}
     assert json.loads(place.sidecar.read_bytes()) == made
     assert place.image.read_bytes() == b"data"
@@ -306,7 +308,7 @@ def test_an_image_is_stored_with_its_record_beside_it(folder):
 
 @pytest.mark.parametrize(("form", "suffix"), [("png", ".png"), ("jpeg", ".jpg"), ("webp", ".webp")])
 def test_an_image_gets_the_suffix_of_its_format(folder, form, suffix):
-    made = paths.store(reserve(folder), {**RECORD, "format": form}, b"data")
+    made = store.store(reserve(folder), {**RECORD, "format": form}, b"data")
     assert Path(made["file"]).name == f"cat-1{suffix}"
 
 
@@ -322,7 +324,7 @@ def test_an_image_gets_the_suffix_of_its_format(folder, form, suffix):
     ],
 )
 def test_a_name_that_says_another_format_is_kept_with_a_warning(folder, name, form, warns):
-    made = paths.store(exactly(folder / name), {**RECORD, "format": form}, b"data")
+    made = store.store(exactly(folder / name), {**RECORD, "format": form}, b"data")
     assert Path(made["file"]).name == name
     assert ("extension" in made.get("warnings", [])) == warns
 
@@ -332,7 +334,7 @@ def test_a_strangers_file_that_came_meanwhile_is_left_alone(folder, taken):
     place = reserve(folder)
     (folder / taken).write_text("theirs")
     with pytest.raises(FileExistsError):
-        paths.store(place, RECORD, b"data")
+        store.store(place, RECORD, b"data")
     assert (folder / taken).read_text() == "theirs"
     assert names(folder) == sorted([".cat-1.reserved", taken])
 
@@ -347,7 +349,7 @@ def test_the_sidecar_stands_before_the_image_does(folder, monkeypatch):
 
     place = reserve(folder)
     monkeypatch.setattr(os, "link", watched)
-    paths.store(place, RECORD, b"data")
+    store.store(place, RECORD, b"data")
     assert order == [".json", ".png"]
 
 
@@ -384,29 +386,29 @@ def test_a_reservation_that_is_no_regular_file_takes_the_name(folder, kinds):
     assert reserve(folder).stem == "cat-1-5"
     with pytest.raises(OutputTaken, match="not a reservation"):
         exactly(folder / "cat-1.png")
-    paths.release(folder, "cat-1", "me")
+    reservations.release(folder, "cat-1", "me")
     assert not (folder / ".cat-1-5.reserved").exists()
 
 
 def test_a_sidecar_or_image_that_is_no_regular_file_is_none(folder, kinds):
     (folder / "cat.png").write_bytes(b"data")
     os.mkfifo(folder / "cat.json")
-    assert paths.record_of(folder / "cat.png") == {"id": "cat", "file": str(folder / "cat.png")}
-    assert [*paths.sidecars(folder, "cat")] == []
+    assert sidecars.record_of(folder / "cat.png") == {"id": "cat", "file": str(folder / "cat.png")}
+    assert [*sidecars.sidecars(folder, "cat")] == []
     for path in kinds:
-        assert not paths.is_intact({"file": str(path), "sha256": "0" * 64})
+        assert not sidecars.is_intact({"file": str(path), "sha256": "0" * 64})
     os.mkfifo(folder / "b.png")
-    assert paths.images_in(folder) == [folder / "cat.png"]
+    assert sidecars.images_in(folder) == [folder / "cat.png"]
     os.mkfifo(folder / "x.raw.bin")
-    assert paths.keep_raw(folder, "x", b"raw", ".bin").name == "x.raw-2.bin"
+    assert store.keep_raw(folder, "x", b"raw", ".bin").name == "x.raw-2.bin"
 
 
 @pytest.mark.parametrize("file", ["/", "..", "a\0b", ""])
 def test_a_sidecar_that_names_no_file_does_no_harm(folder, file):
     record = {"file": file, "render_id": "me", "sha256": "0" * 64}
     (folder / "cat-1.json").write_text(json.dumps(record))
-    assert len([*paths.sidecars(folder, "cat-1")]) == 1
-    assert not paths.may_replace(folder / "cat-1.json", "me")
+    assert len([*sidecars.sidecars(folder, "cat-1")]) == 1
+    assert not reservations.may_replace(folder / "cat-1.json", "me")
 
 
 # -- whose a sidecar is ----------------------------------------------------------------------------
@@ -420,8 +422,8 @@ def test_a_sidecar_belongs_to_the_file_that_it_names(folder):
     for name, data in (("cat.png", b"png"), ("cat.webp", b"webp")):
         (folder / name).write_bytes(data)
     beside(folder, file="/elsewhere/cat.png", sha256=hashlib.sha256(b"png").hexdigest())
-    assert paths.record_of(folder / "cat.png")["id"] == "mine"
-    assert paths.record_of(folder / "cat.webp") == {
+    assert sidecars.record_of(folder / "cat.png")["id"] == "mine"
+    assert sidecars.record_of(folder / "cat.webp") == {
         "id": "cat.webp",
         "file": str(folder / "cat.webp"),
     }
@@ -430,9 +432,9 @@ def test_a_sidecar_belongs_to_the_file_that_it_names(folder):
 def test_a_renamed_image_is_told_by_its_bytes(folder):
     (folder / "cat.png").write_bytes(b"png")
     beside(folder, file="/x/dog.png", sha256=hashlib.sha256(b"png").hexdigest())
-    assert paths.record_of(folder / "cat.png")["id"] == "mine"
+    assert sidecars.record_of(folder / "cat.png")["id"] == "mine"
     beside(folder, file="/x/dog.png", sha256=hashlib.sha256(b"other").hexdigest())
-    assert paths.record_of(folder / "cat.png")["id"] == "cat.png"
+    assert sidecars.record_of(folder / "cat.png")["id"] == "cat.png"
 
 
 def test_the_sidecar_of_another_file_is_not_replaced_even_if_forced(folder):
@@ -487,9 +489,9 @@ def test_no_reader_sees_a_sidecar_beside_an_image_that_is_not_its_own(
     if not nameless:
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     old, new = b"old", b"old" if same else b"new"
-    paths.store(exactly(folder / "cat.png"), record_for(old, before), old)
+    store.store(exactly(folder / "cat.png"), record_for(old, before), old)
     seen = pair(folder, monkeypatch)
-    paths.store(exactly(folder / "cat.png", force=True), record_for(new, "me"), new)
+    store.store(exactly(folder / "cat.png", force=True), record_for(new, "me"), new)
     assert seen, "nothing was watched"
     for record, data in seen:
         assert record is None or data is None or record == data, seen
@@ -515,7 +517,7 @@ def no_links(request, monkeypatch) -> None:
 def test_without_hard_links_a_name_is_taken_by_one_only(folder):
     def publish(number: int) -> int:
         try:
-            paths.publish(folder / "a.png", str(number).encode())
+            atomic.publish(folder / "a.png", str(number).encode())
         except FileExistsError:
             return 0
         return 1
@@ -523,7 +525,7 @@ def test_without_hard_links_a_name_is_taken_by_one_only(folder):
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(publish, range(200))) == 1
     assert names(folder) == ["a.png"]
-    paths.publish(folder / "a.png", b"new", replace=True)
+    atomic.publish(folder / "a.png", b"new", replace=True)
     assert (folder / "a.png").read_bytes() == b"new"
 
 
@@ -533,7 +535,7 @@ def test_without_hard_links_the_published_copy_is_synced(folder, monkeypatch, no
     monkeypatch.setattr(
         os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").read_bytes()) or fsync(fd)
     )
-    paths.publish(folder / "a.png", b"data")
+    atomic.publish(folder / "a.png", b"data")
     nameless = hasattr(os, "O_TMPFILE")
     assert synced == [b"data"] * (2 if nameless else 1)
 
@@ -547,11 +549,11 @@ def test_an_empty_reservation_is_being_written_until_it_is_old(folder):
 
 def test_an_empty_file_that_a_killed_process_left_is_replaced(folder):
     place = reserve(folder)
-    paths.store(place, record_for(b"data", "me"), b"data")
+    store.store(place, record_for(b"data", "me"), b"data")
     place.image.write_bytes(b"")
     again = reserve(folder)
     assert (again.stem, again.replace) == ("cat-1", True)
-    paths.store(again, record_for(b"data", "me"), b"data")
+    store.store(again, record_for(b"data", "me"), b"data")
     assert place.image.read_bytes() == b"data"
 
 
@@ -561,7 +563,7 @@ def test_an_empty_file_that_a_killed_process_left_is_replaced(folder):
 @pytest.mark.parametrize("taken", [1, 8, 9, 100, 2000])
 def test_a_free_name_takes_few_looks_however_many_are_taken(folder, monkeypatch, taken):
     for number in range(1, taken + 1):
-        (folder / f"{paths._numbered('cat-1', number)}.png").touch()
+        (folder / f"{reservations._numbered('cat-1', number)}.png").touch()
     looks = 0
     lexists = os.path.lexists
 
@@ -579,24 +581,24 @@ def test_a_render_that_is_resumed_reads_each_of_many_equal_names_once_and_reserv
     folder, monkeypatch
 ):
     for number in range(1, 501):
-        name = paths._numbered("cat-1", number)
+        name = reservations._numbered("cat-1", number)
         (folder / f"{name}.png").write_bytes(b"data")
         record = {**record_for(b"data", f"other {number}"), "file": f"{folder}/{name}.png"}
         (folder / f"{name}.json").write_text(json.dumps(record))
     reads, published = [], []
-    read, publish = disk.read_regular, paths.publish
+    read, publish = disk.read_regular, atomic.publish
     monkeypatch.setattr(
         disk, "read_regular", lambda path, **more: reads.append(path) or read(path, **more)
     )
     monkeypatch.setattr(
-        paths,
+        atomic,
         "publish",
         lambda path, *data, **more: published.append(path) or publish(path, *data, **more),
     )
 
-    def resumed(image: str) -> paths.Place:
-        owner = paths.Owner(image, image, again=True)
-        return paths.reserve(folder, "cat-1", owner, Locks(*living))
+    def resumed(image: str) -> reservations.Place:
+        owner = reservations.Owner(image, image, again=True)
+        return reservations.reserve(folder, "cat-1", owner, Locks(*living))
 
     living = [f"image {number}" for number in range(5)]
     mine = [resumed(image) for image in living]
@@ -608,7 +610,7 @@ def test_a_render_that_is_resumed_reads_each_of_many_equal_names_once_and_reserv
 
 
 def test_folders_of_one_name_are_numbered_on(folder):
-    made = [paths.new_folder(folder, "2026-01-02", "cat").name for _ in range(20)]
+    made = [reservations.new_folder(folder, "2026-01-02", "cat").name for _ in range(20)]
     assert made == ["cat", *(f"cat-{number}" for number in range(2, 21))]
 
 
